@@ -1,0 +1,458 @@
+-- What stands on every source: where the keys of changed rows are written down, and how far each receiver was served.
+-- Part of the extension, and sent as it is to a source that does not have the extension; so nothing here may need more
+-- than PostgreSQL 13 and a superuser, and everything may be run again. It must never collide with a Bucardo 5 in the
+-- same schema (delta_*, track_*, stage_*, bucardo_*).
+--
+-- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
+-- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
+
+CREATE TABLE IF NOT EXISTS bucardo.capture (
+    id         integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relid      oid     NOT NULL UNIQUE,
+    schemaname text    NOT NULL,
+    relname    text    NOT NULL,
+    keys       text[]  NOT NULL,
+    key_types  text[]  NOT NULL,
+    native     boolean NOT NULL,
+    by_row     boolean NOT NULL,
+    active     oid     NOT NULL,
+    segments   oid[]   NOT NULL
+);
+COMMENT ON TABLE bucardo.capture IS 'The captured tables of this database, with the segments that hold their deltas.';
+
+CREATE TABLE IF NOT EXISTS bucardo.capture_sync (
+    capture integer NOT NULL REFERENCES bucardo.capture ON DELETE CASCADE,
+    control text    NOT NULL,
+    sync    text    NOT NULL,
+    since   text    NOT NULL,
+    PRIMARY KEY (capture, control, sync)
+);
+COMMENT ON TABLE bucardo.capture_sync IS 'Which syncs of which control databases need a captured table.';
+CREATE INDEX IF NOT EXISTS capture_sync_sync ON bucardo.capture_sync (control, sync);
+
+CREATE TABLE IF NOT EXISTS bucardo.capture_track (
+    control  text        NOT NULL,
+    sync     text        NOT NULL,
+    source   text        NOT NULL,
+    member   text        NOT NULL,
+    served   text        NOT NULL,
+    identity text,
+    at       timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (control, sync, source, member)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE bucardo.capture_track IS 'How far each receiver has been served: the snapshot of its last run.';
+
+CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
+    id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relid  oid         NOT NULL,
+    kind   text        NOT NULL CHECK (kind IN ('truncate', 'whole')),
+    xid    bigint      NOT NULL,
+    at     timestamptz NOT NULL,
+    origin text
+);
+COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was truncated, or every row of it may have changed.';
+
+-- The version of these objects, so that an older set is brought up to date.
+CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 1 $body$;
+
+-- A name that fits into 63 bytes, cut at a character.
+CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    WHILE octet_length(p_name) > 63 LOOP
+        p_name := left(p_name, -1);
+    END LOOP;
+    RETURN p_name;
+END
+$body$;
+
+-- Makes an object belong to the extension, if it is here: then DROP EXTENSION takes it along.
+CREATE OR REPLACE FUNCTION bucardo.capture_adopt(p_kind text, p_name text, p_adopt boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'bucardo') THEN
+        EXECUTE format('ALTER EXTENSION bucardo %s %s %s', CASE WHEN p_adopt THEN 'ADD' ELSE 'DROP' END, p_kind, p_name);
+    END IF;
+END
+$body$;
+
+-- Every row of the table may have changed, in a way that single deltas cannot say.
+CREATE OR REPLACE FUNCTION bucardo.capture_whole(p_rel oid) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at)
+    SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp() FROM bucardo.capture c
+     WHERE c.relid = p_rel OR c.relid IN (SELECT a.relid FROM pg_partition_ancestors(p_rel) a)
+$body$;
+
+-- The TRUNCATE trigger of every captured table, and of the partitions of a captured one.
+CREATE OR REPLACE FUNCTION bucardo.capture_truncated() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF TG_NAME = 'bucardo_capture_t' THEN
+        INSERT INTO bucardo.capture_mark (relid, kind, xid, at)
+            VALUES (TG_RELID, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp());
+    ELSE
+        PERFORM bucardo.capture_whole(TG_RELID);
+    END IF;
+    IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+    RETURN NULL;
+END
+$body$;
+
+-- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
+-- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
+CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    n integer := array_length(p_capture.keys, 1);
+    old_keys text; new_keys text; old_row text; new_row text; same text; moved text;
+    body text := '';
+    segment text;
+    i integer;
+BEGIN
+    SELECT string_agg(format('o.%I', k), ', ' ORDER BY ord), string_agg(format('n.%I', k), ', ' ORDER BY ord),
+           string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
+           string_agg(format('n.%I = o.%I', k, k), ' AND ' ORDER BY ord),
+           string_agg(format('NEW.%I <> OLD.%I', k, k), ' OR ' ORDER BY ord)
+      INTO old_keys, new_keys, old_row, new_row, same, moved
+      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord);
+    FOR i IN 1 .. 3 LOOP
+        segment := p_capture.segments[i]::regclass::text;
+        body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
+        IF p_capture.by_row THEN
+            body := body || format($f$
+        IF TG_OP = 'INSERT' THEN INSERT INTO %1$s VALUES (%2$s, tx, clock_timestamp(), NULL, NULL);
+        ELSE
+            INSERT INTO %1$s VALUES (%3$s, tx, clock_timestamp(), NULL, true);
+            IF TG_OP = 'UPDATE' THEN
+                IF %4$s THEN INSERT INTO %1$s VALUES (%2$s, tx, clock_timestamp(), NULL, true); END IF;
+            END IF;
+        END IF;
+$f$, segment, new_row, old_row, moved);
+        ELSE
+            body := body || format($f$
+        IF TG_OP = 'INSERT' THEN
+            INSERT INTO %1$s SELECT %2$s, tx, clock_timestamp(), NULL, NULL FROM bucardo_new n;
+        ELSIF TG_OP = 'UPDATE' THEN
+            INSERT INTO %1$s SELECT %2$s, tx, clock_timestamp(), NULL, true FROM bucardo_new n;
+            INSERT INTO %1$s SELECT %3$s, tx, clock_timestamp(), NULL, true FROM bucardo_old o
+                WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %4$s);
+        ELSE
+            INSERT INTO %1$s SELECT %3$s, tx, clock_timestamp(), NULL, true FROM bucardo_old o;
+        END IF;
+$f$, segment, new_keys, old_keys, same);
+        END IF;
+    END LOOP;
+    RETURN format($f$
+#variable_conflict use_variable
+DECLARE
+    active bigint;
+    tx bigint := pg_current_xact_id()::text::bigint;
+BEGIN
+    SELECT last_value INTO active FROM %2$s;
+%3$s    END IF;
+    RETURN NULL;
+EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
+    OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', tx, clock_timestamp());
+    RETURN NULL;
+END
+$f$, p_capture.relid, p_capture.active::regclass, body);
+END
+$body$;
+
+-- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
+CREATE OR REPLACE FUNCTION bucardo.capture_build(p_rel oid, p_keys text[]) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    kind "char"; leaf boolean; inherits boolean;
+    columns text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
+BEGIN
+    SELECT n.nspname, r.relname, r.relkind, r.relispartition,
+           EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
+      INTO STRICT c.schemaname, c.relname, kind, leaf, inherits
+      FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = p_rel;
+    c.relid := p_rel;
+    c.keys := p_keys;
+    c.key_types := bucardo.capture_key_types(p_rel, p_keys);
+    c.by_row := kind = 'p' OR leaf OR inherits;
+    c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
+    INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, active, segments)
+        VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, 0, '{}') RETURNING id INTO c.id;
+    SELECT string_agg(format('t.%I AS k%s', k, ord), ', ' ORDER BY ord) INTO columns FROM unnest(p_keys) WITH ORDINALITY u(k, ord);
+    FOR i IN 1 .. 3 LOOP
+        base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
+        EXECUTE format('CREATE TABLE %s WITH (autovacuum_enabled = false) AS SELECT %s, NULL::bigint AS xid, '
+            'NULL::timestamptz AS at, NULL::text AS origin, NULL::boolean AS existed FROM %s t WITH NO DATA', base, columns, p_rel::regclass);
+        PERFORM bucardo.capture_adopt('TABLE', base, true);
+        made := made || base::regclass::oid;
+    END LOOP;
+    base := format('bucardo.seg%s_active', c.id);
+    EXECUTE format('CREATE SEQUENCE %s MINVALUE 1 MAXVALUE 3 CYCLE', base);
+    PERFORM bucardo.capture_adopt('SEQUENCE', base, true);
+    UPDATE bucardo.capture SET active = base::regclass, segments = made WHERE id = c.id RETURNING * INTO c;
+    IF c.native THEN
+        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
+            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(made) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
+            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(p_keys) WITH ORDINALITY u(k, ord)));
+    ELSE
+        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+            function_name, bucardo.capture_body(c));
+        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
+        called := function_name || '()';
+    END IF;
+    FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
+            ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
+        EXECUTE format('CREATE TRIGGER bucardo_capture_%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, event.name, p_rel::regclass,
+            CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
+                 ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
+            CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
+        PERFORM bucardo.capture_bind(format('bucardo_capture_%s', event.letter), p_rel);
+    END LOOP;
+    IF kind = 'p' THEN
+        FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
+            EXECUTE format('CREATE TRIGGER bucardo_capture_root_t AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()', leafs::regclass);
+            PERFORM bucardo.capture_bind('bucardo_capture_root_t', leafs);
+        END LOOP;
+    END IF;
+    RETURN c.id;
+END
+$body$;
+
+-- Makes DROP EXTENSION take the trigger along.
+CREATE OR REPLACE FUNCTION bucardo.capture_bind(p_trigger text, p_rel oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'bucardo') THEN
+        EXECUTE format('ALTER TRIGGER %I ON %s DEPENDS ON EXTENSION bucardo', p_trigger, p_rel::regclass);
+    END IF;
+END
+$body$;
+
+CREATE OR REPLACE FUNCTION bucardo.capture_key_types(p_rel oid, p_keys text[]) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT array_agg(a.atttypid || ':' || a.atttypmod || ':' || a.attcollation ORDER BY u.ord)
+      FROM unnest(p_keys) WITH ORDINALITY u(k, ord) JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k AND NOT a.attisdropped
+$body$;
+
+-- Takes capture off a table: triggers first, then what they wrote into.
+CREATE OR REPLACE FUNCTION bucardo.capture_drop(p_id integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    t record;
+    o record;
+BEGIN
+    SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
+    FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+             WHERE NOT g.tgisinternal AND g.tgparentid = 0 AND g.tgname LIKE 'bucardo\_capture\_%'
+               AND (g.tgrelid = c.relid OR (g.tgname = 'bucardo_capture_root_t' AND g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)))
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass);
+    END LOOP;
+    FOR o IN SELECT p.oid::regprocedure AS name FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+             WHERE n.nspname = 'bucardo' AND p.proname LIKE format('seg%s\_capture\_%%', p_id) LOOP
+        EXECUTE format('DROP FUNCTION %s', o.name);
+    END LOOP;
+    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.oid = ANY (c.segments || c.active) LOOP
+        PERFORM bucardo.capture_adopt(CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name::text, false);
+        EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
+    END LOOP;
+    DELETE FROM bucardo.capture_mark WHERE relid = c.relid;
+    DELETE FROM bucardo.capture WHERE id = p_id;
+END
+$body$;
+
+-- Captures a table for a sync. Idempotent. The caller sets lock_timeout: triggers need SHARE ROW EXCLUSIVE.
+CREATE OR REPLACE FUNCTION bucardo.capture_add(p_control text, p_sync text, p_source text, p_receivers text[], p_rel oid, p_keys text[])
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    users bucardo.capture_sync[];
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
+    SELECT * INTO c FROM bucardo.capture WHERE relid = p_rel;
+    IF FOUND AND (c.keys <> p_keys OR c.key_types IS DISTINCT FROM bucardo.capture_key_types(p_rel, p_keys)
+        OR c.native <> (to_regprocedure('bucardo.capture()') IS NOT NULL)
+        OR NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = p_rel AND tgname = 'bucardo_capture_i')) THEN
+        -- What was captured in the old form may be unserved: everybody gets the whole table once.
+        SELECT array_agg(s) INTO users FROM bucardo.capture_sync s WHERE s.capture = c.id;
+        PERFORM bucardo.capture_drop(c.id);
+        c.id := bucardo.capture_build(p_rel, p_keys);
+        INSERT INTO bucardo.capture_sync SELECT c.id, u.control, u.sync, u.since FROM unnest(users) u;
+        INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (p_rel, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
+    ELSIF c.id IS NULL THEN
+        c.id := bucardo.capture_build(p_rel, p_keys);
+    END IF;
+    INSERT INTO bucardo.capture_sync VALUES (c.id, p_control, p_sync, pg_current_snapshot()::text) ON CONFLICT DO NOTHING;
+    INSERT INTO bucardo.capture_track (control, sync, source, member, served)
+        SELECT p_control, p_sync, p_source, m, pg_current_snapshot()::text FROM unnest(p_receivers) m ON CONFLICT DO NOTHING;
+END
+$body$;
+
+-- Takes a sync (null: all of the control database) off the tables that are not in p_keep. How many were too busy.
+CREATE OR REPLACE FUNCTION bucardo.capture_forget(p_control text, p_sync text, p_keep oid[]) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $body$
+DECLARE
+    s record;
+    busy integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
+    FOR s IN SELECT u.capture, u.control, u.sync, c.relid FROM bucardo.capture_sync u JOIN bucardo.capture c ON c.id = u.capture
+             WHERE u.control = p_control AND (p_sync IS NULL OR u.sync = p_sync) AND c.relid <> ALL (p_keep) LOOP
+        BEGIN
+            DELETE FROM bucardo.capture_sync u WHERE u.capture = s.capture AND u.control = s.control AND u.sync = s.sync;
+            IF NOT EXISTS (SELECT FROM bucardo.capture_sync u WHERE u.capture = s.capture) THEN
+                PERFORM bucardo.capture_drop(s.capture);
+            END IF;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            busy := busy + 1;
+        END;
+    END LOOP;
+    IF busy = 0 AND p_keep = '{}' THEN
+        DELETE FROM bucardo.capture_track WHERE control = p_control AND (p_sync IS NULL OR sync = p_sync);
+    END IF;
+    RETURN busy;
+END
+$body$;
+
+-- Forgets receivers that a sync no longer has: nothing must be kept for them.
+CREATE OR REPLACE FUNCTION bucardo.capture_forget_member(p_control text, p_sync text, p_members text[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
+    DELETE FROM bucardo.capture_track WHERE control = p_control AND sync = p_sync AND member <> ALL (p_members)
+$body$;
+
+-- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
+CREATE OR REPLACE FUNCTION bucardo.capture_served(p_capture integer) RETURNS TABLE (control text, sync text, member text, xmax bigint, xip bigint[])
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT t.control, t.sync, t.member, pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint,
+           ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(t.served::pg_snapshot) x)
+      FROM bucardo.capture_sync s JOIN bucardo.capture_track t USING (control, sync) WHERE s.capture = p_capture
+$body$;
+
+-- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of all
+-- segments. Cheap at rest: only segments that hold anything are looked at. Always at least one row.
+CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text) RETURNS TABLE (sync text, member text, bytes bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c record;
+    w record;
+    segment oid;
+    size bigint;
+    total bigint := 0;
+    found_one boolean;
+    seen text[] := '{}';
+BEGIN
+    FOR c IN SELECT k.id, k.relid, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
+                    (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
+               FROM bucardo.capture k LOOP
+        CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
+        total := total + coalesce(c.size, 0);
+        FOR w IN SELECT v.xmax, v.xip, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
+                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip LOOP
+            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip)));
+            FOREACH segment IN ARRAY c.segments LOOP
+                EXIT WHEN found_one;
+                CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE xid >= $1 OR xid = ANY ($2))', segment::regclass) INTO found_one USING w.xmax, w.xip;
+            END LOOP;
+            IF found_one THEN
+                FOR i IN 1 .. array_length(w.syncs, 1) LOOP
+                    IF NOT (w.syncs[i] || E'\x01' || w.members[i]) = ANY (seen) THEN
+                        seen := seen || (w.syncs[i] || E'\x01' || w.members[i]);
+                    END IF;
+                END LOOP;
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF seen = '{}' THEN
+        RETURN QUERY SELECT NULL::text, NULL::text, total;
+    ELSE
+        RETURN QUERY SELECT split_part(x, E'\x01', 1), split_part(x, E'\x01', 2), total FROM unnest(seen) x;
+    END IF;
+END
+$body$;
+
+-- What is captured and not yet served to all receivers, exactly: for bucardo.pending().
+CREATE OR REPLACE FUNCTION bucardo.capture_backlog(p_control text)
+RETURNS TABLE (sync text, schemaname text, relname text, changes bigint, oldest timestamptz)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c record;
+    parts text;
+    condition text;
+BEGIN
+    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, u.sync AS name
+               FROM bucardo.capture k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
+        SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
+          FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
+        CONTINUE WHEN condition IS NULL;
+        SELECT string_agg(format('SELECT xid, at FROM %s', g::regclass), ' UNION ALL ') INTO parts
+          FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at FROM bucardo.capture_mark WHERE relid = %s', c.relid));
+        sync := c.name; schemaname := c.s; relname := c.r;
+        EXECUTE format('SELECT count(*), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest;
+        IF changes > 0 THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$body$;
+
+-- Empties the segments that everybody has been served from. Never waits for a writer and lets none wait: it switches
+-- writers to an empty segment first, and takes a lock only on segments that they have left, at once or not at all.
+CREATE OR REPLACE FUNCTION bucardo.capture_purge() RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    freed bigint := 0;
+    n bigint;
+    unserved boolean;
+    active bigint;
+    empty integer;
+    condition text;
+BEGIN
+    FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
+        IF NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid) THEN
+            PERFORM bucardo.capture_drop(c.id);
+            CONTINUE;
+        END IF;
+        SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
+          FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
+        CONTINUE WHEN condition IS NULL;
+        EXECUTE format('DELETE FROM bucardo.capture_mark WHERE relid = %s AND NOT (%s)', c.relid, condition);
+        CONTINUE WHEN NOT EXISTS (SELECT FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0);
+        EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
+        IF pg_relation_size(c.segments[active]) > 0 THEN
+            SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
+            IF empty IS NOT NULL THEN
+                PERFORM setval(c.active::regclass, empty);
+                active := empty;
+            END IF;
+        END IF;
+        FOR i IN 1 .. 3 LOOP
+            CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
+            BEGIN
+                EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', c.segments[i]::regclass);
+                -- Each statement of a volatile function has its own snapshot: it sees all who wrote here before the lock.
+                EXECUTE format('SELECT count(*), coalesce(bool_or(%s), false) FROM %s', condition, c.segments[i]::regclass) INTO n, unserved;
+                IF NOT unserved THEN
+                    EXECUTE format('TRUNCATE %s', c.segments[i]::regclass);
+                    freed := freed + n;
+                END IF;
+            EXCEPTION WHEN lock_not_available THEN
+                NULL;
+            END;
+        END LOOP;
+    END LOOP;
+    RETURN freed;
+END
+$body$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA bucardo FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA bucardo FROM PUBLIC;

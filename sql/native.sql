@@ -1,0 +1,3 @@
+-- The native capture trigger: only where the extension is. sql/capture.sql uses it when it finds it.
+CREATE FUNCTION bucardo.capture() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'bucardo_capture';
+COMMENT ON FUNCTION bucardo.capture() IS 'Writes down which rows a statement changed. For triggers made by bucardo only.';

@@ -1,0 +1,57 @@
+-- What happened: the runs, and the conflicts that they decided. Written by master and kid, emptied by age, and by
+-- remove_sync. Nothing decides by these tables: a run's progress is kept at the members.
+
+CREATE SEQUENCE bucardo.syncrun_run_seq;
+
+CREATE TABLE bucardo.syncrun (
+    run       bigint      PRIMARY KEY DEFAULT pg_catalog.nextval('bucardo.syncrun_run_seq'),
+    sync      text        NOT NULL,
+    state     text        NOT NULL,
+    started   timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    ended     timestamptz,
+    upserts   bigint      NOT NULL DEFAULT 0,
+    deletes   bigint      NOT NULL DEFAULT 0,
+    truncates bigint      NOT NULL DEFAULT 0,
+    conflicts bigint      NOT NULL DEFAULT 0,
+    error     text,
+    sqlstate  text,
+    details   jsonb
+);
+ALTER SEQUENCE bucardo.syncrun_run_seq OWNED BY bucardo.syncrun.run;
+COMMENT ON TABLE  bucardo.syncrun           IS 'The runs, for as long as bucardo.history_retention says.';
+COMMENT ON COLUMN bucardo.syncrun.run       IS 'Its number.';
+COMMENT ON COLUMN bucardo.syncrun.sync      IS 'The sync.';
+COMMENT ON COLUMN bucardo.syncrun.state     IS 'running, good, empty, bad, …';
+COMMENT ON COLUMN bucardo.syncrun.started   IS 'When it began.';
+COMMENT ON COLUMN bucardo.syncrun.ended     IS 'When it ended.';
+COMMENT ON COLUMN bucardo.syncrun.upserts   IS 'Rows inserted and updated, summed over the members.';
+COMMENT ON COLUMN bucardo.syncrun.deletes   IS 'Rows deleted, summed over the members.';
+COMMENT ON COLUMN bucardo.syncrun.truncates IS 'Tables truncated, summed over the members.';
+COMMENT ON COLUMN bucardo.syncrun.conflicts IS 'Conflicts decided.';
+COMMENT ON COLUMN bucardo.syncrun.error     IS 'Why it is bad: member, relation, message.';
+COMMENT ON COLUMN bucardo.syncrun.sqlstate  IS 'The SQLSTATE of that error.';
+COMMENT ON COLUMN bucardo.syncrun.details   IS 'Where the time went, by phase and relation.';
+CREATE INDEX syncrun_sync ON bucardo.syncrun (sync, run DESC);
+
+CREATE TABLE bucardo.conflict (
+    id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run        bigint      NOT NULL,
+    sync       text        NOT NULL,
+    relation   text        NOT NULL,
+    key        jsonb       NOT NULL,
+    strategy   text        NOT NULL,
+    winner     text,
+    rows       jsonb       NOT NULL,
+    decided_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE  bucardo.conflict            IS 'Every decision of a conflict; holds images of rows, so nobody is granted it.';
+COMMENT ON COLUMN bucardo.conflict.id         IS 'Its number.';
+COMMENT ON COLUMN bucardo.conflict.run        IS 'The run that decided it.';
+COMMENT ON COLUMN bucardo.conflict.sync       IS 'The sync.';
+COMMENT ON COLUMN bucardo.conflict.relation   IS 'The relation, as schema.name.';
+COMMENT ON COLUMN bucardo.conflict.key        IS 'An object of the key columns.';
+COMMENT ON COLUMN bucardo.conflict.strategy   IS 'What decided.';
+COMMENT ON COLUMN bucardo.conflict.winner     IS 'The source that won; null: nobody.';
+COMMENT ON COLUMN bucardo.conflict.rows       IS 'Each contending source''s row as it was; null for a deletion.';
+COMMENT ON COLUMN bucardo.conflict.decided_at IS 'When.';
+CREATE INDEX conflict_decided_at ON bucardo.conflict (decided_at);

@@ -1,0 +1,34 @@
+-- What people look at. The views join the catalog and the history with what the master and the kids say of themselves
+-- in shared memory, so that what they say is true at that moment.
+
+CREATE VIEW bucardo.status AS
+SELECT s.name AS sync,
+       CASE WHEN s.status = 'inactive' THEN 'inactive'
+            WHEN s.paused THEN 'paused'
+            WHEN NOT m.running THEN 'stopped'
+            ELSE coalesce(live.state, last.state, 'new')
+       END AS state,
+       good.ended AS last_good,
+       good.ended - good.started AS last_good_duration,
+       good.upserts,
+       good.deletes,
+       good.conflicts,
+       bad.ended AS last_bad,
+       coalesce(CASE WHEN m.running THEN live.error ELSE m.trouble END, bad.error) AS last_error,
+       CASE WHEN m.running AND s.status = 'active' AND NOT s.paused THEN live.next_try END AS next_try
+  FROM bucardo.sync s
+ CROSS JOIN bucardo.master_state() m
+  LEFT JOIN bucardo.sync_state() live ON live.sync = s.id
+  LEFT JOIN LATERAL (SELECT r.state FROM bucardo.syncrun r WHERE r.sync = s.name ORDER BY r.run DESC LIMIT 1) last ON true
+  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'good' ORDER BY r.run DESC LIMIT 1) good ON true
+  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'bad' ORDER BY r.run DESC LIMIT 1) bad ON true;
+COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try.';
+CREATE INDEX syncrun_state ON bucardo.syncrun (sync, state, run DESC);
+
+CREATE VIEW bucardo.activity AS
+SELECT p.pid, p.kind, s.name AS sync, p.run, p.phase, p.db, p.relation, p.rows_done, p.rows_total, p.since
+  FROM bucardo.process_state() p LEFT JOIN bucardo.sync s ON s.id = p.sync;
+COMMENT ON VIEW bucardo.activity IS 'Each live process of bucardo in this database, and what it does.';
+
+-- The master of this database starts when CREATE EXTENSION commits.
+SELECT bucardo.begin_master();

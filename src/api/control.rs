@@ -1,0 +1,135 @@
+//! Starting, stopping and asking the master. What must survive a restart is written to the catalog; the rest is said
+//! through shared memory.
+
+use std::time::{Duration, Instant};
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::interval;
+use crate::error::{Error, Result, SqlState};
+use crate::master::notify;
+use crate::pg::{latch, shmem, spi, worker};
+
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Starts the master of this database, and clears an earlier `stop`. `started` or `already running`.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn start(reason: default!(Option<&str>, "NULL")) -> Result<&'static str, ErrorReport> {
+    Ok(start_master(reason)?)
+}
+
+fn start_master(reason: Option<&str>) -> Result<&'static str> {
+    notify::require_preload()?;
+    let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
+    let db = shmem::my_database();
+    let running = shmem::read(|s| s.masters.iter().any(|m| m.db == db && m.wanted && !m.stop));
+    if running && !stopped {
+        return Ok("already running");
+    }
+    if let Some(reason) = reason {
+        log!("bucardo: started: {reason}");
+    }
+    spi::execute("UPDATE bucardo.control SET stopped = false, stop_reason = NULL WHERE stopped", &[])?;
+    mark_database()?;
+    notify::want_master_at_commit();
+    Ok("started")
+}
+
+/// Leaves the launcher's mark on this database.
+fn mark_database() -> Result<()> {
+    let sql = spi::value::<String>(
+        "SELECT pg_catalog.format('ALTER DATABASE %I SET bucardo.master = on', pg_catalog.current_database())",
+        &[],
+    )?;
+    sql.map_or(Ok(()), |sql| spi::execute(&sql, &[]).map(drop))
+}
+
+/// Called by CREATE EXTENSION: the master starts when it commits.
+#[pg_extern]
+fn begin_master() -> Result<(), ErrorReport> {
+    mark_database()?;
+    if shmem::is_loaded() {
+        notify::want_master_at_commit();
+    } else {
+        notice!("bucardo is not in shared_preload_libraries: no master will run here, and no sync can be added");
+    }
+    Ok(())
+}
+
+/// Stops the master: runs in progress are rolled back everywhere. Holds across restarts until `start`.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn stop(reason: default!(Option<&str>, "NULL"), timeout: default!(Interval, "'30s'")) -> Result<&'static str, ErrorReport> {
+    Ok(stop_master(reason, interval::duration(timeout)?)?)
+}
+
+fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> {
+    notify::require_preload()?;
+    spi::execute("UPDATE bucardo.control SET stopped = true, stop_reason = $1", &[reason.into()])?;
+    let db = shmem::my_database();
+    let deadline = Instant::now() + timeout;
+    loop {
+        let (pid, procno) = shmem::with(|s| {
+            s.master(db).map_or((0, -1), |m| {
+                m.wanted = false;
+                m.stop = m.pid != 0;
+                (m.pid, m.procno)
+            })
+        });
+        if pid == 0 {
+            return Ok("stopped");
+        }
+        worker::set_latch(procno);
+        let Some(left) = latch::left(deadline) else {
+            return Err(Error::new(SqlState::TIMED_OUT, "the master has not stopped in time")
+                .hint("It goes on stopping; call bucardo.stop() again to wait for it."));
+        };
+        latch::wait(None, Some(left.min(LOOK)));
+    }
+}
+
+/// Makes the master read the catalog again. Never needed after the functions of this extension.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn reload() -> Result<&'static str, ErrorReport> {
+    notify::require_preload()?;
+    notify::require_master()?;
+    notify::catalog_changed();
+    Ok("reloaded")
+}
+
+/// How long the master takes to answer; 57014 when it does not.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn ping(timeout: default!(Interval, "'15s'")) -> Result<Interval, ErrorReport> {
+    Ok(interval::interval(ping_master(interval::duration(timeout)?)?))
+}
+
+fn ping_master(timeout: Duration) -> Result<Duration> {
+    notify::require_preload()?;
+    notify::require_master()?;
+    let db = shmem::my_database();
+    let began = Instant::now();
+    let deadline = began + timeout;
+    let ticket = shmem::with(|s| {
+        s.master(db).map_or(0, |m| {
+            m.ping_asked += 1;
+            m.ping_asked
+        })
+    });
+    loop {
+        let (answered, procno) = shmem::with(|s| s.master(db).map_or((0, -1), |m| (m.ping_answered, m.procno)));
+        if ticket != 0 && answered >= ticket {
+            return Ok(began.elapsed());
+        }
+        worker::set_latch(procno);
+        let Some(left) = latch::left(deadline) else {
+            return Err(Error::new(SqlState::TIMED_OUT, "the master has not answered in time")
+                .hint("See the server's log, and bucardo.status."));
+        };
+        latch::wait(None, Some(left.min(Duration::from_millis(1))));
+    }
+}

@@ -1,0 +1,130 @@
+//! Members: add_db, update_db, remove_db. A member is connected to before anything about it is stored, so that a
+//! conninfo that does not work is never in the catalog. No password leaves this file but to libpq and db_secret.
+
+use pgrx::prelude::*;
+
+use super::{Answer, notice, required};
+use crate::catalog::{Noun, change, check, db, group, options};
+use crate::error::{Error, Result, SqlState};
+use crate::ident::{Role, check_name};
+use crate::master::notify;
+
+fn refuse_makedelta(makedelta: Option<bool>) -> Result<()> {
+    if makedelta == Some(true) {
+        return Err(Error::new(SqlState::NOT_SUPPORTED, "makedelta is not supported yet").hint("Leave it out."));
+    }
+    Ok(())
+}
+
+/// Adds a member.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn add_db(
+    name: Option<&str>,
+    conninfo: default!(Option<&str>, "''"),
+    dbgroup: default!(Option<&str>, "NULL"),
+    role: default!(Option<&str>, "NULL"),
+    makedelta: default!(Option<bool>, "false"),
+    status: default!(Option<&str>, "'active'"),
+    check_connection: default!(Option<bool>, "true"),
+) -> Answer {
+    let name = required(name, "name")?;
+    check_name("db", name)?;
+    options::check_status(status)?;
+    let role = role.map(Role::parse).transpose()?;
+    if role.is_some() && dbgroup.is_none() {
+        return Err(Error::new(SqlState::INVALID_PARAMETER, "role needs a dbgroup")
+            .hint("Give dbgroup => '…' too, or name the role in add_sync's dbs.")
+            .into());
+    }
+    refuse_makedelta(makedelta)?;
+    let conninfo = conninfo.unwrap_or_default().trim();
+    let target = db::target(name, conninfo)?;
+    if Noun::Db.exists(name)? {
+        return Err(Noun::Db.duplicate(name).into());
+    }
+    if check_connection.unwrap_or(true) {
+        check::open(&target, "add_db")?;
+    }
+    if !db::insert(name, conninfo, makedelta.unwrap_or(false), status.unwrap_or("active"))? {
+        return Err(Noun::Db.duplicate(name).into());
+    }
+    if let Some(dbgroup) = dbgroup {
+        join(name, dbgroup, role)?;
+    }
+    notify::catalog_changed();
+    Ok(name.to_string())
+}
+
+/// Puts a new member at the end of a dbgroup, which is made when it is not there.
+fn join(name: &str, dbgroup: &str, role: Option<Role>) -> Result<()> {
+    check_name("dbgroup", dbgroup)?;
+    if group::insert_dbgroup(dbgroup)? {
+        notice(&format!("dbgroup \"{dbgroup}\" was made"));
+    }
+    Noun::Dbgroup.lock(dbgroup)?;
+    let role = match role {
+        Some(role) => role,
+        None if group::members(dbgroup)?.is_empty() => Role::Source,
+        None => Role::Target,
+    };
+    group::add_member(dbgroup, name, role, None)?;
+    for sync in group::syncs_of(Noun::Dbgroup, dbgroup)? {
+        notify::require_preload()?;
+        change::engage(&sync, None, "add_db", None, Vec::new())?;
+    }
+    Ok(())
+}
+
+/// Changes a member; a null leaves the value.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn update_db(
+    name: Option<&str>,
+    conninfo: default!(Option<&str>, "NULL"),
+    makedelta: default!(Option<bool>, "NULL"),
+    status: default!(Option<&str>, "NULL"),
+) -> Answer {
+    let name = required(name, "name")?;
+    options::check_status(status)?;
+    refuse_makedelta(makedelta)?;
+    let conninfo = conninfo.map(str::trim);
+    let target = conninfo.map(|c| db::target(name, c)).transpose()?;
+    Noun::Db.lock(name)?;
+    let before = db::load(name)?.ok_or_else(|| Noun::Db.unknown(name))?;
+    let active = status.map_or(before.active, |s| s == "active");
+    let syncs = group::syncs_of_db(name)?;
+    db::update(name, conninfo, makedelta, status)?;
+    // A member that is away, or of no interest for now, need not answer; one that is to work must.
+    if active && (target.is_some() || !before.active) {
+        if let (true, Some(target)) = (syncs.is_empty(), &target) {
+            check::open(target, "update_db")?;
+        }
+        for sync in &syncs {
+            change::engage(sync, None, "update_db", None, Vec::new())?;
+        }
+    }
+    notify::catalog_changed();
+    Ok(name.to_string())
+}
+
+/// Removes a member.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn remove_db(name: Option<&str>, force: default!(Option<bool>, "false")) -> Answer {
+    let name = required(name, "name")?;
+    Noun::Db.lock(name)?;
+    let syncs = group::syncs_of_db(name)?;
+    if !force.unwrap_or(false) {
+        change::refuse_in_use(Noun::Db, name, &syncs)?;
+    }
+    if !syncs.is_empty() {
+        change::queue_cleanup(name, None)?;
+    }
+    db::delete(name)?;
+    for sync in &syncs {
+        change::rest_if_broken(sync)?;
+    }
+    notify::catalog_changed();
+    Ok(name.to_string())
+}

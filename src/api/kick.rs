@@ -1,0 +1,113 @@
+//! `bucardo.kick`: asks for a run now, and waits for one that began after the call. Shared memory only; the run itself
+//! is the master's and a kid's.
+
+use std::time::{Duration, Instant};
+
+use pgrx::prelude::*;
+
+use super::interval;
+use crate::error::{Error, Result, SqlState};
+use crate::master::notify;
+use crate::master::slot::Outcome;
+use crate::pg::{latch, shmem, spi, worker};
+
+/// Asks for a run of the sync. Without a timeout: `kicked`, at once. With one: waits for a run that began after the
+/// call and returns `good` or `empty`; raises the run's error when it failed, 57014 when it is late.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn kick(
+    sync: Option<&str>,
+    timeout: default!(Option<pgrx::datum::Interval>, "NULL"),
+) -> Result<&'static str, pgrx::pg_sys::panic::ErrorReport> {
+    Ok(kick_sync(sync.unwrap_or_default(), timeout.map(interval::duration).transpose()?)?)
+}
+
+fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
+    notify::require_preload()?;
+    let id = runnable(name)?;
+    notify::require_master()?;
+    let db = shmem::my_database();
+    let (_, procno) = worker::me();
+    let asked = shmem::with(|s| {
+        let slot = s.sync(db, id)?;
+        slot.kicked += 1;
+        let ticket = slot.kicked;
+        let place = slot.waiters.iter_mut().find(|w| **w < 0).filter(|_| timeout.is_some());
+        if let Some(place) = place {
+            *place = procno;
+        }
+        Some((ticket, s.master(db).map_or(-1, |m| m.procno)))
+    });
+    let Some((ticket, master)) = asked else {
+        return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
+    };
+    worker::set_latch(master);
+    let Some(timeout) = timeout else { return Ok("kicked") };
+    let _place = Place { db, id, procno };
+    wait(name, id, ticket, Instant::now().checked_add(timeout))
+}
+
+/// The sync's number, if it may run.
+fn runnable(name: &str) -> Result<i32> {
+    let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
+    let found = spi::select(sql, &[name.into()], |row| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?)))?;
+    let shown = crate::ident::shown(name);
+    let literal = crate::ident::quote_literal(name);
+    match found.into_iter().next() {
+        None => Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("sync {shown} does not exist"))
+            .hint("SELECT sync FROM bucardo.status; lists the syncs.")),
+        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is not active"))
+            .hint(format!("SELECT bucardo.activate({literal});"))),
+        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is paused"))
+            .hint(format!("SELECT bucardo.resume({literal});"))),
+        Some((id, true, false)) => Ok(id),
+    }
+}
+
+/// A waiting kick's place, given up in every way out.
+struct Place {
+    db: u32,
+    id: i32,
+    procno: i32,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        shmem::with(|s| {
+            if let Some(place) = s.sync(self.db, self.id).and_then(|y| y.waiters.iter_mut().find(|w| **w == self.procno)) {
+                *place = -1;
+            }
+        });
+    }
+}
+
+/// Even without a wake-up (more waiters than places) a waiting kick looks this often.
+const LOOK: Duration = Duration::from_millis(100);
+
+fn wait(name: &str, id: i32, ticket: u64, deadline: Option<Instant>) -> Result<&'static str> {
+    let db = shmem::my_database();
+    loop {
+        let slot = shmem::with(|s| s.sync(db, id).map(|y| *y)).filter(|y| y.done >= ticket);
+        if let Some(slot) = slot {
+            if !slot.warning.is_empty() && slot.outcome != Outcome::Bad {
+                warning!("{}", slot.warning.get());
+            }
+            return match slot.outcome {
+                Outcome::Good => Ok("good"),
+                Outcome::Empty => Ok("empty"),
+                Outcome::Bad | Outcome::None => {
+                    let error = Error::new(SqlState(slot.sqlstate), slot.message.get());
+                    Err(if slot.hint.is_empty() { error } else { error.hint(slot.hint.get()) })
+                }
+            };
+        }
+        let left = match deadline {
+            None => LOOK,
+            Some(deadline) => latch::left(deadline).ok_or_else(|| {
+                Error::new(SqlState::TIMED_OUT, format!("sync {} has not finished a run in time", crate::ident::shown(name)))
+                    .hint("The run goes on. SELECT * FROM bucardo.activity; shows what it does.")
+            })?,
+        };
+        latch::wait(None, Some(left.min(LOOK)));
+    }
+}

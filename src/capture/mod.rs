@@ -1,0 +1,3 @@
+//! Step 1 of a change: a row changes on a source and its key is written down.
+
+pub mod install;

@@ -1,0 +1,159 @@
+//! What a change of the catalog needs beyond its rows: the sync that they now make is checked against its members,
+//! capture is put onto its sources, and taken off those that fell away. Called with the new rows written and the
+//! transaction open: an error takes all of it back. It must not touch a member before every check has passed.
+
+use std::collections::HashSet;
+
+use super::check::{self, Opened};
+use super::compare::Fault;
+use super::options::check_strategy;
+use super::sync::{self, Role, Sync};
+use super::{Noun, db, group, pick, relation};
+use crate::error::{Error, Result, SqlState};
+use crate::ident::quote_literal;
+use crate::master::notify;
+use crate::pg::spi;
+
+/// What a sync must be whatever its members look like: first what is plainly wrong, then what is not built yet.
+fn check_shape(sync: &Sync) -> Result<()> {
+    let bad = |message: &str| {
+        Error::new(SqlState::INVALID_PARAMETER, format!("sync \"{}\": {message}", sync.name))
+            .hint("Give dbs as 'A:source,B:target', or names alone: the first is the source.")
+    };
+    if sync.sources().next().is_none() {
+        return Err(bad("no db is a source"));
+    }
+    if sync.members.len() < 2 {
+        return Err(bad("there is no db to send to"));
+    }
+    let sources: Vec<String> = sync.sources().map(|m| m.db.name.clone()).collect();
+    let own: Vec<&str> = std::iter::once(sync.conflict_strategy.as_str())
+        .chain(sync.relations.iter().filter_map(|r| r.conflict_strategy.as_deref()))
+        .collect();
+    for strategy in own {
+        check_strategy(Some(strategy), &sources)?;
+    }
+    let later = |what: &str| Error::new(SqlState::NOT_SUPPORTED, format!("sync \"{}\": {what} is not supported yet", sync.name));
+    if sources.len() > 1 {
+        return Err(later("more than one source").hint("Make one db the source and the others targets."));
+    }
+    if sync.members.iter().any(|m| m.role == Role::Fullcopy) {
+        return Err(later("the role fullcopy").hint("Make it a target."));
+    }
+    Ok(())
+}
+
+/// Loads a sync that must be there.
+pub fn load(name: &str) -> Result<Sync> {
+    sync::load(name)?.ok_or_else(|| Noun::Sync.unknown(name))
+}
+
+/// Checks the sync as it now stands in the catalog, all of it or only some relations, and installs its capture.
+/// `faults` are those that are known already.
+pub fn engage(name: &str, only: Option<&[i32]>, function: &str, opened: Opened, mut faults: Vec<Fault>) -> Result<()> {
+    let mut opened = opened;
+    let mut sync = load(name)?;
+    if faults.is_empty() {
+        check_shape(&sync)?;
+    }
+    let unresolved: HashSet<i32> = relation::unresolved(&sync.relgroup)?.into_iter().map(|(id, _)| id).collect();
+    if !unresolved.is_empty() {
+        opened = resolve(&sync, function, opened)?;
+        let before: HashSet<i32> = sync.relations.iter().map(|r| r.id).collect();
+        sync = load(name)?;
+        if let Some(only) = only {
+            sync.relations.retain(|r| only.contains(&r.id) || !before.contains(&r.id));
+        }
+    } else if let Some(only) = only {
+        sync.relations.retain(|r| only.contains(&r.id));
+    }
+    let mut checked = check::check(&sync, function, opened, &mut faults)?;
+    if let Some(error) = Fault::error(&format!("sync \"{name}\""), &faults) {
+        return Err(error);
+    }
+    check::install_capture(&sync, &mut checked)?;
+    notify::catalog_changed();
+    Ok(())
+}
+
+/// Looks up, on the first source, the relations that were given without a schema.
+fn resolve(sync: &Sync, function: &str, opened: Opened) -> Result<Opened> {
+    let Some(source) = sync.sources().find(|m| m.db.active) else { return Ok(opened) };
+    let attempt = match opened {
+        Some((name, attempt)) if name == source.db.name => attempt,
+        _ => check::open(&source.db.target, function),
+    };
+    let (mut conn, identity) = attempt?;
+    for (id, given) in relation::unresolved(&sync.relgroup)? {
+        let (mut named, found) = pick::look_up(&mut conn, &[(None, given.name.clone())])?
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::internal("nothing was looked up"))?;
+        if found.is_none() {
+            named.is_sequence = given.is_sequence;
+        }
+        relation::set_schema(&sync.relgroup, id, &named, &source.db.name)?;
+    }
+    Ok(Some((source.db.name.clone(), Ok((conn, identity)))))
+}
+
+/// Has the master take this sync's capture off the sources that it had and has no more.
+pub fn disengage(before: &Sync, after: Option<&Sync>) -> Result<()> {
+    let stays = |name: &str| after.is_some_and(|s| s.captures() && s.sources().any(|m| m.db.name == name));
+    for source in before.sources().filter(|m| !stays(&m.db.name)) {
+        queue_cleanup(&source.db.name, Some(&before.capture_name()))?;
+    }
+    notify::catalog_changed();
+    Ok(())
+}
+
+/// Has the master take capture off a member after this transaction: of one sync, or all that is ours.
+pub fn queue_cleanup(member: &str, sync: Option<&str>) -> Result<()> {
+    let conninfo = db::secret(member)?.unwrap_or_default();
+    let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo, sync) VALUES ($1, $2, $3, $4)";
+    spi::execute(sql, &[super::control_id()?.into(), member.into(), conninfo.into(), sync.into()])?;
+    Ok(())
+}
+
+/// Removes a sync, with the lists that were made for it.
+pub fn remove_sync(name: &str) -> Result<()> {
+    Noun::Sync.lock(name)?;
+    let sync = load(name)?;
+    let sql = "DELETE FROM bucardo.sync WHERE name = $1 RETURNING own_dbgroup, own_relgroup";
+    let own = spi::write(sql, &[name.into()], |row| Ok((row.get::<bool>(1)?, row.get::<bool>(2)?)))?;
+    spi::execute("DELETE FROM bucardo.syncrun WHERE sync = $1", &[name.into()])?;
+    let (own_dbgroup, own_relgroup) = own.into_iter().next().unwrap_or((false, false));
+    drop_own(Noun::Dbgroup, &sync.dbgroup, own_dbgroup)?;
+    drop_own(Noun::Relgroup, &sync.relgroup, own_relgroup)?;
+    disengage(&sync, None)
+}
+
+/// Removes a list that was made for a sync, unless another sync has come to use it.
+pub fn drop_own(noun: Noun, group: &str, own: bool) -> Result<()> {
+    if own && group::syncs_of(noun, group)?.is_empty() { group::delete(noun, group) } else { Ok(()) }
+}
+
+/// Refuses with 2BP01 while syncs use something.
+pub fn refuse_in_use(noun: Noun, name: &str, syncs: &[String]) -> Result<()> {
+    if syncs.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = syncs.iter().map(|s| format!("\"{s}\"")).collect();
+    let what = if syncs.len() == 1 { "sync" } else { "syncs" };
+    Err(Error::new(SqlState::IN_USE, format!("{} \"{name}\" is used by {what} {}", noun.word(), list.join(", "))).hint(format!(
+        "Remove the sync first, or force it: SELECT bucardo.remove_{}({}, force => true);",
+        noun.word(),
+        quote_literal(name)
+    )))
+}
+
+/// After a member was taken away by force: a sync without a source, or with nobody to send to, can only rest.
+pub fn rest_if_broken(name: &str) -> Result<()> {
+    let sync = load(name)?;
+    if sync.sources().next().is_some() && sync.members.len() > 1 {
+        return Ok(());
+    }
+    spi::execute("UPDATE bucardo.sync SET status = 'inactive' WHERE name = $1", &[name.into()])?;
+    pgrx::warning!("sync \"{name}\" has too few dbs left and is inactive now");
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! A sync against its members as they are now: connects to each, describes the relations, and finds all faults. What
+//! add_sync, update_sync, add_table and validate_sync have in common. It changes nothing anywhere; the open
+//! connections and the descriptions go on to whoever installs capture.
+
+use super::compare::{Fault, Pair};
+use super::describe::{self, Described, Identity};
+use super::sync::{Member, Relation, Role, Sync};
+use crate::capture::install::{self, Captured, Owner};
+use crate::error::{Result, SqlState};
+use crate::ident::{display_qualified, quote_ident, quote_qualified};
+use crate::libpq::Conn;
+use crate::{catalog, guc, master};
+
+/// An active member, connected, and the sync's relations as they are there.
+pub struct Checked<'a> {
+    pub member: &'a Member,
+    pub conn: Conn,
+    /// In the order of the sync's relations.
+    pub relations: Vec<Option<Described>>,
+}
+
+/// Opens a member for one of our functions, and makes sure that it can take part.
+pub fn open(target: &crate::libpq::Target, function: &str) -> Result<(Conn, Identity)> {
+    let mut conn = Conn::open(target, &format!("bucardo {function}"), guc::connect_timeout())?;
+    let identity = describe::check_member(&mut conn)?;
+    Ok((conn, identity))
+}
+
+/// A member that was connected already, or could not be; so that nobody is tried twice.
+pub type Opened = Option<(String, Result<(Conn, Identity)>)>;
+
+/// Connects and describes; what cannot be reached or does not fit is pushed onto `faults`.
+pub fn check<'a>(sync: &'a Sync, function: &str, mut opened: Opened, faults: &mut Vec<Fault>) -> Result<Vec<Checked<'a>>> {
+    let names: Vec<(&str, &str)> = sync.relations.iter().map(|r| (r.schema.as_str(), r.name.as_str())).collect();
+    let mut checked: Vec<Checked<'a>> = Vec::new();
+    let mut known: Vec<(Identity, &str)> = Vec::new();
+    for member in sync.members.iter().filter(|m| m.db.active) {
+        let attempt = match opened.take_if(|(name, _)| *name == member.db.name) {
+            Some((_, attempt)) => attempt,
+            None => open(&member.db.target, function),
+        };
+        let described = attempt.and_then(|(mut conn, identity)| {
+            let relations = describe::describe(&mut conn, &names)?;
+            Ok((conn, identity, relations))
+        });
+        match described {
+            Ok((conn, identity, relations)) => {
+                if let Some((_, other)) = known.iter().find(|(i, _)| *i == identity) {
+                    faults.push(Fault {
+                        code: SqlState::INVALID_PARAMETER,
+                        db: member.db.name.clone(),
+                        relation: None,
+                        fault: format!("it is the same database as db \"{other}\""),
+                        fix: Some("List each database once.".into()),
+                    });
+                }
+                known.push((identity, &member.db.name));
+                checked.push(Checked { member, conn, relations });
+            }
+            Err(e) => {
+                faults.push(Fault { code: e.code, db: member.db.name.clone(), relation: None, fault: e.message, fix: e.hint })
+            }
+        }
+    }
+    compare(sync, &mut checked, faults)?;
+    Ok(checked)
+}
+
+fn compare(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
+    let casts = checked.iter_mut().map(|c| describe::casts(&mut c.conn)).collect::<Result<Vec<_>>>()?;
+    for (at, relation) in sync.relations.iter().enumerate() {
+        for c in checked.iter() {
+            faults.extend(presence(c, relation, c.relations[at].as_ref(), sync));
+        }
+        if relation.is_sequence {
+            continue;
+        }
+        let table = |c: &'_ Checked<'_>| c.relations[at].clone().filter(Described::is_table);
+        for (s, source) in checked.iter().enumerate().filter(|(_, c)| c.member.role == Role::Source) {
+            let Some(here) = table(source) else { continue };
+            let key = here.key(relation.pkey.as_deref());
+            for (o, other) in checked.iter().enumerate().filter(|(o, _)| *o != s) {
+                let Some(there) = table(other) else { continue };
+                // A full copy finds no row by its key; any table will do.
+                let key = if other.member.role == Role::Fullcopy { &[][..] } else { key.as_deref().unwrap_or_default() };
+                let pair = Pair {
+                    source: &here,
+                    other: &there,
+                    db: &other.member.db.name,
+                    key,
+                    strict: relation.strict_checking,
+                    casts: &casts[o],
+                };
+                let new: Vec<Fault> = pair.faults().into_iter().filter(|f| !faults.contains(f)).collect();
+                faults.extend(new);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the relation is there at all, of the right kind, and on a source with a key.
+fn presence(c: &Checked<'_>, relation: &Relation, found: Option<&Described>, sync: &Sync) -> Option<Fault> {
+    let what = if relation.is_sequence { "sequence" } else { "table" };
+    let name = quote_qualified(&relation.schema, &relation.name);
+    let fault = |code, fault: String, fix: Option<String>| {
+        let shown = display_qualified(&relation.schema, &relation.name);
+        Some(Fault { code, db: c.member.db.name.clone(), relation: Some(shown), fault, fix })
+    };
+    let Some(found) = found else {
+        return fault(
+            SqlState::UNDEFINED_OBJECT,
+            format!("the {what} does not exist"),
+            Some(format!("Create {what} {name} there first.")),
+        );
+    };
+    if found.is_sequence() != relation.is_sequence || !(found.is_table() || found.is_sequence()) {
+        return fault(SqlState::WRONG_STATE, format!("it is not a {what}"), None);
+    }
+    if relation.is_sequence || c.member.role != Role::Source || !sync.captures() {
+        return None;
+    }
+    match (&relation.pkey, found.key(relation.pkey.as_deref())) {
+        (_, Some(_)) => None,
+        (Some(index), None) => fault(
+            SqlState::WRONG_STATE,
+            format!("\"{index}\" is not a unique index over NOT NULL columns that can be its key"),
+            Some(format!("CREATE UNIQUE INDEX {} ON {name} (…); over NOT NULL columns", quote_ident(index))),
+        ),
+        (None, None) => fault(
+            SqlState::WRONG_STATE,
+            "the table has no key: neither a primary key nor a unique index over NOT NULL columns".into(),
+            Some(format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or use it with fullcopy members only")),
+        ),
+    }
+}
+
+/// Installs capture of the given relations on every checked source. The catalog's rows are written by now; should
+/// this transaction still fail, the master takes it off again, because it was told before.
+pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
+    if !sync.captures() {
+        return Ok(());
+    }
+    let control = catalog::control_id()?;
+    for c in checked.iter_mut().filter(|c| c.member.role == Role::Source) {
+        let mut tables = Vec::new();
+        for (relation, found) in sync.relations.iter().zip(&c.relations).filter(|(r, _)| !r.is_sequence) {
+            if let Some((found, key)) = found.as_ref().and_then(|f| Some((f, f.key(relation.pkey.as_deref())?))) {
+                tables.push(Captured { oid: found.oid, key });
+            }
+        }
+        let name = &c.member.db.name;
+        let captured = sync.capture_name();
+        master::notify::remember_install(name, &catalog::db::secret(name)?.unwrap_or_default(), &captured);
+        let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != name).collect();
+        install::install(
+            &mut c.conn,
+            &Owner { control: &control, sync: &captured, source: name, receivers: &receivers },
+            &tables,
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The options of a sync: checked, filled with their defaults, stored. A null option of add_sync is its default, one
+//! of update_sync stays as it is. Whether the members can follow an option is not judged here.
+
+use pgrx::datum::{DatumWithOid, Interval};
+
+use crate::error::{Error, Result, SqlState};
+use crate::ident::shown;
+use crate::pg::spi;
+
+/// The options in the order of add_sync.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    pub conflict_strategy: Option<&'a str>,
+    pub onetimecopy: Option<i32>,
+    pub autokick: Option<bool>,
+    pub checktime: Option<Interval>,
+    pub stayalive: Option<bool>,
+    pub kidsalive: Option<bool>,
+    pub lifetime: Option<Interval>,
+    pub maxkicks: Option<i32>,
+    pub isolation_level: Option<&'a str>,
+    pub deletemethod: Option<&'a str>,
+    pub rebuild_index: Option<bool>,
+    pub analyze_after_copy: Option<bool>,
+    pub vacuum_after_copy: Option<bool>,
+    pub strict_checking: Option<bool>,
+    pub priority: Option<i32>,
+    pub status: Option<&'a str>,
+}
+
+fn bad(message: String, hint: &str) -> Error {
+    Error::new(SqlState::INVALID_PARAMETER, message).hint(hint)
+}
+
+/// One word of a few.
+fn one_of(argument: &str, value: Option<&str>, words: &[&str]) -> Result<()> {
+    match value {
+        Some(value) if !words.contains(&value) => Err(bad(
+            format!("{argument} \"{}\" is not known", shown(value)),
+            &format!("{argument} is one of: {}.", words.join(", ")),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `active` or `inactive`.
+pub fn check_status(status: Option<&str>) -> Result<()> {
+    one_of("status", status, &["active", "inactive"])
+}
+
+/// The shortest checktime: shorter ones would only keep the servers busy.
+const MIN_CHECKTIME_MICROS: i128 = 10_000;
+
+fn check_interval(argument: &str, value: Option<Interval>, least: i128) -> Result<()> {
+    match value.map(|v| v.as_micros()) {
+        Some(micros) if micros != 0 && micros < least => Err(bad(
+            format!("{argument} is negative or too short"),
+            &format!("Give {argument} as an interval, as '10s'; '0' means none."),
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl Options<'_> {
+    /// Checks each option by itself. Then those that are not built yet.
+    pub fn check(&self) -> Result<()> {
+        check_status(self.status)?;
+        one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"])?;
+        one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"])?;
+        check_interval("checktime", self.checktime, MIN_CHECKTIME_MICROS)?;
+        check_interval("lifetime", self.lifetime, 1)?;
+        if self.maxkicks.is_some_and(|m| m < 0) {
+            return Err(bad("maxkicks must not be negative".into(), "Give maxkicks => 0 for a kid that is never replaced."));
+        }
+        match self.onetimecopy {
+            Some(0) | None => Ok(()),
+            Some(1 | 2) => Err(Error::new(SqlState::NOT_SUPPORTED, "onetimecopy is not supported yet")
+                .hint("Leave it out, and copy the rows by pg_dump or COPY.")),
+            Some(other) => Err(bad(format!("onetimecopy must be 0, 1 or 2, not {other}"), "Leave it out for no copy.")),
+        }
+    }
+
+    fn args(&self) -> Vec<DatumWithOid<'_>> {
+        vec![
+            self.conflict_strategy.into(),
+            self.onetimecopy.into(),
+            self.autokick.into(),
+            self.checktime.into(),
+            self.stayalive.into(),
+            self.kidsalive.into(),
+            self.lifetime.into(),
+            self.maxkicks.into(),
+            self.isolation_level.into(),
+            self.deletemethod.into(),
+            self.rebuild_index.into(),
+            self.analyze_after_copy.into(),
+            self.vacuum_after_copy.into(),
+            self.strict_checking.into(),
+            self.priority.into(),
+            self.status.into(),
+        ]
+    }
+
+    /// Changes what is given of a sync.
+    pub fn update(&self, sync: &str) -> Result<()> {
+        let interval =
+            |column: &str, n: i32| format!("{column} = CASE WHEN ${n} IS NULL THEN {column} ELSE nullif(${n}, interval '0') END");
+        let mut sets = vec![interval("checktime", 4), interval("lifetime", 7)];
+        for (column, n) in COLUMNS {
+            sets.push(format!("{column} = coalesce(${n}, {column})"));
+        }
+        let mut args = self.args();
+        args.push(sync.into());
+        spi::execute(&format!("UPDATE bucardo.sync SET {} WHERE name = $17", sets.join(", ")), &args)?;
+        Ok(())
+    }
+}
+
+/// The plain columns and their places among the arguments; the intervals apart, because zero takes them away.
+const COLUMNS: [(&str, i32); 14] = [
+    ("conflict_strategy", 1),
+    ("onetimecopy", 2),
+    ("autokick", 3),
+    ("stayalive", 5),
+    ("kidsalive", 6),
+    ("maxkicks", 8),
+    ("isolation_level", 9),
+    ("deletemethod", 10),
+    ("rebuild_index", 11),
+    ("analyze_after_copy", 12),
+    ("vacuum_after_copy", 13),
+    ("strict_checking", 14),
+    ("priority", 15),
+    ("status", 16),
+];
+
+/// The strategies that need no names.
+const STRATEGIES: [&str; 7] = [
+    "bucardo_latest",
+    "bucardo_latest_all_tables",
+    "bucardo_source",
+    "bucardo_target",
+    "bucardo_random",
+    "bucardo_skip",
+    "bucardo_abort",
+];
+
+/// Checks a strategy: one of ours, or names of `dbs` with blanks between them.
+pub fn check_strategy(strategy: Option<&str>, dbs: &[String]) -> Result<()> {
+    let Some(strategy) = strategy else { return Ok(()) };
+    let known = |name: &str| dbs.iter().any(|db| db == name);
+    let by_names = strategy.split_whitespace().all(known) && !strategy.trim().is_empty();
+    if STRATEGIES.contains(&strategy) || known(strategy) || by_names {
+        return Ok(());
+    }
+    let hint = format!("It is one of {}, or names of the sync's sources with blanks between them.", STRATEGIES.join(", "));
+    Err(bad(format!("conflict_strategy \"{}\" is not known", shown(strategy)), &hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strategies() {
+        let dbs = ["A".to_string(), "B c".to_string(), "D".to_string()];
+        for good in ["bucardo_latest", "A", "D A", "B c"] {
+            assert!(check_strategy(Some(good), &dbs).is_ok(), "{good}");
+        }
+        for wrong in ["", " ", "latest", "A X", "bucardo_latest A"] {
+            assert_eq!(check_strategy(Some(wrong), &dbs).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
+        }
+        assert!(check_strategy(None, &dbs).is_ok());
+    }
+}

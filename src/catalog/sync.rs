@@ -1,0 +1,203 @@
+//! A sync as a whole: members in their listed order, relations in the order of a run, options resolved. The master
+//! reads all of them whenever the catalog changed, so this takes three queries, writes nothing and burns no
+//! transaction id.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::db::{self, Db};
+use crate::error::Result;
+pub use crate::ident::Role;
+use crate::pg::spi::{self, Row};
+
+/// A member in its role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub db: Db,
+    pub role: Role,
+}
+
+/// A relation with the options that hold for it in this sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    pub id: i32,
+    pub schema: String,
+    pub name: String,
+    pub is_sequence: bool,
+    /// The unique index that is the key, where the user named one.
+    pub pkey: Option<String>,
+    /// Its own strategy; none: the sync's.
+    pub conflict_strategy: Option<String>,
+    /// Its own setting; none: the source's.
+    pub makedelta: Option<bool>,
+    /// Resolved against the sync.
+    pub strict_checking: bool,
+    pub rebuild_index: bool,
+    pub autokick: bool,
+}
+
+/// A sync.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    pub id: i32,
+    pub name: String,
+    pub dbgroup: String,
+    pub relgroup: String,
+    /// In the listed order.
+    pub members: Vec<Member>,
+    /// In the order of a run.
+    pub relations: Vec<Relation>,
+    pub conflict_strategy: String,
+    pub onetimecopy: i32,
+    pub autokick: bool,
+    pub checktime: Option<Duration>,
+    pub stayalive: bool,
+    pub kidsalive: bool,
+    pub lifetime: Option<Duration>,
+    pub maxkicks: i32,
+    pub serializable: bool,
+    pub deletemethod: String,
+    pub rebuild_index: bool,
+    pub analyze_after_copy: bool,
+    pub vacuum_after_copy: bool,
+    pub strict_checking: bool,
+    pub priority: i32,
+    pub active: bool,
+    pub paused: bool,
+}
+
+impl Sync {
+    pub fn sources(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|m| m.role == Role::Source)
+    }
+
+    /// The name under which sources keep its capture and progress. The number makes it another one when a sync is removed
+    /// and added again under its name: what is still to be taken off is then never the new sync's.
+    pub fn capture_name(&self) -> String {
+        format!("{}:{}", self.id, self.name)
+    }
+
+    /// Whether its changes are captured: not when everybody else is copied whole.
+    pub fn captures(&self) -> bool {
+        self.sources().count() > 1 || self.members.iter().any(|m| m.role == Role::Target)
+    }
+}
+
+const SYNCS: &str = "SELECT id, name, dbgroup, relgroup, conflict_strategy, onetimecopy, autokick, \
+    (extract(epoch FROM checktime) * 1000)::float8, stayalive, kidsalive, (extract(epoch FROM lifetime) * 1000)::float8, \
+    maxkicks, isolation_level = 'serializable', deletemethod, rebuild_index, analyze_after_copy, vacuum_after_copy, \
+    strict_checking, priority, status = 'active', paused \
+    FROM bucardo.sync WHERE $1 IS NULL OR name = $1 ORDER BY name";
+
+const MEMBERS: &str = "SELECT m.dbgroup, m.db, m.role FROM bucardo.dbmap m \
+    WHERE m.dbgroup IN (SELECT s.dbgroup FROM bucardo.sync s WHERE $1 IS NULL OR s.name = $1) ORDER BY m.dbgroup, m.priority, m.db";
+
+const RELATIONS: &str = "SELECT m.relgroup, r.id, coalesce(r.schemaname, 'public'), r.relname, r.kind = 'sequence', m.pkey, \
+    m.conflict_strategy, m.makedelta, m.strict_checking, m.rebuild_index, m.autokick \
+    FROM bucardo.relmap m JOIN bucardo.relation r ON r.id = m.relation \
+    WHERE m.relgroup IN (SELECT s.relgroup FROM bucardo.sync s WHERE $1 IS NULL OR s.name = $1) \
+    ORDER BY m.relgroup, m.priority DESC, m.position";
+
+/// The sync of that name.
+pub fn load(name: &str) -> Result<Option<Sync>> {
+    Ok(load_where(Some(name))?.into_iter().next())
+}
+
+/// All syncs, by name.
+pub fn load_all() -> Result<Vec<Sync>> {
+    load_where(None)
+}
+
+fn load_where(name: Option<&str>) -> Result<Vec<Sync>> {
+    let mut syncs = spi::select(SYNCS, &[name.into()], sync_row)?;
+    if syncs.is_empty() {
+        return Ok(syncs);
+    }
+    let dbs: HashMap<String, Db> = db::load_all()?.into_iter().map(|db| (db.name.clone(), db)).collect();
+    let mut members: HashMap<String, Vec<Member>> = HashMap::new();
+    for (group, db, role) in
+        spi::select(MEMBERS, &[name.into()], |r| Ok((r.get::<String>(1)?, r.get::<String>(2)?, r.get::<String>(3)?)))?
+    {
+        if let Some(db) = dbs.get(&db) {
+            members.entry(group).or_default().push(Member { db: db.clone(), role: Role::parse(&role)? });
+        }
+    }
+    let mut relations: HashMap<String, Vec<Mapped>> = HashMap::new();
+    for (group, relation) in spi::select(RELATIONS, &[name.into()], relation_row)? {
+        relations.entry(group).or_default().push(relation);
+    }
+    for sync in &mut syncs {
+        sync.members = members.get(&sync.dbgroup).cloned().unwrap_or_default();
+        sync.relations =
+            relations.get(&sync.relgroup).map(|all| all.iter().map(|r| r.resolved(sync)).collect()).unwrap_or_default();
+    }
+    Ok(syncs)
+}
+
+fn duration(milliseconds: Option<f64>) -> Option<Duration> {
+    milliseconds.filter(|ms| *ms > 0.0).and_then(|ms| Duration::try_from_secs_f64(ms / 1000.0).ok())
+}
+
+fn sync_row(row: &Row<'_>) -> Result<Sync> {
+    Ok(Sync {
+        id: row.get(1)?,
+        name: row.get(2)?,
+        dbgroup: row.get(3)?,
+        relgroup: row.get(4)?,
+        members: Vec::new(),
+        relations: Vec::new(),
+        conflict_strategy: row.get(5)?,
+        onetimecopy: row.get(6)?,
+        autokick: row.get(7)?,
+        checktime: duration(row.opt(8)?),
+        stayalive: row.get(9)?,
+        kidsalive: row.get(10)?,
+        lifetime: duration(row.opt(11)?),
+        maxkicks: row.get(12)?,
+        serializable: row.get(13)?,
+        deletemethod: row.get(14)?,
+        rebuild_index: row.get(15)?,
+        analyze_after_copy: row.get(16)?,
+        vacuum_after_copy: row.get(17)?,
+        strict_checking: row.get(18)?,
+        priority: row.get(19)?,
+        active: row.get(20)?,
+        paused: row.get(21)?,
+    })
+}
+
+/// A place in a relgroup, before the sync's options fill what it leaves open.
+struct Mapped {
+    relation: Relation,
+    strict_checking: Option<bool>,
+    rebuild_index: Option<bool>,
+    autokick: Option<bool>,
+}
+
+impl Mapped {
+    fn resolved(&self, sync: &Sync) -> Relation {
+        Relation {
+            strict_checking: self.strict_checking.unwrap_or(sync.strict_checking),
+            rebuild_index: self.rebuild_index.unwrap_or(sync.rebuild_index),
+            autokick: self.autokick.unwrap_or(sync.autokick),
+            ..self.relation.clone()
+        }
+    }
+}
+
+fn relation_row(row: &Row<'_>) -> Result<(String, Mapped)> {
+    let relation = Relation {
+        id: row.get(2)?,
+        schema: row.get(3)?,
+        name: row.get(4)?,
+        is_sequence: row.get(5)?,
+        pkey: row.opt(6)?,
+        conflict_strategy: row.opt(7)?,
+        makedelta: row.opt(8)?,
+        strict_checking: true,
+        rebuild_index: false,
+        autokick: true,
+    };
+    let mapped = Mapped { relation, strict_checking: row.opt(9)?, rebuild_index: row.opt(10)?, autokick: row.opt(11)? };
+    Ok((row.get(1)?, mapped))
+}

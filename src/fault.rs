@@ -1,0 +1,107 @@
+//! Fault points: named places in master and kid that a test build can stop, fail or kill from SQL. In other builds a
+//! point is nothing at all, and the functions do not exist.
+
+/// Passes a named place. In a test build it may fail, wait, or end the process, as `bucardo.fault_set` said.
+#[cfg(not(feature = "fault_points"))]
+#[inline(always)]
+pub fn point(_name: &'static str) -> crate::error::Result<()> {
+    Ok(())
+}
+
+#[cfg(feature = "fault_points")]
+pub use armed::point;
+
+#[cfg(feature = "fault_points")]
+mod armed {
+    use std::time::Duration;
+
+    use pgrx::pg_sys::panic::ErrorReport;
+    use pgrx::prelude::*;
+
+    use crate::error::{Error, Result, SqlState};
+    use crate::pg::fault::{self, Action};
+    use crate::pg::{latch, worker};
+
+    /// Every point, in the order in which a run passes them.
+    const POINTS: [&str; 12] = [
+        "master.before_reload",
+        "master.before_assign",
+        "master.after_assign",
+        "master.before_report",
+        "kid.before_run",
+        "kid.before_gather",
+        "kid.after_gather",
+        "kid.before_commit",
+        "kid.between_commits",
+        "kid.after_commit",
+        "kid.before_mark",
+        "kid.after_mark",
+    ];
+
+    fn number(name: &str) -> Option<usize> {
+        POINTS.iter().position(|p| *p == name)
+    }
+
+    pub fn point(name: &'static str) -> Result<()> {
+        let Some(at) = number(name) else { return Err(Error::internal(format!("{name} is not in the list of fault points"))) };
+        match fault::pass(at) {
+            None => Ok(()),
+            Some(Action::Error) => Err(Error::internal(format!("fault point {name}"))),
+            Some(Action::Kill) => {
+                ereport!(FATAL, PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN, format!("fault point {name}"));
+            }
+            Some(Action::Panic) => {
+                worker::signal(worker::me().0, libc::SIGKILL);
+                Ok(())
+            }
+            Some(Action::Wait) => {
+                while fault::is_set(at) {
+                    latch::wait(None, Some(Duration::from_millis(20)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn unknown(point: &str) -> Error {
+        Error::new(SqlState::UNDEFINED_OBJECT, format!("fault point \"{point}\" does not exist"))
+            .hint("SELECT bucardo.fault_points(); lists them.")
+    }
+
+    /// Sets what happens the next `times` times that the point is passed: `error`, `kill`, `panic` or `wait`.
+    #[pg_extern]
+    fn fault_set(point: &str, action: &str, times: default!(i32, 1)) -> Result<(), ErrorReport> {
+        let at = number(point).ok_or_else(|| unknown(point))?;
+        let action = match action {
+            "error" => Action::Error,
+            "kill" => Action::Kill,
+            "panic" => Action::Panic,
+            "wait" => Action::Wait,
+            _ => {
+                return Err(Error::new(SqlState::INVALID_PARAMETER, format!("\"{action}\" is not an action"))
+                    .hint("error, kill, panic or wait")
+                    .into());
+            }
+        };
+        fault::set(at, action, times);
+        Ok(())
+    }
+
+    /// Forgets all that was set; who waits goes on.
+    #[pg_extern]
+    fn fault_clear() {
+        fault::clear();
+    }
+
+    /// How often the point was passed since the server started.
+    #[pg_extern]
+    fn fault_hits(point: &str) -> Result<i64, ErrorReport> {
+        Ok(fault::hits(number(point).ok_or_else(|| unknown(point))?))
+    }
+
+    /// The names of all points.
+    #[pg_extern]
+    fn fault_points() -> SetOfIterator<'static, &'static str> {
+        SetOfIterator::new(POINTS)
+    }
+}

@@ -1,0 +1,373 @@
+//! The rows of a window into every receiver that needs them: a few row by row with prepared statements, many set-wise
+//! through a staging table, rows that are all new straight into the table. A receiver that fails keeps its error and
+//! is left out of the rest; it never stops the others.
+
+use super::gather::{Change, Group};
+use super::members::Session;
+use super::retry::Care;
+use super::sequence;
+use super::shape::{self, Shapes, Table};
+use super::statements::{Reading, Window, Writing};
+use super::stream::stream;
+use crate::catalog::sync::Sync;
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Conn, Rows};
+
+/// Up to so many changed keys of a table are applied row by row.
+const FEW: u64 = 100;
+
+/// What was written.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counts {
+    pub upserts: u64,
+    pub deletes: u64,
+    pub truncates: u64,
+    pub sequences: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: Counts) {
+        self.upserts += other.upserts;
+        self.deletes += other.deletes;
+        self.truncates += other.truncates;
+        self.sequences += other.sequences;
+    }
+}
+
+/// One member that receives in this pass.
+pub struct Receiver {
+    pub index: usize,
+    pub session: Session,
+    pub shapes: std::rc::Rc<Shapes>,
+    pub failed: Option<Error>,
+    pub counts: Counts,
+    /// Rows that the last COPY stored.
+    pub copied: u64,
+}
+
+impl Receiver {
+    pub fn bit(&self) -> u64 {
+        1 << self.index
+    }
+
+    /// Does something on the member unless it has failed already; an error is kept.
+    pub fn attempt<T>(&mut self, action: impl FnOnce(&mut Conn) -> Result<T>) -> Option<T> {
+        if self.failed.is_some() {
+            return None;
+        }
+        match action(&mut self.session.conn) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed = Some(error);
+                None
+            }
+        }
+    }
+
+    /// The same for an action whose error belongs to a relation.
+    pub fn attempt_on<T>(&mut self, relation: &str, action: impl FnOnce(&mut Conn) -> Result<T>) -> Option<T> {
+        self.attempt(|conn| action(conn).map_err(|e| e.at(relation)))
+    }
+
+    fn table(&self, relation: i32) -> Result<&Table> {
+        self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState(*b"42P01"), "a table of the sync is missing"))
+    }
+}
+
+/// A pass: one group of receivers, one snapshot of the source.
+pub struct Pass<'a> {
+    pub sync: &'a Sync,
+    pub group: &'a Group,
+    pub window: Window,
+    pub care: Care,
+    pub source: &'a Shapes,
+    pub source_version: i32,
+    pub sequences: Option<&'a Rows>,
+    pub sequence_query: Option<&'a str>,
+}
+
+/// A change with everything that is known of it on the source.
+struct Work<'a> {
+    change: &'a Change,
+    table: &'a Table,
+    columns: Vec<String>,
+    /// The relation's name for messages.
+    name: String,
+}
+
+impl Work<'_> {
+    fn reading(&self) -> Reading<'_> {
+        Reading { source: self.table, key: &self.change.key, columns: &self.columns, segments: &self.change.segments }
+    }
+
+    fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
+        let stage = format!("bucardo_stage_{}", self.change.relation);
+        Ok(Writing { table: receiver.table(self.change.relation)?, key: &self.change.key, columns: &self.columns, stage })
+    }
+}
+
+impl<'a> Pass<'a> {
+    fn work(&self) -> Result<Vec<Work<'a>>> {
+        let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
+        let one = |change: &'a Change| {
+            let table = self.source.get(&change.relation).ok_or_else(missing)?;
+            let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+            let relation = &self.sync.relations[change.order];
+            Ok(Work { change, table, columns, name: format!("{}.{}", relation.schema, relation.name) })
+        };
+        self.group.changes.iter().map(one).collect()
+    }
+
+    fn is_few(&self, change: &Change) -> bool {
+        change.changes <= FEW && !change.truncated && !change.whole && !self.care.thorough
+    }
+
+    /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
+    pub fn apply(&self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
+        let work = self.work()?;
+        let few: Vec<&Work> = work.iter().filter(|w| self.is_few(w.change)).collect();
+        self.ask_source(source, &few, &work)?;
+        for receiver in receivers.iter_mut() {
+            self.open(receiver, &work);
+        }
+        let rows = self.source_rows(source, &work)?;
+        for receiver in receivers.iter_mut() {
+            self.opened(receiver, &work);
+        }
+        let mut answers = rows.iter();
+        for item in &work {
+            done(&item.name, 0);
+            if self.is_few(item.change) {
+                if let Some(rows) = answers.next() {
+                    write_few(item, rows, receivers);
+                }
+            } else {
+                self.write_many(item, source, receivers)?;
+            }
+            done(&item.name, item.change.changes);
+        }
+        Ok(())
+    }
+
+    fn ask_source(&self, source: &mut Conn, few: &[&Work], work: &[Work]) -> Result<()> {
+        source.pipeline_begin()?;
+        let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
+        source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
+        for item in few {
+            let params = [Some(self.window.xmax.as_bytes()), Some(self.window.xip.as_bytes())];
+            source.pipeline_add(&item.reading().few(), &[], &params)?;
+        }
+        source.pipeline_send()
+    }
+
+    fn source_rows(&self, source: &mut Conn, work: &[Work]) -> Result<Vec<Rows>> {
+        let mut rows = source.pipeline_collect()?;
+        if !rows.is_empty() {
+            shape::check_fingerprints(&rows.remove(0), work.iter().map(|w| w.table))?;
+        }
+        Ok(rows)
+    }
+
+    /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
+    fn open(&self, receiver: &mut Receiver, work: &[Work]) {
+        let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
+        let locks: Vec<String> = match self.care.locked {
+            true => work.iter().filter_map(|w| w.writing(receiver).ok().map(|t| t.lock())).collect(),
+            false => Vec::new(),
+        };
+        receiver.attempt(|conn| {
+            conn.pipeline_begin()?;
+            conn.pipeline_add(super::gather::begin(self.sync), &[], &[])?;
+            for lock in &locks {
+                conn.pipeline_add(lock, &[], &[])?;
+            }
+            let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
+            conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
+            if let Some(sql) = self.sequence_query {
+                conn.pipeline_add(sql, &[], &[])?;
+            }
+            conn.pipeline_send()
+        });
+    }
+
+    /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
+    fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
+        let locks = if self.care.locked { work.len() } else { 0 };
+        let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
+        let mut answers = answers.drain((1 + locks).min(answers.len())..);
+        let fingerprints = answers.next();
+        let tables: Result<Vec<&Table>> =
+            work.iter().map(|w| receiver.table(w.change.relation).map_err(|e| e.at(&w.name))).collect();
+        let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
+        receiver.attempt(|_| checked);
+        if let (Some(source), Some(mine)) = (self.sequences, answers.next()) {
+            for sql in sequence::statements(self.sync, source, &mine) {
+                if receiver.attempt(|conn| conn.query(&sql)).is_some() {
+                    receiver.counts.sequences += 1;
+                }
+            }
+        }
+    }
+
+    fn write_many(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+        if item.change.truncated {
+            for receiver in receivers.iter_mut() {
+                truncate(item, receiver);
+            }
+        }
+        let alive = || receivers.iter().filter(|r| r.failed.is_none());
+        let binary = alive().all(|r| {
+            r.session.conn.version() / 10_000 == self.source_version / 10_000
+                && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
+        });
+        let all_new = item.change.existed == 0 && item.change.changes > 0 && !item.change.whole && !self.care.thorough;
+        if all_new && alive().all(|r| item.writing(r).is_ok_and(|w| w.takes_copy())) {
+            let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
+            stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
+            for receiver in receivers.iter_mut().filter(|r| r.failed.is_none()) {
+                receiver.counts.upserts += receiver.copied;
+            }
+        } else {
+            self.through_stage(item, binary, source, receivers)?;
+        }
+        Ok(())
+    }
+
+    fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+        for receiver in receivers.iter_mut() {
+            let create = item.writing(receiver).map(|w| w.create_stage());
+            receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
+        }
+        let out = if item.change.whole { item.reading().whole(binary) } else { item.reading().many(&self.window, binary) };
+        let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
+        stream(source, &out, receivers, &item.name, into)?;
+        for receiver in receivers.iter_mut() {
+            let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w));
+            receiver.attempt_on(&item.name, |conn| {
+                conn.pipeline_begin()?;
+                for sql in &statements? {
+                    conn.pipeline_add(sql, &[], &[])?;
+                }
+                conn.pipeline_send()
+            });
+        }
+        for receiver in receivers.iter_mut() {
+            if let Some(answers) = receiver.attempt_on(&item.name, |conn| conn.pipeline_collect()) {
+                self.count(&answers, item, receiver);
+            }
+        }
+        Ok(())
+    }
+
+    fn stage_statements(&self, item: &Work, writing: &Writing) -> Vec<String> {
+        let mut all = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage() };
+        if item.change.whole {
+            all.insert(0, writing.delete_unstaged());
+        }
+        all
+    }
+
+    /// Deletes that are followed by an insert of the same key are no deletes for the user.
+    fn count(&self, answers: &[Rows], item: &Work, receiver: &mut Receiver) {
+        let deletes = if item.change.whole { 2 } else { 1 };
+        let fixed = item.writing(receiver).is_ok_and(|w| w.has_fixed_identity());
+        let silent = if self.care.thorough { 2 } else { usize::from(fixed) };
+        for (i, rows) in answers.iter().enumerate() {
+            if i < deletes {
+                receiver.counts.deletes += rows.affected();
+            } else if i >= deletes + silent {
+                receiver.counts.upserts += rows.affected();
+            }
+        }
+    }
+}
+
+/// Empties the table: by TRUNCATE where PostgreSQL allows it, else (a foreign key points to it) by DELETE.
+fn truncate(item: &Work, receiver: &mut Receiver) {
+    let Ok(writing) = item.writing(receiver) else { return };
+    let (truncate, delete) = (writing.truncate(), writing.delete_all());
+    let done = receiver.attempt_on(&item.name, |conn| {
+        conn.query("SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = '1s'")?;
+        match conn.query(&truncate) {
+            Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = 0").map(drop),
+            Err(e) if matches!(e.code.as_str(), "0A000" | "55P03") => {
+                conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = 0")?;
+                conn.query(&delete).map(drop)
+            }
+            Err(e) => Err(e),
+        }
+    });
+    if done.is_some() {
+        receiver.counts.truncates += 1;
+    }
+}
+
+/// A few rows, each by its key: deletes first, then updates and inserts, all receivers at the same time.
+fn write_few(item: &Work, rows: &Rows, receivers: &mut [Receiver]) {
+    let keys = item.change.key.len();
+    let (alive, gone): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|row| rows.bool(*row, keys));
+    for receiver in receivers.iter_mut() {
+        match item.writing(receiver) {
+            Ok(writing) => {
+                let statements = Few {
+                    types: writing.types(),
+                    delete: writing.delete_one(),
+                    update: writing.can_update().then(|| writing.update_one()),
+                    insert: writing.insert_one(),
+                };
+                receiver.attempt_on(&item.name, |conn| statements.send(conn, rows, keys, &gone, &alive))
+            }
+            Err(error) => receiver.attempt(|_| Err(error)),
+        };
+    }
+    for receiver in receivers.iter_mut().filter(|r| r.failed.is_none()) {
+        match receiver.session.conn.pipeline_collect() {
+            Ok(answers) => {
+                let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
+                let split = gone.len().min(answers.len());
+                receiver.counts.deletes += written(&answers[..split]);
+                receiver.counts.upserts += written(&answers[split..]);
+            }
+            Err(error) => {
+                let at = receiver.session.conn.failed_at;
+                let per_row = if item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 };
+                let row = if at < gone.len() { gone.get(at) } else { alive.get((at - gone.len()) / per_row) };
+                let key = row.map_or_else(String::new, |row| key_text(item, rows, *row));
+                receiver.failed = Some(error.at(format_args!("{} {key}", item.name)));
+            }
+        }
+    }
+}
+
+/// The key of a row as users read it: `(id)=(7)`.
+fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
+    let values: Vec<String> = (0..item.change.key.len()).map(|i| rows.text(row, i)).collect();
+    format!("({})=({})", item.change.key.join(", "), values.join(", "))
+}
+
+/// The prepared statements of the short path.
+struct Few {
+    types: Vec<u32>,
+    delete: String,
+    update: Option<String>,
+    insert: String,
+}
+
+impl Few {
+    fn send(&self, conn: &mut Conn, rows: &Rows, keys: usize, gone: &[usize], alive: &[usize]) -> Result<()> {
+        conn.pipeline_begin()?;
+        for row in gone {
+            let key: Vec<Option<&[u8]>> = (0..keys).map(|c| rows.bytes(*row, c)).collect();
+            conn.pipeline_add(&self.delete, &self.types[..keys], &key)?;
+        }
+        for row in alive {
+            // Keys, then columns; between them stands whether the row lives.
+            let values: Vec<Option<&[u8]>> = (0..rows.columns()).filter(|c| *c != keys).map(|c| rows.bytes(*row, c)).collect();
+            if let Some(update) = &self.update {
+                conn.pipeline_add(update, &self.types, &values)?;
+            }
+            conn.pipeline_add(&self.insert, &self.types, &values)?;
+        }
+        conn.pipeline_send()
+    }
+}

@@ -1,0 +1,173 @@
+//! The first step of a run: what is pending on the source, for whom, in which window. Opens the source's transaction
+//! and takes its snapshot, which is also the place up to which the receivers will have been served.
+
+use super::shape::Shapes;
+use super::statements::Window;
+use crate::catalog::sync::Sync;
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::{Conn, Rows};
+
+/// The changes of one relation that some receivers need.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The relation's number in the catalog.
+    pub relation: i32,
+    /// The place of the relation in the sync.
+    pub order: usize,
+    pub key: Vec<String>,
+    pub segments: Vec<String>,
+    pub changes: u64,
+    /// How many of the deltas are of rows that were there before.
+    pub existed: u64,
+    pub truncated: bool,
+    pub whole: bool,
+}
+
+/// Receivers that were served up to the same snapshot, and what they need.
+#[derive(Debug)]
+pub struct Group {
+    pub served: String,
+    pub members: u64,
+    pub changes: Vec<Change>,
+}
+
+/// What the source has.
+pub struct Gathered {
+    pub snapshot: String,
+    pub groups: Vec<Group>,
+    pub sequences: Option<Rows>,
+}
+
+impl Group {
+    pub fn window(&self) -> Window {
+        window(&self.served)
+    }
+}
+
+/// A snapshot `xmin:xmax:xip,…` as the two values that a window compares with.
+pub fn window(served: &str) -> Window {
+    let mut parts = served.splitn(3, ':').skip(1);
+    let xmax = parts.next().filter(|x| !x.is_empty() && x.bytes().all(|b| b.is_ascii_digit())).unwrap_or("0");
+    let xip = parts.next().unwrap_or("");
+    Window { xmax: xmax.to_string(), xip: format!("{{{xip}}}") }
+}
+
+/// Which control database and source ask.
+pub struct Asker<'a> {
+    pub control: &'a str,
+    pub sync: &'a Sync,
+    pub source: usize,
+}
+
+const TRACK: &str = "SELECT member, served FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
+
+/// Opens the transaction on the source and reads what the receivers in `members` need.
+pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gathered> {
+    let sync = asker.sync;
+    let names: Vec<&str> = sync.members.iter().map(|m| m.db.name.as_str()).collect();
+    let wanted: Vec<&str> = (0..names.len()).filter(|i| members & (1 << i) != 0).map(|i| names[i]).collect();
+    let array = text_array(&wanted);
+    let captured = sync.capture_name();
+    let who = [Some(asker.control.as_bytes()), Some(captured.as_bytes()), Some(names[asker.source].as_bytes())];
+    conn.pipeline_begin()?;
+    conn.pipeline_add(begin(sync), &[], &[])?;
+    conn.pipeline_add("SELECT pg_catalog.pg_current_snapshot()", &[], &[])?;
+    conn.pipeline_add(TRACK, &[], &who)?;
+    conn.pipeline_add(CHANGES, &[], &[who[0], who[1], who[2], Some(array.as_bytes())])?;
+    if let Some(sql) = sequences {
+        conn.pipeline_add(sql, &[], &[])?;
+    }
+    conn.pipeline_send()?;
+    let mut answers = conn.pipeline_collect().map_err(capture_missing)?.into_iter().skip(1);
+    let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
+        return Err(Error::internal("the source's answer was not complete"));
+    };
+    let groups = groups(sync, members, &track, &changes, shapes)?;
+    Ok(Gathered { snapshot: snapshot.text(0, 0), groups, sequences: answers.next() })
+}
+
+/// How the transactions of a run begin.
+pub fn begin(sync: &Sync) -> &'static str {
+    if sync.serializable { "BEGIN ISOLATION LEVEL SERIALIZABLE" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ" }
+}
+
+fn capture_missing(error: Error) -> Error {
+    if matches!(error.code.as_str(), "42883" | "42P01" | "3F000") && error.message.contains("bucardo.") {
+        return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
+            .hint("Install them again with bucardo.update_sync('the sync').");
+    }
+    error
+}
+
+fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shapes) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (i, member) in sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0) {
+        let row = (0..track.len()).find(|row| track.get(*row, 0) == Some(&member.db.name));
+        let served = row.map(|row| track.text(row, 1)).ok_or_else(|| {
+            Error::new(SqlState::WRONG_STATE, format!("the source does not know how far db \"{}\" was served", member.db.name))
+                .hint(format!("Run SELECT bucardo.update_sync('{}');", sync.name))
+        })?;
+        match groups.iter_mut().find(|g| g.served == served) {
+            Some(group) => group.members |= 1 << i,
+            None => groups.push(Group { served, members: 1 << i, changes: Vec::new() }),
+        }
+    }
+    for row in 0..changes.len() {
+        let oid: u32 = changes.number(row, 1).unwrap_or_default();
+        let found = sync.relations.iter().enumerate().find(|(_, r)| shapes.get(&r.id).is_some_and(|t| t.oid == oid));
+        // Captured but no longer in the sync: the master takes the capture off.
+        let Some((order, relation)) = found else { continue };
+        let change = Change {
+            relation: relation.id,
+            order,
+            key: strings(changes.get(row, 2))?,
+            segments: strings(changes.get(row, 3))?,
+            changes: changes.number(row, 4).unwrap_or_default(),
+            existed: changes.number(row, 5).unwrap_or_default(),
+            truncated: changes.bool(row, 6),
+            whole: changes.bool(row, 7),
+        };
+        if let Some(group) = groups.iter_mut().find(|g| changes.get(row, 0) == Some(&g.served)) {
+            group.changes.push(change);
+        }
+    }
+    for group in &mut groups {
+        group.changes.sort_by_key(|c| c.order);
+    }
+    Ok(groups)
+}
+
+fn strings(json: Option<&str>) -> Result<Vec<String>> {
+    serde_json::from_str(json.unwrap_or("[]")).map_err(|e| Error::internal(format!("the source's answer is not an array: {e}")))
+}
+
+/// Names as an array literal of PostgreSQL.
+pub fn text_array(items: &[&str]) -> String {
+    let quoted: Vec<String> = items.iter().map(|i| format!("\"{}\"", i.replace('\\', "\\\\").replace('"', "\\\""))).collect();
+    format!("{{{}}}", quoted.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_becomes_a_window() {
+        let w = window("100:120:100,110");
+        assert_eq!((w.xmax.as_str(), w.xip.as_str()), ("120", "{100,110}"));
+        let w = window("100:100:");
+        assert_eq!((w.xmax.as_str(), w.xip.as_str()), ("100", "{}"));
+    }
+
+    #[test]
+    fn what_is_no_snapshot_serves_everything_again() {
+        assert_eq!(window("").xmax, "0");
+        assert_eq!(window("a:b:c").xmax, "0");
+    }
+
+    #[test]
+    fn names_are_quoted_in_an_array() {
+        assert_eq!(text_array(&["a", "b\"c\\"]), "{\"a\",\"b\\\"c\\\\\"}");
+    }
+}

@@ -1,0 +1,192 @@
+//! The kid: a dynamic worker that serves any sync of its database, one run after the other, as the master assigns
+//! them in the shared table. It keeps its connections between runs. It is watched by the master, never restarted by
+//! the server, and it ends when the master is gone.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::members::Pool;
+use super::report::{Progress, show};
+use super::run::{self, Plan};
+use crate::catalog;
+use crate::error::{Error, Result, SqlState};
+use crate::fault;
+use crate::master::slot::{KidSlot, KidState, Outcome, Report, Text};
+use crate::pg::{latch, shmem, spi, worker, xact};
+
+/// An idle kid looks this often whether its master still lives.
+const LOOK: Duration = Duration::from_secs(5);
+
+struct Kid {
+    slot: usize,
+    db: u32,
+    pool: Pool,
+    plans: HashMap<i32, Plan>,
+    /// The number of the next run, fetched ahead.
+    next_run: Option<i64>,
+}
+
+/// A run as the master assigned it.
+struct Assignment {
+    sync: i32,
+    members: u64,
+    last: bool,
+    close: bool,
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn bucardo_kid_main(argument: pg_sys::Datum) {
+    let slot = argument.value();
+    let db = shmem::read(|s| s.kids[slot].db);
+    worker::at_exit(kid_gone, slot);
+    worker::start(Some(db));
+    worker::set_for_session(c"synchronous_commit", c"off");
+    let (pid, procno) = worker::me();
+    show(slot, |kid| {
+        kid.pid = pid;
+        kid.procno = procno;
+        kid.state = KidState::Idle;
+    });
+    wake_master(db);
+    let mut kid = Kid { slot, db, pool: Pool::default(), plans: HashMap::new(), next_run: None };
+    while kid.serve_one() {}
+    worker::exit(0)
+}
+
+/// Tells the master that a kid has news.
+fn wake_master(db: u32) {
+    let procno = shmem::with(|s| s.master(db).map_or(-1, |m| m.procno));
+    worker::set_latch(procno);
+}
+
+/// However the process ends, its slot must not say that it lives. Runs no code that can fail.
+fn kid_gone(slot: usize) {
+    let db = shmem::with(|shared| {
+        let kid = &mut shared.kids[slot];
+        let db = kid.db;
+        if matches!(kid.state, KidState::Busy | KidState::Assigned) {
+            kid.state = KidState::Reported;
+            kid.report = Report {
+                outcome: Outcome::Bad,
+                whole: true,
+                sqlstate: *b"57P01",
+                message: Text::new("the kid was ended during the run"),
+                ..Report::NONE
+            };
+            kid.pid = 0;
+        } else if kid.state != KidState::Reported {
+            *kid = KidSlot::FREE;
+        } else {
+            kid.pid = 0;
+        }
+        db
+    });
+    wake_master(db);
+}
+
+impl Kid {
+    /// Waits for an assignment and carries it out; false when the kid should end.
+    fn serve_one(&mut self) -> bool {
+        let Some(job) = self.assignment() else {
+            worker::report_activity(false, "");
+            latch::wait(None, Some(LOOK));
+            worker::reload_if_asked();
+            return shmem::with(|s| s.master(self.db).is_some_and(|m| m.pid != 0));
+        };
+        let report = match xact::caught(|| Ok(self.run(&job))) {
+            Ok(report) => report,
+            Err(error) => {
+                xact::recover();
+                self.plans.remove(&job.sync);
+                failed(&error)
+            }
+        };
+        if job.close {
+            self.pool.clear();
+        }
+        show(self.slot, |kid| {
+            kid.report = report;
+            kid.state = KidState::Reported;
+            kid.phase = crate::master::slot::Phase::Idle;
+            kid.run = 0;
+        });
+        wake_master(self.db);
+        self.fetch_next_run();
+        !job.last
+    }
+
+    fn assignment(&self) -> Option<Assignment> {
+        let now = shmem::now();
+        shmem::with(|shared| {
+            let kid = &mut shared.kids[self.slot];
+            (kid.state == KidState::Assigned).then(|| {
+                kid.state = KidState::Busy;
+                kid.since = now;
+                Assignment { sync: kid.sync, members: kid.members, last: kid.last, close: kid.close }
+            })
+        })
+    }
+
+    fn run(&mut self, job: &Assignment) -> Report {
+        if let Err(error) = fault::point("kid.before_run") {
+            return failed(&error);
+        }
+        let mut plan = match self.plan(job.sync) {
+            Ok(plan) => plan,
+            Err(error) => return failed(&error),
+        };
+        worker::report_activity(true, &format!("bucardo: sync {}", plan.sync.name));
+        let run = self.next_run.take().map_or_else(next_run, Ok);
+        let mut progress = Progress::new(self.slot, run.unwrap_or_default());
+        run::run(&mut plan, &mut self.pool, job.members, &mut progress);
+        if let Err(error) = progress.record(&plan.sync) {
+            warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
+        }
+        self.plans.insert(job.sync, plan);
+        progress.report()
+    }
+
+    /// The sync as the catalog has it now; read anew only when the catalog changed.
+    fn plan(&mut self, sync: i32) -> Result<Plan> {
+        let generation = shmem::with(|s| s.master(self.db).map_or(0, |m| m.generation));
+        match self.plans.remove(&sync) {
+            Some(plan) if plan.generation == generation => return Ok(plan),
+            _ => {}
+        }
+        xact::transaction(|| {
+            let gone = || Error::new(SqlState::UNDEFINED_OBJECT, "the sync is gone");
+            let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[sync.into()])?.ok_or_else(gone)?;
+            let config = catalog::sync::load(&name)?.ok_or_else(gone)?;
+            let control = catalog::control_id()?;
+            Ok(Plan::new(config, control, generation))
+        })
+    }
+
+    /// Fetches the number of the next run while nobody waits for it.
+    fn fetch_next_run(&mut self) {
+        if self.next_run.is_none() {
+            self.next_run = next_run().ok();
+        }
+    }
+}
+
+fn next_run() -> Result<i64> {
+    xact::transaction(|| {
+        spi::value("SELECT pg_catalog.nextval('bucardo.syncrun_run_seq')", &[])?.ok_or_else(|| Error::internal("no run number"))
+    })
+}
+
+fn failed(error: &Error) -> Report {
+    Report {
+        outcome: Outcome::Bad,
+        whole: true,
+        sqlstate: error.code.0,
+        message: Text::new(&error.to_string()),
+        hint: Text::new(error.hint.as_deref().unwrap_or("")),
+        ..Report::NONE
+    }
+}

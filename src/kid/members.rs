@@ -1,0 +1,82 @@
+//! The open connections of a run, by role. Connections outlive runs in the kid's pool; a run takes them out, and only
+//! those that are idle and whole go back, so an error in between closes what it left in an unknown state.
+
+use std::collections::HashMap;
+
+use crate::catalog::db::Db;
+use crate::error::{Error, Result, SqlState};
+use crate::guc;
+use crate::libpq::Conn;
+
+/// The session of every member, whatever its server, database and role are set to: no triggers, no surprises in names,
+/// one text format for all types, no time-outs but our own.
+const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
+    SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
+    SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
+    SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; \
+    SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
+    SET default_transaction_deferrable = off; SET row_security = off; SET jit = off; SET client_min_messages = error; \
+    SET deadlock_timeout = '100ms'";
+
+/// The connections that wait for the next run, by the member's name.
+#[derive(Default)]
+pub struct Pool {
+    idle: HashMap<String, (String, Conn)>,
+}
+
+/// A connection taken for a run.
+pub struct Session {
+    pub conn: Conn,
+    /// Whether it was made for this run.
+    pub fresh: bool,
+    key: String,
+}
+
+impl Pool {
+    /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one.
+    pub fn take(&mut self, db: &Db) -> Result<Session> {
+        let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
+        if let Some((kept, conn)) = self.idle.remove(&db.name)
+            && kept == key
+            && conn.is_idle()
+            && !conn.is_broken()
+        {
+            return Ok(Session { conn, fresh: false, key });
+        }
+        let mut conn = Conn::open(&db.target, "bucardo kid", guc::connect_timeout())?;
+        if conn.version() < 130_000 {
+            return Err(Error::new(SqlState::NOT_SUPPORTED, format!("db \"{}\" is older than PostgreSQL 13", db.name)));
+        }
+        conn.query(SESSION).map_err(|e| {
+            e.at(format_args!("db \"{}\"", db.name))
+                .hint("The role in the conninfo must be a superuser (or may set session_replication_role).")
+        })?;
+        Ok(Session { conn, fresh: true, key })
+    }
+
+    /// Takes a session back, if it can be used again.
+    pub fn give_back(&mut self, session: Session) {
+        if session.conn.is_idle() && !session.conn.is_broken() {
+            self.idle.insert(session.conn.name.clone(), (session.key, session.conn));
+        }
+    }
+
+    /// Closes all.
+    pub fn clear(&mut self) {
+        self.idle.clear();
+    }
+}
+
+/// The encoding in which rows travel: UTF8, into which every server converts. Databases without an encoding convert
+/// nothing, and among themselves their bytes must pass as they are.
+pub fn common_encoding<'a>(mut sessions: impl Iterator<Item = &'a Session>) -> &'static str {
+    if sessions.all(|s| s.conn.parameter(c"server_encoding") == "SQL_ASCII") { "SQL_ASCII" } else { "UTF8" }
+}
+
+/// Makes the session speak the encoding.
+pub fn speak(conn: &mut Conn, encoding: &str) -> Result<()> {
+    if conn.parameter(c"client_encoding") != encoding {
+        conn.query(&format!("SET client_encoding = '{encoding}'"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! Step 3 of a change: one run of one sync. Read `run.rs` first, then the steps in its order.
+
+pub mod apply;
+pub mod gather;
+pub mod main;
+pub mod members;
+pub mod progress;
+pub mod report;
+pub mod retry;
+pub mod run;
+pub mod sequence;
+pub mod shape;
+pub mod statements;
+pub mod stream;

@@ -1,0 +1,26 @@
+//! How far each receiver has been served, kept at the source for receivers that are no source themselves. Written
+//! after the receiver has committed: losing it only sends again what is there already.
+
+use super::gather::{Asker, text_array};
+use crate::error::Result;
+use crate::libpq::Conn;
+
+const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, at = pg_catalog.clock_timestamp() \
+    WHERE control = $1 AND sync = $2 AND source = $3 AND member = ANY ($5::pg_catalog.text[])";
+
+/// Notes at the source that the members were served up to the snapshot. It does not wait for the disk.
+pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
+    let names: Vec<&str> =
+        asker.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0).map(|(_, m)| m.db.name.as_str()).collect();
+    let source = &asker.sync.members[asker.source].db.name;
+    let array = text_array(&names);
+    conn.pipeline_begin()?;
+    conn.pipeline_add("BEGIN", &[], &[])?;
+    conn.pipeline_add("SET LOCAL synchronous_commit = off", &[], &[])?;
+    let sync = asker.sync.capture_name();
+    let params = [asker.control, &sync, source, snapshot, &array].map(|p| Some(p.as_bytes()));
+    conn.pipeline_add(SERVED, &[], &params)?;
+    conn.pipeline_add("COMMIT", &[], &[])?;
+    conn.pipeline_send()?;
+    conn.pipeline_collect().map(drop)
+}

@@ -1,0 +1,192 @@
+//! What a run has to say: the live line of `bucardo.activity`, the row of `bucardo.syncrun`, and the report by which
+//! the master decides what comes next.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::apply::Counts;
+use crate::catalog::sync::Sync;
+use crate::error::{Error, Result};
+use crate::master::slot::{KidSlot, Outcome, Phase, Report, Text};
+use crate::pg::{shmem, spi, xact};
+
+/// A run as it goes on.
+pub struct Progress {
+    slot: usize,
+    pub run: i64,
+    started: i64,
+    phase: (Phase, Instant),
+    phases: BTreeMap<&'static str, f64>,
+    relations: BTreeMap<String, (u64, f64, Instant)>,
+    pub counts: Counts,
+    pub attempts: u32,
+    /// What went wrong: the members as bits, and the first error of each kind.
+    pub down: u64,
+    pub refused: u64,
+    pub whole: bool,
+    pub error: Option<Error>,
+    /// Whether anything was pending.
+    pub saw_changes: bool,
+}
+
+impl Progress {
+    pub fn new(slot: usize, run: i64) -> Self {
+        let now = shmem::now();
+        show(slot, |kid| {
+            kid.run = run;
+            kid.phase = Phase::Connect;
+            kid.rows_done = 0;
+            kid.rows_total = 0;
+            kid.relation = Text::EMPTY;
+            kid.since = now;
+        });
+        Self {
+            slot,
+            run,
+            started: now,
+            phase: (Phase::Connect, Instant::now()),
+            phases: BTreeMap::new(),
+            relations: BTreeMap::new(),
+            counts: Counts::default(),
+            attempts: 0,
+            down: 0,
+            refused: 0,
+            whole: false,
+            error: None,
+            saw_changes: false,
+        }
+    }
+
+    fn clock(&mut self) {
+        let (phase, since) = self.phase;
+        *self.phases.entry(phase.name()).or_default() += since.elapsed().as_secs_f64() * 1000.0;
+    }
+
+    /// Enters a phase.
+    pub fn phase(&mut self, phase: Phase) {
+        self.clock();
+        self.phase = (phase, Instant::now());
+        show(self.slot, |kid| kid.phase = phase);
+    }
+
+    pub fn total(&self, rows: u64) {
+        show(self.slot, |kid| kid.rows_total += rows);
+    }
+
+    /// A relation is begun (`changes` 0) or done.
+    pub fn relation(&mut self, name: &str, changes: u64) {
+        let entry = self.relations.entry(name.to_string()).or_insert((0, 0.0, Instant::now()));
+        if changes == 0 {
+            entry.2 = Instant::now();
+        } else {
+            entry.0 += changes;
+            entry.1 += entry.2.elapsed().as_secs_f64() * 1000.0;
+        }
+        show(self.slot, |kid| {
+            kid.relation = Text::new(name);
+            kid.rows_done += changes;
+        });
+    }
+
+    /// A member's part failed for good in this run.
+    pub fn member_failed(&mut self, bit: u64, away: bool, error: Error) {
+        if away {
+            self.down |= bit;
+        } else {
+            self.refused |= bit;
+        }
+        // What a user must mend goes before what mends itself.
+        if self.error.is_none() || (!away && self.refused == bit) {
+            self.error = Some(error);
+        }
+    }
+
+    /// The whole run failed.
+    pub fn failed(&mut self, away: u64, error: Error) {
+        self.whole = true;
+        self.down |= away;
+        self.error = Some(error);
+    }
+
+    pub fn outcome(&self) -> Outcome {
+        if self.whole || self.refused != 0 {
+            Outcome::Bad
+        } else if self.counts != Counts::default() {
+            Outcome::Good
+        } else {
+            Outcome::Empty
+        }
+    }
+
+    /// The report for the master.
+    pub fn report(&self) -> Report {
+        let mut report = Report {
+            outcome: self.outcome(),
+            down: self.down,
+            refused: self.refused,
+            whole: self.whole,
+            idle: !self.saw_changes,
+            ..Report::NONE
+        };
+        if let Some(error) = &self.error {
+            report.sqlstate = error.code.0;
+            report.message = Text::new(&error.to_string());
+            report.hint = Text::new(error.hint.as_deref().unwrap_or(""));
+        }
+        report
+    }
+
+    fn details(&self) -> Value {
+        let relation = |(name, (changes, ms, _)): (&String, &(u64, f64, Instant))| {
+            (name.clone(), json!({"changes": changes, "ms": round(*ms)}))
+        };
+        let relations: serde_json::Map<String, Value> = self.relations.iter().map(relation).collect();
+        let phases: serde_json::Map<String, Value> =
+            self.phases.iter().map(|(k, v)| ((*k).to_string(), json!(round(*v)))).collect();
+        json!({"phases_ms": phases, "relations": relations, "attempts": self.attempts})
+    }
+
+    /// Writes the row of `bucardo.syncrun`.
+    pub fn record(&mut self, sync: &Sync) -> Result<()> {
+        self.clock();
+        let state = match self.outcome() {
+            Outcome::Good => "good",
+            Outcome::Empty => "empty",
+            Outcome::Bad | Outcome::None => "bad",
+        };
+        let error = self.error.as_ref().map(Error::to_string);
+        let sqlstate = self.error.as_ref().map(|e| e.code.as_str().to_string());
+        let details = self.details().to_string();
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        xact::transaction(|| {
+            spi::execute(
+                "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details) \
+                 VALUES ($1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb)",
+                &[
+                    self.run.into(),
+                    sync.name.as_str().into(),
+                    state.into(),
+                    self.started.into(),
+                    count(self.counts.upserts).into(),
+                    count(self.counts.deletes).into(),
+                    count(self.counts.truncates).into(),
+                    error.as_deref().into(),
+                    sqlstate.as_deref().into(),
+                    details.as_str().into(),
+                ],
+            )
+            .map(drop)
+        })
+    }
+}
+
+fn round(ms: f64) -> f64 {
+    (ms * 1000.0).round() / 1000.0
+}
+
+/// Changes what the kid's slot shows.
+pub fn show(slot: usize, change: impl FnOnce(&mut KidSlot)) {
+    shmem::with(|shared| change(&mut shared.kids[slot]));
+}

@@ -1,0 +1,89 @@
+//! What a member's error means for its part of the run: again at once, away, or refused. Pure.
+
+use std::time::Duration;
+
+use crate::error::{Error, SqlState};
+
+/// How a pass is to be made. It gets more careful with every defeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Care {
+    /// Delete first, then insert: unique values may be swapped between rows.
+    pub thorough: bool,
+    /// Lock the tables against writers before the snapshot, so that a busy application cannot defeat the run for ever.
+    pub locked: bool,
+}
+
+/// What to do after a failure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Again { care: Care, wait: Duration },
+    Down,
+    Refused,
+}
+
+/// How often a run that was only unlucky is taken again before it is called refused.
+const MAX_DEFEATS: u32 = 20;
+/// From this defeat on the tables are locked first.
+const LOCK_AFTER: u32 = 3;
+
+/// Whether the error says that the member cannot be reached, or is going away.
+pub fn is_away(code: SqlState) -> bool {
+    code.class() == "08" || matches!(code.as_str(), "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "28000" | "28P01" | "3D000")
+}
+
+/// Judges the error of the given attempt (0 is the first). `fresh` says that the connection was made for this attempt.
+pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
+    let again = |care| Verdict::Again { care, wait: Duration::from_millis(5 << attempt.min(7)) };
+    match error.code.as_str() {
+        // A kept connection may have died with a server that is back already.
+        _ if is_away(error.code) && !fresh && attempt == 0 => Verdict::Again { care, wait: Duration::ZERO },
+        _ if is_away(error.code) => Verdict::Down,
+        "40001" | "40P01" | "55P03" if attempt < MAX_DEFEATS => again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care }),
+        // Another row holds the value now: a row of this run that is not yet written, or one that an application just made.
+        "23505" | "23P01" if attempt < 3 => again(Care { thorough: true, ..care }),
+        // The table is not what it was when it was looked at: look again, once.
+        "42P01" | "42703" | "42804" | "42883" | "0A000" | "55000" if attempt == 0 => again(care),
+        _ => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: &str) -> Error {
+        Error::new(SqlState::parse(code), "x")
+    }
+
+    fn verdict(code: &str, attempt: u32) -> Verdict {
+        judge(&error(code), attempt, Care::default(), true)
+    }
+
+    #[test]
+    fn an_unlucky_run_is_taken_again_and_locks_after_some_defeats() {
+        for code in ["40001", "40P01"] {
+            assert!(matches!(verdict(code, 0), Verdict::Again { care: Care { locked: false, .. }, .. }));
+            assert!(matches!(verdict(code, 2), Verdict::Again { care: Care { locked: true, .. }, .. }));
+            assert_eq!(verdict(code, MAX_DEFEATS), Verdict::Refused);
+        }
+    }
+
+    #[test]
+    fn a_taken_unique_value_makes_the_next_attempt_thorough() {
+        assert!(matches!(verdict("23505", 0), Verdict::Again { care: Care { thorough: true, .. }, .. }));
+        assert_eq!(verdict("23505", 3), Verdict::Refused);
+    }
+
+    #[test]
+    fn a_stale_connection_is_replaced_before_a_member_is_called_away() {
+        assert!(matches!(judge(&error("08006"), 0, Care::default(), false), Verdict::Again { .. }));
+        assert_eq!(judge(&error("08006"), 1, Care::default(), false), Verdict::Down);
+        assert_eq!(verdict("57P01", 0), Verdict::Down);
+    }
+
+    #[test]
+    fn a_row_that_breaks_a_rule_is_refused() {
+        assert_eq!(verdict("23514", 0), Verdict::Refused);
+        assert_eq!(verdict("P0001", 0), Verdict::Refused);
+    }
+}

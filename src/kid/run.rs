@@ -1,0 +1,263 @@
+//! One run of one sync, on one screen: gather → apply → commit → mark, for the members that the master named.
+//! Receivers that were served up to the same snapshot go together; one that fails is taken again by itself, or left to
+//! the master's back-off. A run must never tell a receiver's progress before that receiver has committed.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::apply::{Counts, Pass, Receiver};
+use super::gather::{self, Asker, Gathered, Group};
+use super::members::{self, Pool, Session};
+use super::progress;
+use super::report::Progress;
+use super::retry::{self, Care, Verdict};
+use super::sequence;
+use super::shape::{self, Shapes};
+use crate::catalog::sync::{Role, Sync};
+use crate::error::{Error, Result, SqlState};
+use crate::fault;
+use crate::libpq::Rows;
+use crate::master::slot::Phase;
+use crate::pg::latch;
+
+/// What a kid keeps of a sync between runs.
+pub struct Plan {
+    pub sync: Sync,
+    pub control: String,
+    /// The catalog's generation in which it was read.
+    pub generation: u64,
+    shapes: HashMap<usize, Rc<Shapes>>,
+    sequence_query: Option<String>,
+    /// The sequences' state that each receiver was given last.
+    sequences: HashMap<usize, String>,
+}
+
+impl Plan {
+    pub fn new(sync: Sync, control: String, generation: u64) -> Self {
+        let sequence_query = sequence::query(&sync);
+        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new() }
+    }
+
+    fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+        if let Some(known) = self.shapes.get(&index) {
+            return Ok(known.clone());
+        }
+        let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
+        self.shapes.insert(index, seen.clone());
+        Ok(seen)
+    }
+}
+
+/// Runs the sync for the given receivers and fills in how it went.
+pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) {
+    let Some(source) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
+        return progress.failed(0, Error::new(SqlState::WRONG_STATE, "the sync has no source"));
+    };
+    let receives = |i: &usize| plan.sync.members[*i].role != Role::Source && plan.sync.members[*i].db.active;
+    let mut todo = (0..plan.sync.members.len()).filter(receives).map(|i| 1 << i).fold(0, |a, b| a | b) & members;
+    let mut care = Care::default();
+    let mut attempt = 0;
+    while todo != 0 {
+        progress.attempts += 1;
+        let failures = match one_attempt(plan, pool, source, todo, care, progress) {
+            Ok(failures) => failures,
+            Err((error, fresh)) => {
+                forget(plan, &error);
+                match retry::judge(&error, attempt, care, fresh) {
+                    Verdict::Again { care: next, wait } => again(&mut care, next, &mut attempt, wait),
+                    Verdict::Down => return progress.failed(1 << source, error),
+                    Verdict::Refused => return progress.failed(0, at_member(error, plan, source)),
+                }
+                continue;
+            }
+        };
+        todo = 0;
+        let mut pause = Duration::ZERO;
+        let mut next_care = care;
+        for Failure { index, error, fresh } in failures {
+            forget(plan, &error);
+            match retry::judge(&error, attempt, care, fresh) {
+                Verdict::Again { care, wait } => {
+                    todo |= 1 << index;
+                    pause = pause.max(wait);
+                    next_care = Care { thorough: next_care.thorough | care.thorough, locked: next_care.locked | care.locked };
+                }
+                verdict => progress.member_failed(1 << index, verdict == Verdict::Down, at_member(error, plan, index)),
+            }
+        }
+        again(&mut care, next_care, &mut attempt, pause);
+    }
+}
+
+/// Prepares the next attempt; the wait lets whoever won finish first.
+fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Duration) {
+    *care = next;
+    *attempt += 1;
+    if !wait.is_zero() {
+        latch::wait(None, Some(wait));
+    }
+}
+
+/// What was seen of the tables may be the reason: look again before the next attempt.
+fn forget(plan: &mut Plan, error: &Error) {
+    if !retry::is_away(error.code) && !matches!(error.code.as_str(), "40001" | "40P01") {
+        plan.shapes.clear();
+    }
+}
+
+fn at_member(error: Error, plan: &Plan, index: usize) -> Error {
+    error.at(format_args!("db \"{}\"", plan.sync.members[index].db.name))
+}
+
+/// A receiver's part that failed.
+struct Failure {
+    index: usize,
+    error: Error,
+    fresh: bool,
+}
+
+/// One attempt with one snapshot of the source. `Err`: the source failed, and whether its connection was new.
+fn one_attempt(
+    plan: &mut Plan,
+    pool: &mut Pool,
+    source: usize,
+    todo: u64,
+    care: Care,
+    progress: &mut Progress,
+) -> Result<Vec<Failure>, (Error, bool)> {
+    progress.phase(Phase::Connect);
+    let mut from = pool.take(&plan.sync.members[source].db).map_err(|e| (e, true))?;
+    let fresh = from.fresh;
+    let fail = |e: Error| (e, fresh);
+    let shapes = plan.shapes(source, &mut from).map_err(fail)?;
+    shape::check_complete(&plan.sync, &shapes).map_err(fail)?;
+    let (mut receivers, mut failures) = open_receivers(plan, pool, todo);
+    let encoding = members::common_encoding(std::iter::once(&from).chain(receivers.iter().map(|r| &r.session)));
+    members::speak(&mut from.conn, encoding).map_err(fail)?;
+    for receiver in &mut receivers {
+        receiver.attempt(|conn| members::speak(conn, encoding));
+    }
+    progress.phase(Phase::Gather);
+    fault::point("kid.before_gather").map_err(fail)?;
+    let asker = Asker { control: &plan.control, sync: &plan.sync, source };
+    let alive = receivers.iter().fold(0, |bits, r| bits | r.bit());
+    let gathered = gather::gather(&mut from.conn, &asker, alive, &shapes, plan.sequence_query.as_deref()).map_err(fail)?;
+    fault::point("kid.after_gather").map_err(fail)?;
+    let mut served = 0;
+    for group in &gathered.groups {
+        let (mut mine, others): (Vec<_>, Vec<_>) = receivers.into_iter().partition(|r| group.members & r.bit() != 0);
+        receivers = others;
+        let result = serve(plan, &shapes, &gathered, group, care, &mut from, &mut mine, progress);
+        let committed = result.map_err(fail)?;
+        served |= committed;
+        for receiver in mine {
+            settle(receiver, pool, &mut failures, &mut progress.counts);
+        }
+    }
+    progress.phase(Phase::Mark);
+    from.conn.query("COMMIT").map_err(fail)?;
+    fault::point("kid.before_mark").map_err(fail)?;
+    if served != 0 {
+        let asker = Asker { control: &plan.control, sync: &plan.sync, source };
+        progress::mark(&mut from.conn, &asker, &gathered.snapshot, served).map_err(fail)?;
+    }
+    fault::point("kid.after_mark").map_err(fail)?;
+    pool.give_back(from);
+    Ok(failures)
+}
+
+fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>, Vec<Failure>) {
+    let mut receivers = Vec::new();
+    let mut failures = Vec::new();
+    for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
+        let opened = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true)).and_then(|mut session| {
+            let fresh = session.fresh;
+            let shapes = plan.shapes(index, &mut session).map_err(|e| (e, fresh))?;
+            Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0 })
+        });
+        match opened {
+            Ok(receiver) => receivers.push(receiver),
+            Err((error, fresh)) => failures.push(Failure { index, error, fresh }),
+        }
+    }
+    (receivers, failures)
+}
+
+/// Brings one group of receivers up to the snapshot and commits them. The bits of those that committed.
+#[expect(clippy::too_many_arguments, reason = "the parts of one run, each by its name")]
+fn serve(
+    plan: &mut Plan,
+    shapes: &Shapes,
+    gathered: &Gathered,
+    group: &Group,
+    care: Care,
+    from: &mut Session,
+    receivers: &mut [Receiver],
+    progress: &mut Progress,
+) -> Result<u64> {
+    let sequences = moved_sequences(plan, gathered.sequences.as_ref(), receivers);
+    if group.changes.is_empty() && sequences.is_none() {
+        return Ok(0);
+    }
+    progress.saw_changes |= !group.changes.is_empty();
+    progress.phase(Phase::Apply);
+    progress.total(group.changes.iter().map(|c| c.changes).sum());
+    let pass = Pass {
+        sync: &plan.sync,
+        group,
+        window: group.window(),
+        care,
+        source: shapes,
+        source_version: from.conn.version(),
+        sequences: gathered.sequences.as_ref(),
+        sequence_query: plan.sequence_query.as_deref(),
+    };
+    pass.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
+    progress.phase(Phase::Commit);
+    let committed = commit(receivers)?;
+    for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
+        if let Some(state) = &sequences {
+            plan.sequences.insert(receiver.index, state.clone());
+        }
+    }
+    Ok(committed)
+}
+
+/// The sequences' state, if any of the receivers was given another one last.
+fn moved_sequences(plan: &Plan, rows: Option<&Rows>, receivers: &[Receiver]) -> Option<String> {
+    let state = sequence::fingerprint(rows?);
+    receivers.iter().any(|r| plan.sequences.get(&r.index) != Some(&state)).then_some(state)
+}
+
+/// Commits all receivers that have not failed: sends to all, then collects.
+fn commit(receivers: &mut [Receiver]) -> Result<u64> {
+    fault::point("kid.before_commit")?;
+    for receiver in receivers.iter_mut() {
+        receiver.attempt(|conn| conn.send("COMMIT"));
+        fault::point("kid.between_commits")?;
+    }
+    let mut committed = 0;
+    for receiver in receivers.iter_mut() {
+        if receiver.attempt(|conn| conn.collect()).is_some() {
+            committed |= receiver.bit();
+        }
+    }
+    fault::point("kid.after_commit")?;
+    Ok(committed)
+}
+
+/// Counts what a receiver has, or notes why it has nothing; takes its connection back.
+fn settle(mut receiver: Receiver, pool: &mut Pool, failures: &mut Vec<Failure>, counts: &mut Counts) {
+    let fresh = receiver.session.fresh;
+    match receiver.failed.take() {
+        None => counts.add(receiver.counts),
+        Some(error) => {
+            if !receiver.session.conn.is_broken() && receiver.session.conn.query("ROLLBACK").is_ok() {
+                receiver.session.conn.forget_prepared();
+            }
+            failures.push(Failure { index: receiver.index, error, fresh });
+        }
+    }
+    pool.give_back(receiver.session);
+}

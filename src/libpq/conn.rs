@@ -1,0 +1,424 @@
+//! One connection to one member: opened under a deadline, used without blocking, cancelled and closed in every way
+//! out. After an error of the wire it is `broken` and must be replaced; it never reconnects by itself.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+
+use super::conninfo::Conninfo;
+use super::ffi;
+use super::result::Rows;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::latch::{self, Ready, Woken};
+
+/// Where to connect: the member's short name (for messages) and its conninfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub name: String,
+    pub info: Conninfo,
+}
+
+/// An open connection.
+pub struct Conn {
+    pub(super) raw: *mut ffi::PGconn,
+    /// The member's short name.
+    pub name: String,
+    info: Conninfo,
+    /// Prepared statements of this session: the text and the name it has there.
+    pub(super) prepared: HashMap<String, CString>,
+    /// Whether the session may hold prepared statements that `prepared` does not know.
+    pub(super) stale_prepared: bool,
+    /// What the running pipeline holds: true for an execution, false for a preparation.
+    pub(super) queued: Vec<bool>,
+    /// How many executions of the last pipeline went well before one failed.
+    pub failed_at: usize,
+}
+
+/// A connection that is being made. Dropped, it is closed.
+pub struct Opening {
+    conn: Conn,
+    /// What the socket must be ready for before the next step.
+    pub ready: Ready,
+    pub deadline: Instant,
+}
+
+/// What a step of connecting came to.
+pub enum Step {
+    Open(Conn),
+    Opening(Opening),
+}
+
+impl Opening {
+    pub fn socket(&self) -> i32 {
+        self.conn.socket()
+    }
+
+    /// Goes on connecting after the socket became ready, or fails when the deadline has passed.
+    pub fn step(mut self) -> Result<Step> {
+        if latch::left(self.deadline).is_none() {
+            return Err(self.conn.refused("timeout expired"));
+        }
+        // SAFETY: raw is a connection being made.
+        match unsafe { ffi::PQconnectPoll(self.conn.raw) } {
+            ffi::PGRES_POLLING_FAILED => return Err(self.conn.refused(&self.conn.wire_message())),
+            ffi::PGRES_POLLING_READING => self.ready = Ready::Read,
+            ffi::PGRES_POLLING_OK => {
+                // SAFETY: raw is open.
+                unsafe {
+                    ffi::PQsetnonblocking(self.conn.raw, 1);
+                    ffi::PQsetNoticeReceiver(self.conn.raw, Some(ignore_notice), ptr::null_mut());
+                }
+                return Ok(Step::Open(self.conn));
+            }
+            _ => self.ready = Ready::ReadWrite,
+        }
+        Ok(Step::Opening(self))
+    }
+}
+
+fn refused(name: &str, info: &Conninfo, text: &str) -> Error {
+    // libpq's own words, on one line.
+    let text = info.scrub(text).split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::new(SqlState::CANNOT_CONNECT, format!("could not connect to db \"{name}\": {text}"))
+        .hint(format!("See whether the server runs and takes this conninfo: {}", info.masked()))
+}
+
+thread_local! {
+    /// The open connections of this process, so that a FATAL exit, which runs no destructors, can cancel their work.
+    static OPEN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Cancels what the members are doing for this process. To be called from an exit hook.
+pub fn cancel_all() {
+    let open = OPEN.try_with(|o| o.try_borrow().map(|o| o.clone()).unwrap_or_default()).unwrap_or_default();
+    for raw in open {
+        cancel(raw as *mut ffi::PGconn);
+    }
+}
+
+/// Asks the member to stop the running statement; without effect when none runs.
+fn cancel(raw: *mut ffi::PGconn) {
+    // SAFETY: raw is an open connection of this process; the cancel object is freed here.
+    unsafe {
+        if ffi::PQtransactionStatus(raw) != ffi::PQTRANS_ACTIVE {
+            return;
+        }
+        let request = ffi::PQgetCancel(raw);
+        if !request.is_null() {
+            let mut message = [0 as c_char; 256];
+            ffi::PQcancel(request, message.as_mut_ptr(), message.len() as c_int);
+            ffi::PQfreeCancel(request);
+        }
+    }
+}
+
+/// Drops notices of a member: they belong to nobody's terminal.
+unsafe extern "C" fn ignore_notice(_arg: *mut std::ffi::c_void, _res: *const ffi::PGresult) {}
+
+impl Conn {
+    /// Connects within `timeout`; an error has libpq's own words under 08001.
+    pub fn open(target: &Target, application_name: &str, timeout: Duration) -> Result<Self> {
+        let mut opening = Self::start(target, application_name, timeout)?;
+        loop {
+            let wait = latch::left(opening.deadline);
+            if latch::wait(Some((opening.socket(), opening.ready)), wait) == Woken::Latch {
+                continue;
+            }
+            match opening.step()? {
+                Step::Open(conn) => return Ok(conn),
+                Step::Opening(again) => opening = again,
+            }
+        }
+    }
+
+    /// Begins to connect and returns at once: [`Opening::step`] goes on whenever the socket is ready.
+    pub fn start(target: &Target, application_name: &str, timeout: Duration) -> Result<Opening> {
+        let mut options = target.info.options.clone();
+        // Names in statements are UTF-8, whatever the conninfo or the server says.
+        options.retain(|(k, _)| k != "client_encoding");
+        options.push(("client_encoding".into(), "UTF8".into()));
+        options.push(("fallback_application_name".into(), application_name.into()));
+        for (keyword, value) in
+            [("keepalives_idle", "10"), ("keepalives_interval", "5"), ("keepalives_count", "3"), ("tcp_user_timeout", "30000")]
+        {
+            if target.info.get(keyword).is_none() {
+                options.push((keyword.into(), value.into()));
+            }
+        }
+        let fail = |text: &str| refused(&target.name, &target.info, text);
+        let c_text = |t: &String| CString::new(t.as_str()).map_err(|_| fail("a value holds a null byte"));
+        let keywords = options.iter().map(|(k, _)| c_text(k)).collect::<Result<Vec<_>>>()?;
+        let values = options.iter().map(|(_, v)| c_text(v)).collect::<Result<Vec<_>>>()?;
+        let mut k: Vec<*const c_char> = keywords.iter().map(|t| t.as_ptr()).collect();
+        let mut v: Vec<*const c_char> = values.iter().map(|t| t.as_ptr()).collect();
+        k.push(ptr::null());
+        v.push(ptr::null());
+        // SAFETY: no arguments; it only counts.
+        if !unsafe { pg_sys::AcquireExternalFD() } {
+            return Err(fail("too many open files in this server process"));
+        }
+        // SAFETY: both arrays end with NULL and outlive the call.
+        let raw = unsafe { ffi::PQconnectStartParams(k.as_ptr(), v.as_ptr(), 0) };
+        if raw.is_null() {
+            // SAFETY: pairs with AcquireExternalFD above.
+            unsafe { pg_sys::ReleaseExternalFD() };
+            return Err(fail("out of memory"));
+        }
+        OPEN.with_borrow_mut(|o| o.push(raw as usize));
+        let conn = Self {
+            raw,
+            name: target.name.clone(),
+            info: target.info.clone(),
+            prepared: HashMap::new(),
+            stale_prepared: false,
+            queued: Vec::new(),
+            failed_at: 0,
+        };
+        // SAFETY: raw is a connection being made.
+        if unsafe { ffi::PQstatus(raw) } == ffi::CONNECTION_BAD {
+            return Err(conn.refused(&conn.wire_message()));
+        }
+        // As libpq says: wait as if the last poll had answered WRITING.
+        Ok(Opening { conn, ready: Ready::ReadWrite, deadline: Instant::now() + timeout })
+    }
+
+    /// The error for a connection that could not be made.
+    fn refused(&self, text: &str) -> Error {
+        refused(&self.name, &self.info, text)
+    }
+
+    pub(super) fn wire_message(&self) -> String {
+        // SAFETY: raw is live; the text is NUL-terminated.
+        let text = unsafe { CStr::from_ptr(ffi::PQerrorMessage(self.raw)) }.to_string_lossy();
+        self.info.scrub(text.trim())
+    }
+
+    /// The error for a wire that broke.
+    pub(super) fn lost(&self) -> Error {
+        Error::new(
+            SqlState::CONNECTION_FAILURE,
+            format!("the connection to db \"{}\" was lost: {}", self.name, self.wire_message()),
+        )
+    }
+
+    pub fn socket(&self) -> i32 {
+        // SAFETY: raw is live.
+        unsafe { ffi::PQsocket(self.raw) }
+    }
+
+    /// The member's version as a number, as 150012.
+    pub fn version(&self) -> i32 {
+        // SAFETY: raw is live.
+        unsafe { ffi::PQserverVersion(self.raw) }
+    }
+
+    /// A setting that the server reports by itself, as `server_encoding`.
+    pub fn parameter(&self, name: &CStr) -> String {
+        // SAFETY: raw is live and name NUL-terminated; the answer is NULL or NUL-terminated.
+        unsafe {
+            let value = ffi::PQparameterStatus(self.raw, name.as_ptr());
+            if value.is_null() { String::new() } else { CStr::from_ptr(value).to_string_lossy().into_owned() }
+        }
+    }
+
+    /// Whether the wire is gone.
+    pub fn is_broken(&self) -> bool {
+        // SAFETY: raw is live.
+        unsafe { ffi::PQstatus(self.raw) != ffi::CONNECTION_OK }
+    }
+
+    /// Whether the session stands outside of any transaction and nothing runs.
+    pub fn is_idle(&self) -> bool {
+        // SAFETY: raw is live.
+        unsafe { ffi::PQtransactionStatus(self.raw) == ffi::PQTRANS_IDLE }
+    }
+
+    /// Makes the next pipeline begin without any prepared statement, as after a table was altered.
+    pub fn forget_prepared(&mut self) {
+        self.stale_prepared = true;
+    }
+
+    /// Runs one or more statements by the simple protocol and returns the last answer.
+    pub fn query(&mut self, sql: &str) -> Result<Rows> {
+        self.send(sql)?;
+        self.collect()
+    }
+
+    /// Runs one statement with text parameters.
+    pub fn query_params(&mut self, sql: &str, params: &[Option<&str>]) -> Result<Rows> {
+        let values: Vec<Option<&[u8]>> = params.iter().map(|p| p.map(str::as_bytes)).collect();
+        let command = c_sql(sql)?;
+        let given = Params::new(&values);
+        // SAFETY: all arrays have the given length and outlive the call.
+        let sent = unsafe {
+            ffi::PQsendQueryParams(
+                self.raw,
+                command.as_ptr(),
+                given.len(),
+                ptr::null(),
+                given.values(),
+                given.lengths(),
+                given.formats(),
+                0,
+            )
+        };
+        self.sent(sent)?;
+        self.collect()
+    }
+
+    /// Sends statements by the simple protocol without waiting for the answer: [`Conn::collect`] fetches it.
+    pub fn send(&mut self, sql: &str) -> Result<()> {
+        let command = c_sql(sql)?;
+        // SAFETY: raw is live and the text NUL-terminated.
+        let sent = unsafe { ffi::PQsendQuery(self.raw, command.as_ptr()) };
+        self.sent(sent)
+    }
+
+    pub(super) fn sent(&mut self, sent: c_int) -> Result<()> {
+        if sent == 0 {
+            return Err(self.lost());
+        }
+        self.flush_some()
+    }
+
+    /// Sends what can be sent at once; the rest goes with the next wait.
+    pub(super) fn flush_some(&mut self) -> Result<()> {
+        // SAFETY: raw is live.
+        if unsafe { ffi::PQflush(self.raw) } < 0 { Err(self.lost()) } else { Ok(()) }
+    }
+
+    /// Sends all that is buffered, reading meanwhile, so that two full buffers cannot block each other.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        loop {
+            // SAFETY: raw is live.
+            match unsafe { ffi::PQflush(self.raw) } {
+                0 => return Ok(()),
+                1 => self.wait_io(Ready::ReadWrite)?,
+                _ => return Err(self.lost()),
+            }
+        }
+    }
+
+    pub(super) fn wait_io(&mut self, ready: Ready) -> Result<()> {
+        if latch::wait(Some((self.socket(), ready)), None) == Woken::Socket {
+            // SAFETY: raw is live.
+            if unsafe { ffi::PQconsumeInput(self.raw) } == 0 {
+                return Err(self.lost());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next answer of what was sent, waiting for it; None when there is no more.
+    pub(super) fn next(&mut self) -> Result<Option<Rows>> {
+        self.flush()?;
+        // SAFETY: raw is live.
+        while unsafe { ffi::PQisBusy(self.raw) } != 0 {
+            self.wait_io(Ready::Read)?;
+        }
+        // SAFETY: raw is live and not busy, so this does not block.
+        let result = unsafe { ffi::PQgetResult(self.raw) };
+        Ok((!result.is_null()).then(|| Rows::new(result)))
+    }
+
+    /// Waits for all answers of what was sent: the last one, or the first error.
+    pub fn collect(&mut self) -> Result<Rows> {
+        let mut last = None;
+        let mut failed: Option<Error> = None;
+        while let Some(rows) = self.next()? {
+            if let Some(error) = rows.error() {
+                failed.get_or_insert(error);
+                if self.is_broken() {
+                    break;
+                }
+            }
+            let copying = matches!(rows.status(), ffi::PGRES_COPY_IN | ffi::PGRES_COPY_OUT);
+            last = Some(rows);
+            if copying {
+                break;
+            }
+        }
+        match (failed, last) {
+            (Some(error), _) => Err(self.scrubbed(error)),
+            (None, Some(rows)) => Ok(rows),
+            (None, None) => Err(self.lost()),
+        }
+    }
+
+    pub(super) fn scrubbed(&self, mut error: Error) -> Error {
+        error.message = self.info.scrub(&error.message);
+        error.detail = error.detail.map(|d| self.info.scrub(&d));
+        error
+    }
+
+    /// Whether an answer can be fetched without waiting. For those who wait on many sockets.
+    pub fn answer_ready(&mut self) -> Result<bool> {
+        self.flush_some()?;
+        // SAFETY: raw is live.
+        unsafe {
+            if ffi::PQconsumeInput(self.raw) == 0 {
+                return Err(self.lost());
+            }
+            Ok(ffi::PQisBusy(self.raw) == 0)
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        cancel(self.raw);
+        OPEN.with_borrow_mut(|o| o.retain(|raw| *raw != self.raw as usize));
+        // SAFETY: raw is closed once; the descriptor was acquired in open.
+        unsafe {
+            ffi::PQfinish(self.raw);
+            pg_sys::ReleaseExternalFD();
+        }
+    }
+}
+
+/// A statement as C wants it.
+pub(super) fn c_sql(sql: &str) -> Result<CString> {
+    CString::new(sql).map_err(|_| Error::new(SqlState::INVALID_PARAMETER, "a statement must not contain a null byte"))
+}
+
+/// Text parameters in the three arrays that libpq wants.
+pub(super) struct Params {
+    _terminated: Vec<Option<CString>>,
+    values: Vec<*const c_char>,
+    lengths: Vec<c_int>,
+    formats: Vec<c_int>,
+}
+
+impl Params {
+    /// Copies the values, because text parameters must end with a NUL. A value with a NUL inside is cut there by
+    /// libpq; PostgreSQL's text has none.
+    pub(super) fn new(values: &[Option<&[u8]>]) -> Self {
+        let terminated: Vec<Option<CString>> = values.iter().map(|v| v.map(|v| CString::new(v).unwrap_or_default())).collect();
+        Self {
+            values: terminated.iter().map(|v| v.as_ref().map_or(ptr::null(), |v| v.as_ptr())).collect(),
+            lengths: terminated.iter().map(|v| v.as_ref().map_or(0, |v| v.as_bytes().len() as c_int)).collect(),
+            formats: vec![0; values.len()],
+            _terminated: terminated,
+        }
+    }
+
+    pub(super) fn len(&self) -> c_int {
+        self.values.len() as c_int
+    }
+
+    pub(super) fn values(&self) -> *const *const c_char {
+        self.values.as_ptr()
+    }
+
+    pub(super) fn lengths(&self) -> *const c_int {
+        self.lengths.as_ptr()
+    }
+
+    pub(super) fn formats(&self) -> *const c_int {
+        self.formats.as_ptr()
+    }
+}

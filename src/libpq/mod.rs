@@ -1,0 +1,14 @@
+//! The wire: a safe, interruptible libpq. Every member is reached through here, the control database's own too.
+//! Nothing in this folder blocks: each wait is on the process latch and the socket together, so that a cancel, a
+//! shutdown or a configuration reload is answered in every phase. It knows nothing of syncs.
+
+mod conn;
+mod conninfo;
+mod copy;
+mod ffi;
+mod pipeline;
+mod result;
+
+pub use conn::{Conn, Opening, Step, Target, cancel_all};
+pub use conninfo::Conninfo;
+pub use result::Rows;

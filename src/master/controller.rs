@@ -1,0 +1,341 @@
+//! The controller of one sync: what should run now, and what a finished run means for the next. Pure: it reads no
+//! clock, no catalog and no shared memory; the master asks it and carries out what it says.
+//!
+//! ```text
+//!             kick / changes / checktime                 run ends well
+//!   idle ───────────────────────────────► running ─────────────────────► idle
+//!                                            │ a member is away or refuses
+//!                                            ▼
+//!                         troubled: that member is left out of the runs of the others
+//!                         and tried alone, later and later; served again, it rejoins
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::slot::{Outcome, Report, Shown};
+
+/// Why a member is left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It cannot be reached.
+    Down,
+    /// It answered and refused the rows.
+    Refused,
+}
+
+/// A member (or the whole sync) in trouble.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    pub kind: Kind,
+    pub attempts: u32,
+    pub next_try: Instant,
+    pub error: String,
+}
+
+/// One run to be given to a kid.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Job {
+    /// The receivers, as bits in the order of the sync's members.
+    pub members: u64,
+    /// Whether this is the run of the sync, or only a troubled member catching up.
+    pub main: bool,
+}
+
+/// How long to wait before the next try: doubling from `min` to `max`.
+pub fn back_off(attempts: u32, min: Duration, max: Duration) -> Duration {
+    min.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(max)
+}
+
+/// The wait after a first run that was started for changes and found none.
+const IDLE_MIN: Duration = Duration::from_millis(20);
+
+/// The state of one sync.
+#[derive(Debug)]
+pub struct Controller {
+    pub active: bool,
+    pub paused: bool,
+    pub checktime: Option<Duration>,
+    /// All receivers.
+    pub members: u64,
+    /// Changes wait to be served.
+    pub changed: bool,
+    /// Somebody kicked.
+    pub kicked: bool,
+    main: Option<Job>,
+    recovering: u64,
+    troubles: Vec<Option<Trouble>>,
+    whole: Option<Trouble>,
+    last_run: Instant,
+    /// How many runs in a row were started for changes and found none, and until when the next such run waits.
+    idle_runs: u32,
+    hold: Instant,
+}
+
+impl Controller {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            active: true,
+            paused: false,
+            checktime: None,
+            members: 0,
+            changed: false,
+            kicked: false,
+            main: None,
+            recovering: 0,
+            troubles: Vec::new(),
+            whole: None,
+            last_run: now,
+            idle_runs: 0,
+            hold: now,
+        }
+    }
+
+    /// What should start now, if anything. Ask again until it says None; tell it of each start by [`Controller::started`].
+    pub fn due(&self, now: Instant) -> Option<Job> {
+        if !self.active || self.paused {
+            return None;
+        }
+        if self.main.is_none() {
+            let free = self.members & !self.recovering;
+            // Who kicks wants it tried now, with everybody.
+            if self.kicked && free != 0 {
+                return Some(Job { members: free, main: true });
+            }
+            let healthy = free & !self.troubled();
+            let timed = self.checktime.is_some_and(|t| now >= self.last_run + t);
+            let wanted = (self.changed && now >= self.hold) || timed || self.whole.is_some();
+            let allowed = self.whole.as_ref().is_none_or(|t| now >= t.next_try);
+            if healthy != 0 && wanted && allowed {
+                return Some(Job { members: healthy, main: true });
+            }
+        }
+        let busy = self.recovering | self.main.map_or(0, |j| j.members);
+        let ready = |i: &usize| self.troubles[*i].as_ref().is_some_and(|t| now >= t.next_try);
+        let member =
+            (0..self.troubles.len()).filter(ready).map(|i| 1 << i).find(|bit| busy & bit == 0 && self.members & bit != 0)?;
+        Some(Job { members: member, main: false })
+    }
+
+    /// When to ask [`Controller::due`] again if nothing happens before.
+    pub fn next_time(&self) -> Option<Instant> {
+        if !self.active || self.paused {
+            return None;
+        }
+        let timed = self.checktime.filter(|_| self.main.is_none()).map(|t| self.last_run + t);
+        let whole = self.whole.as_ref().filter(|_| self.main.is_none()).map(|t| t.next_try);
+        let held = (self.changed && self.main.is_none() && self.whole.is_none()).then_some(self.hold);
+        let busy = self.recovering | self.main.map_or(0, |j| j.members);
+        let troubles = self.troubles.iter().enumerate().filter(|(i, _)| busy & (1 << i) == 0);
+        troubles.filter_map(|(_, t)| t.as_ref().map(|t| t.next_try)).chain(timed).chain(whole).chain(held).min()
+    }
+
+    pub fn started(&mut self, job: Job) {
+        if job.main {
+            self.main = Some(job);
+            self.changed = false;
+            self.kicked = false;
+        } else {
+            self.recovering |= job.members;
+        }
+    }
+
+    /// Takes in how a run ended.
+    pub fn finished(&mut self, job: Job, report: &Report, now: Instant, min: Duration, max: Duration) {
+        if job.main {
+            self.main = None;
+            self.last_run = now;
+            // Who says that something is pending may be wrong for a while; that must not keep a kid busy.
+            self.idle_runs = if report.idle && !report.whole { self.idle_runs + 1 } else { 0 };
+            self.hold = if self.idle_runs == 0 { now } else { now + back_off(self.idle_runs, IDLE_MIN, max) };
+        } else {
+            self.recovering &= !job.members;
+        }
+        let error = report.message.get();
+        let kind = if report.down != 0 { Kind::Down } else { Kind::Refused };
+        if report.whole {
+            let attempts = self.whole.as_ref().map_or(0, |t| t.attempts) + 1;
+            let next_try = now + back_off(attempts, min, max);
+            self.whole = Some(Trouble { kind, attempts, next_try, error: error.into() });
+            self.changed |= job.main;
+            // A member that was to catch up waits too: its part was in vain for the same reason.
+            for trouble in
+                self.troubles.iter_mut().enumerate().filter(|(i, _)| job.members & (1 << i) != 0).filter_map(|(_, t)| t.as_mut())
+            {
+                trouble.attempts += 1;
+                trouble.next_try = now + back_off(trouble.attempts, min, max);
+            }
+            return;
+        }
+        self.whole = None;
+        for i in 0..super::slot::MAX_MEMBERS {
+            let bit = 1_u64 << i;
+            if job.members & bit == 0 {
+                continue;
+            }
+            if self.troubles.len() <= i {
+                self.troubles.resize(i + 1, None);
+            }
+            let failed =
+                if report.down & bit != 0 { Some(Kind::Down) } else { (report.refused & bit != 0).then_some(Kind::Refused) };
+            self.troubles[i] = failed.map(|kind| {
+                let attempts = self.troubles[i].as_ref().map_or(0, |t| t.attempts) + 1;
+                Trouble { kind, attempts, next_try: now + back_off(attempts, min, max), error: error.into() }
+            });
+        }
+        if report.outcome == Outcome::Good && !job.main {
+            // A member caught up while the others went on: what came meanwhile is served together.
+            self.changed = true;
+        }
+    }
+
+    /// The members that are left out of the runs of the others.
+    pub fn troubled(&self) -> u64 {
+        self.troubles.iter().enumerate().filter(|(_, t)| t.is_some()).fold(0, |bits, (i, _)| bits | (1 << i))
+    }
+
+    /// The members of another catalog: troubles are forgotten, because bits may mean others now.
+    pub fn set_members(&mut self, members: u64) {
+        self.members = members;
+        self.troubles.clear();
+        self.whole = None;
+    }
+
+    /// What the status should show, with the error and the time of the next try.
+    pub fn shown(&self) -> (Shown, Option<&Trouble>) {
+        let all = || self.whole.iter().chain(self.troubles.iter().flatten());
+        let worst = all().find(|t| t.kind == Kind::Down).or_else(|| all().next());
+        let shown = match worst {
+            Some(t) if t.kind == Kind::Down => Shown::Stalled,
+            Some(_) => Shown::Bad,
+            None if self.main.is_some() => Shown::Running,
+            None => Shown::Last,
+        };
+        (shown, worst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::master::slot::Text;
+
+    const MIN: Duration = Duration::from_millis(500);
+    const MAX: Duration = Duration::from_secs(30);
+
+    fn report(outcome: Outcome, down: u64, refused: u64) -> Report {
+        Report { outcome, down, refused, message: Text::new("why"), ..Report::NONE }
+    }
+
+    fn controller(now: Instant) -> Controller {
+        let mut c = Controller::new(now);
+        c.set_members(0b110);
+        c
+    }
+
+    #[test]
+    fn at_rest_nothing_is_due() {
+        let now = Instant::now();
+        let c = controller(now);
+        assert_eq!(c.due(now + MAX), None);
+        assert_eq!(c.next_time(), None);
+    }
+
+    #[test]
+    fn a_kick_during_a_run_makes_one_more() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.kicked = true;
+        let job = c.due(now).unwrap();
+        assert_eq!(job, Job { members: 0b110, main: true });
+        c.started(job);
+        c.kicked = true;
+        assert_eq!(c.due(now), None);
+        c.finished(job, &report(Outcome::Empty, 0, 0), now, MIN, MAX);
+        assert_eq!(c.due(now), Some(job));
+    }
+
+    #[test]
+    fn a_member_that_is_down_holds_back_nobody_and_comes_back() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.changed = true;
+        let job = c.due(now).unwrap();
+        c.started(job);
+        c.finished(job, &report(Outcome::Good, 0b100, 0), now, MIN, MAX);
+        assert_eq!(c.shown().0, Shown::Stalled);
+        c.changed = true;
+        assert_eq!(c.due(now), Some(Job { members: 0b010, main: true }));
+        c.changed = false;
+        assert_eq!(c.due(now), None);
+        let later = now + MIN;
+        assert_eq!(c.next_time(), Some(later));
+        let alone = c.due(later).unwrap();
+        assert_eq!(alone, Job { members: 0b100, main: false });
+        c.started(alone);
+        assert_eq!(c.due(later), None);
+        c.finished(alone, &report(Outcome::Good, 0, 0), later, MIN, MAX);
+        assert_eq!(c.shown().0, Shown::Last);
+        assert_eq!(c.due(later), Some(Job { members: 0b110, main: true }));
+    }
+
+    #[test]
+    fn a_failed_run_is_tried_again_later_and_later() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.changed = true;
+        let job = c.due(now).unwrap();
+        let bad = Report { whole: true, ..report(Outcome::Bad, 1, 0) };
+        for wait in [MIN, MIN * 2, MIN * 4] {
+            c.started(job);
+            c.finished(job, &bad, now, MIN, MAX);
+            assert_eq!(c.next_time(), Some(now + wait));
+            assert_eq!(c.due(now), None);
+            assert_eq!(c.due(now + wait), Some(job));
+        }
+        assert_eq!(back_off(60, MIN, MAX), MAX);
+    }
+
+    #[test]
+    fn a_member_that_catches_up_in_vain_waits() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.changed = true;
+        let job = c.due(now).unwrap();
+        c.started(job);
+        c.finished(job, &report(Outcome::Good, 0b100, 0), now, MIN, MAX);
+        let later = now + MIN;
+        let alone = c.due(later).unwrap();
+        assert_eq!(alone, Job { members: 0b100, main: false });
+        c.started(alone);
+        c.finished(alone, &Report { whole: true, ..report(Outcome::Bad, 1, 0) }, later, MIN, MAX);
+        assert_eq!(c.due(later).filter(|j| !j.main), None);
+    }
+
+    #[test]
+    fn runs_that_find_nothing_become_rarer() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        let idle = Report { idle: true, ..report(Outcome::Empty, 0, 0) };
+        for wait in [IDLE_MIN, IDLE_MIN * 2, IDLE_MIN * 4] {
+            c.changed = true;
+            let at = c.next_time().unwrap();
+            let job = c.due(at).unwrap();
+            c.started(job);
+            c.finished(job, &idle, at, MIN, MAX);
+            c.changed = true;
+            assert_eq!(c.due(at), None);
+            assert_eq!(c.next_time(), Some(at + wait));
+        }
+        c.kicked = true;
+        assert!(c.due(now).is_some());
+    }
+
+    #[test]
+    fn a_paused_sync_runs_in_no_case() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.kicked = true;
+        c.paused = true;
+        assert_eq!(c.due(now), None);
+    }
+}

@@ -1,0 +1,180 @@
+//! The kids of one master: launched when work is due and none is idle, given runs through the shared table, and
+//! missed when they end. It decides nothing about syncs.
+
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::DynamicBackgroundWorker;
+
+use super::controller::Job;
+use super::slot::{KidSlot, KidState, Outcome, Report, Text};
+use crate::guc;
+use crate::pg::{shmem, worker};
+
+/// After the server had no free slot, the next try.
+const LAUNCH_AGAIN: Duration = Duration::from_secs(1);
+/// An idle kid is sent home after this, so that worker slots are free for others.
+const IDLE: Duration = Duration::from_secs(300);
+
+struct Kid {
+    slot: usize,
+    worker: DynamicBackgroundWorker,
+    started: Instant,
+    runs: i32,
+    idle_since: Instant,
+    job: Option<(i32, Job)>,
+}
+
+/// How a sync wants its kid treated.
+#[derive(Clone, Copy)]
+pub struct Manners {
+    pub kidsalive: bool,
+    pub stayalive: bool,
+    pub lifetime: Option<Duration>,
+    pub maxkicks: i32,
+}
+
+/// All kids of this master.
+pub struct Kids {
+    db: u32,
+    database: String,
+    kids: Vec<Kid>,
+    launch_after: Instant,
+    /// Why work waits although it is due.
+    pub trouble: Option<String>,
+}
+
+impl Kids {
+    pub fn new(db: u32, database: String, now: Instant) -> Self {
+        Self { db, database, kids: Vec::new(), launch_after: now, trouble: None }
+    }
+
+    /// What kids have reported since the last call: the sync, its job, and how it went.
+    pub fn reports(&mut self, now: Instant) -> Vec<(i32, Job, Report)> {
+        let mut reports = Vec::new();
+        self.kids.retain_mut(|kid| {
+            let gone = worker::life(&kid.worker) == worker::Life::Gone;
+            let report = shmem::with(|shared| {
+                let slot = &mut shared.kids[kid.slot];
+                let report = (slot.state == KidState::Reported).then_some(slot.report);
+                if report.is_some() {
+                    slot.state = KidState::Idle;
+                }
+                // A kid that ended by itself has no pid any more.
+                let ended = gone || slot.pid == 0 && report.is_some();
+                if ended {
+                    *slot = KidSlot::FREE;
+                }
+                (report, ended)
+            });
+            match (report, kid.job) {
+                ((Some(report), _), Some((sync, job))) => reports.push((sync, job, report)),
+                ((None, true), Some((sync, job))) => reports.push((sync, job, vanished())),
+                _ => {}
+            }
+            if report.0.is_some() || report.1 {
+                kid.job = None;
+                kid.idle_since = now;
+            }
+            !report.1
+        });
+        reports
+    }
+
+    /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
+    pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
+        let idle = |kid: &Kid| kid.job.is_none() && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle);
+        let Some(kid) = self.kids.iter_mut().find(|kid| idle(kid)) else {
+            self.launch(waiting, now);
+            return false;
+        };
+        kid.runs += 1;
+        let old = manners.lifetime.is_some_and(|t| now >= kid.started + t);
+        let last = !manners.kidsalive || old || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
+        kid.job = Some((sync, job));
+        let procno = shmem::with(|shared| {
+            let slot = &mut shared.kids[kid.slot];
+            slot.sync = sync;
+            slot.members = job.members;
+            slot.last = last;
+            slot.close = !manners.stayalive;
+            slot.state = KidState::Assigned;
+            slot.procno
+        });
+        worker::set_latch(procno);
+        true
+    }
+
+    fn launch(&mut self, waiting: usize, now: Instant) {
+        let starting = self.kids.iter().filter(|k| shmem::read(|s| s.kids[k.slot].state == KidState::Starting)).count();
+        if starting >= waiting || self.kids.len() >= guc::max_kids() || now < self.launch_after {
+            return;
+        }
+        let db = self.db;
+        let slot = shmem::with(|shared| {
+            let slot = shared.kids.iter().position(|k| k.state == KidState::Free)?;
+            shared.kids[slot] = KidSlot { db, state: KidState::Starting, ..KidSlot::FREE };
+            Some(slot)
+        });
+        let launched = slot.and_then(|slot| {
+            let name = format!("bucardo kid for {}", self.database);
+            worker::launch(&name, "bucardo kid", "bucardo_kid_main", slot as i32).map(|worker| (slot, worker))
+        });
+        match launched {
+            Some((slot, worker)) => {
+                self.kids.push(Kid { slot, worker, started: now, runs: 0, idle_since: now, job: None });
+                self.trouble = None;
+            }
+            None => {
+                if let Some(slot) = slot {
+                    shmem::with(|shared| shared.kids[slot] = KidSlot::FREE);
+                }
+                self.launch_after = now + LAUNCH_AGAIN;
+                let text = "no background worker slot is free for a kid: raise max_worker_processes and restart the server";
+                if self.trouble.is_none() && self.kids.is_empty() {
+                    pgrx::warning!("bucardo: {text}");
+                }
+                // With at least one kid the work goes on, only slower.
+                self.trouble = self.kids.is_empty().then(|| text.to_string());
+            }
+        }
+    }
+
+    /// When to try to launch again.
+    pub fn next_time(&self, now: Instant) -> Option<Instant> {
+        (self.launch_after > now).then_some(self.launch_after)
+    }
+
+    /// Sends home kids that had nothing to do for long.
+    pub fn trim(&mut self, now: Instant) {
+        for kid in self.kids.iter().filter(|k| k.job.is_none() && now >= k.idle_since + IDLE) {
+            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
+        }
+    }
+
+    /// Ends the kid that runs the sync; its members roll back.
+    pub fn cancel(&self, sync: i32) {
+        for kid in self.kids.iter().filter(|k| k.job.is_some_and(|(s, _)| s == sync)) {
+            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
+        }
+    }
+
+    /// Asks all kids to end; call until it says that none is left.
+    pub fn end_all(&mut self, now: Instant) -> bool {
+        for kid in &self.kids {
+            let pid = shmem::read(|s| s.kids[kid.slot].pid);
+            worker::signal(if pid != 0 { pid } else { worker::pid(&kid.worker) }, libc::SIGTERM);
+        }
+        self.reports(now);
+        self.kids.is_empty()
+    }
+}
+
+fn vanished() -> Report {
+    Report {
+        outcome: Outcome::Bad,
+        whole: true,
+        sqlstate: *b"57P01",
+        message: Text::new("the kid ended unexpectedly during the run"),
+        ..Report::NONE
+    }
+}

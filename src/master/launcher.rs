@@ -1,0 +1,135 @@
+//! The launcher: one static worker of the server, connected to no database, that keeps a master running for each
+//! control database. It learns them from the database-level setting `bucardo.master` that CREATE EXTENSION leaves,
+//! read by a short-lived scout, because the launcher itself must block no DROP DATABASE. It starts when recovery has
+//! ended, so a standby runs masters only after its promotion.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::DynamicBackgroundWorker;
+use pgrx::pg_guard;
+use pgrx::pg_sys;
+
+use super::controller::back_off;
+use super::slot::{MAX_MASTERS, Text};
+use crate::pg::{latch, shmem, spi, worker, xact};
+
+const RESTART_MIN: Duration = Duration::from_millis(200);
+const RESTART_MAX: Duration = Duration::from_secs(30);
+/// How often the launcher looks whether its masters live.
+const LOOK: Duration = Duration::from_millis(500);
+/// A master that lived so long starts anew without a wait.
+const STABLE: Duration = Duration::from_secs(30);
+
+struct Started {
+    worker: DynamicBackgroundWorker,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    next_try: Option<Instant>,
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
+    worker::start(None);
+    let (_, procno) = worker::me();
+    shmem::with(|s| s.launcher = procno);
+    let scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", 0);
+    if scout.is_none() {
+        pgrx::warning!("bucardo: no background worker slot is free to look for control databases: raise max_worker_processes");
+        latch::wait(None, Some(RESTART_MAX));
+        worker::exit(1);
+    }
+    let mut masters: HashMap<u32, Started> = HashMap::new();
+    let mut troubles: HashMap<u32, Trouble> = HashMap::new();
+    loop {
+        worker::reload_if_asked();
+        let wait = keep(&mut masters, &mut troubles, Instant::now());
+        // A worker without a database is not told when its children end, so it looks.
+        latch::wait(None, Some(wait.map_or(LOOK, |w| w.min(LOOK))));
+    }
+}
+
+/// Starts the masters that are wanted and not there. How long to wait for the next look; None: until something happens.
+fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble>, now: Instant) -> Option<Duration> {
+    masters.retain(|db, started| {
+        let gone = worker::life(&started.worker) == worker::Life::Gone;
+        if gone {
+            let trouble = troubles.entry(*db).or_default();
+            trouble.failures = if now >= started.at + STABLE { 1 } else { trouble.failures + 1 };
+            trouble.next_try = Some(now + back_off(trouble.failures, RESTART_MIN, RESTART_MAX));
+        }
+        !gone
+    });
+    let mut wanted = [(0_u32, 0_usize); MAX_MASTERS];
+    shmem::with(|s| {
+        for (i, m) in s.masters.iter().enumerate() {
+            wanted[i] = (if m.wanted && m.held_by == 0 && m.pid == 0 { m.db } else { 0 }, i);
+        }
+    });
+    let mut wait: Option<Duration> = None;
+    for (db, slot) in wanted {
+        if db == 0 || masters.contains_key(&db) {
+            continue;
+        }
+        let trouble = troubles.entry(db).or_default();
+        if let Some(left) = trouble.next_try.and_then(latch::left) {
+            wait = Some(wait.map_or(left, |w| w.min(left)));
+            continue;
+        }
+        match worker::launch("bucardo master", "bucardo master", "bucardo_master_main", slot as i32) {
+            Some(worker) => {
+                masters.insert(db, Started { worker, at: now });
+                trouble.next_try = None;
+                shmem::with(|s| s.masters[slot].trouble = Text::EMPTY);
+            }
+            None => {
+                let text = "no background worker slot is free for the master: raise max_worker_processes and restart the server";
+                trouble.failures += 1;
+                trouble.next_try = Some(now + Duration::from_secs(1));
+                wait = Some(Duration::from_secs(1));
+                shmem::with(|s| s.masters[slot].trouble = Text::new(text));
+            }
+        }
+    }
+    wait
+}
+
+/// The scout: reads which databases are control databases, and ends. Connects to `postgres`, which every server has.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn bucardo_scout_main(_argument: pg_sys::Datum) {
+    worker::start_by_name(c"postgres");
+    let found = xact::transaction(|| {
+        spi::select(
+            "SELECT s.setdatabase FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase \
+             WHERE s.setrole = 0 AND s.setconfig && ARRAY['bucardo.master=on', 'bucardo.master=true'] AND d.datallowconn",
+            &[],
+            |row| row.get::<pg_sys::Oid>(1),
+        )
+    });
+    match found {
+        Ok(databases) => want(databases.into_iter().map(|db| db.to_u32())),
+        Err(error) => pgrx::warning!("bucardo: the control databases could not be read: {error}"),
+    }
+    worker::exit(0)
+}
+
+/// Asks the launcher to keep masters for these databases.
+pub fn want(databases: impl Iterator<Item = u32>) {
+    let all: Vec<u32> = databases.collect();
+    let launcher = shmem::with(|s| {
+        for db in &all {
+            if let Some(master) = s.master_or_new(*db) {
+                master.wanted = true;
+                master.stop = false;
+            }
+        }
+        s.launcher
+    });
+    worker::set_latch(launcher);
+}

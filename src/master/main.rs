@@ -1,0 +1,472 @@
+//! The master of one control database: it holds the controllers of all syncs and wakes on latches and sockets only.
+//! It moves no row itself and waits for no member; what takes time is done by kids, or step by step by the watchers.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_guard;
+use pgrx::pg_sys;
+
+use super::controller::{Controller, Job};
+use super::kids::{Kids, Manners};
+use super::slot::{Outcome, Report, Shown, SyncSlot, Text};
+use super::upkeep::{self, FIRST_REMOVAL};
+use super::watch::Watcher;
+use crate::capture::install;
+use crate::catalog;
+use crate::catalog::sync::{Role, Sync};
+use crate::error::Result;
+use crate::fault;
+use crate::guc::{self, LogLevel};
+use crate::libpq::{Conn, Conninfo, Target};
+use crate::pg::{latch, shmem, spi, worker, xact};
+
+pub(super) const HISTORY: Duration = Duration::from_secs(60);
+
+pub(super) struct Entry {
+    pub(super) sync: Sync,
+    pub(super) controller: Controller,
+    /// The kicks that the running main run covers.
+    pub(super) ticket: u64,
+    pub(super) last: Outcome,
+}
+
+pub(super) struct Source {
+    pub(super) watcher: Watcher,
+    pub(super) purge_at: Option<Instant>,
+    pub(super) purged: Instant,
+    pub(super) reconcile_at: Option<Instant>,
+}
+
+/// Capture to be taken off a member that may be in no sync any more.
+pub(super) struct Removal {
+    pub(super) watcher: Watcher,
+    pub(super) cleanup: Option<i64>,
+    pub(super) control: String,
+    pub(super) sync: Option<String>,
+    pub(super) again_at: Option<Instant>,
+    pub(super) finishing: bool,
+}
+
+pub(super) struct Master {
+    pub(super) slot: usize,
+    pub(super) db: u32,
+    pub(super) control: String,
+    pub(super) generation: u64,
+    pub(super) entries: HashMap<i32, Entry>,
+    pub(super) sources: HashMap<String, Source>,
+    pub(super) removals: HashMap<u64, Removal>,
+    pub(super) next_token: u64,
+    pub(super) kids: Kids,
+    pub(super) history_at: Instant,
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
+    let slot = argument.value();
+    let db = shmem::read(|s| s.masters[slot].db);
+    worker::at_exit(master_gone, slot);
+    worker::start(Some(db));
+    worker::set_for_session(c"synchronous_commit", c"off");
+    let (pid, procno) = worker::me();
+    shmem::with(|s| {
+        let master = &mut s.masters[slot];
+        master.pid = pid;
+        master.procno = procno;
+    });
+    match xact::caught(|| Master::new(slot, db)) {
+        Ok(Some(mut master)) => loop {
+            if let Err(error) = xact::caught(|| master.turn()) {
+                pgrx::warning!("bucardo master: {error}");
+                // Start anew from the catalog; the launcher waits longer each time.
+                worker::exit(1);
+            }
+        },
+        Ok(None) => {
+            shmem::with(|s| s.masters[slot].wanted = false);
+            worker::exit(0)
+        }
+        Err(error) => {
+            pgrx::warning!("bucardo master: {error}");
+            worker::exit(1)
+        }
+    }
+}
+
+/// However the master ends, its kids end with it and nobody waits for it.
+fn master_gone(slot: usize) {
+    let (_, procno) = worker::me();
+    shmem::forget_watches(procno);
+    let kids = shmem::with(|s| {
+        let db = s.masters[slot].db;
+        s.masters[slot].pid = 0;
+        s.masters[slot].procno = -1;
+        for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
+            fail_kicks(sync, "57P01", "the master was ended");
+        }
+        let mut kids = [0; super::slot::MAX_KIDS];
+        for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
+            kids[i] = kid.pid;
+        }
+        kids
+    });
+    for pid in kids {
+        worker::signal(pid, libc::SIGTERM);
+    }
+}
+
+/// Answers waiting kicks with an error.
+fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
+    if slot.kicked > slot.done {
+        slot.done = slot.kicked;
+        slot.begun = slot.kicked;
+        slot.outcome = Outcome::Bad;
+        slot.sqlstate.copy_from_slice(sqlstate.as_bytes());
+        slot.message = Text::new(message);
+        slot.hint = Text::EMPTY;
+        wake_waiters(slot);
+    }
+}
+
+fn wake_waiters(slot: &SyncSlot) {
+    slot.waiters.iter().filter(|w| **w >= 0).for_each(|w| worker::set_latch(*w));
+}
+
+/// Whether the extension is in this database; cleans the launcher's mark when not.
+fn extension_here() -> Result<bool> {
+    xact::transaction(|| Ok(spi::value::<i32>("SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'bucardo'", &[])?.is_some()))
+}
+
+impl Master {
+    fn new(slot: usize, db: u32) -> Result<Option<Self>> {
+        if !extension_here()? {
+            forget_database()?;
+            return Ok(None);
+        }
+        let (control, stopped, database) = xact::transaction(|| {
+            let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
+            let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
+            Ok((catalog::control_id()?, stopped, database))
+        })?;
+        if stopped {
+            return Ok(None);
+        }
+        if guc::logs(LogLevel::Normal) {
+            pgrx::log!("bucardo master for database \"{database}\" has started");
+        }
+        let now = Instant::now();
+        Ok(Some(Self {
+            slot,
+            db,
+            control,
+            generation: 0,
+            entries: HashMap::new(),
+            sources: HashMap::new(),
+            removals: HashMap::new(),
+            next_token: FIRST_REMOVAL,
+            kids: Kids::new(db, database, now),
+            history_at: now + HISTORY,
+        }))
+    }
+
+    /// One turn of the loop: take in what happened, do what is due, wait.
+    fn turn(&mut self) -> Result<()> {
+        worker::reload_if_asked();
+        let now = Instant::now();
+        let (stop, generation, held) = shmem::with(|s| {
+            let master = &mut s.masters[self.slot];
+            master.ping_answered = master.ping_asked;
+            (master.stop, master.generation, master.held_by != 0)
+        });
+        if stop {
+            return self.stop();
+        }
+        if held {
+            self.kids.end_all(now);
+            latch::wait(None, Some(Duration::from_millis(100)));
+            return Ok(());
+        }
+        if generation != self.generation {
+            self.reload(generation, now)?;
+        }
+        self.take_kicks();
+        self.hear(now)?;
+        for (sync, job, report) in self.kids.reports(now) {
+            self.finished(sync, job, &report, now)?;
+        }
+        self.upkeep(now)?;
+        self.assign(now)?;
+        self.kids.trim(now);
+        self.publish(now);
+        self.wait(now);
+        Ok(())
+    }
+
+    /// Ends the kids, whose members roll back, and then this process, for good.
+    fn stop(&mut self) -> Result<()> {
+        while !self.kids.end_all(Instant::now()) {
+            latch::wait(None, Some(Duration::from_millis(20)));
+        }
+        shmem::with(|s| {
+            s.masters[self.slot].wanted = false;
+            s.masters[self.slot].stop = false;
+        });
+        worker::exit(0)
+    }
+
+    fn reload(&mut self, generation: u64, now: Instant) -> Result<()> {
+        if !extension_here()? {
+            return self.farewell();
+        }
+        fault::point("master.before_reload")?;
+        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
+        self.generation = generation;
+        let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
+        for id in self.entries.keys().filter(|id| !ids.contains(id)) {
+            self.kids.cancel(*id);
+        }
+        self.entries.retain(|id, _| ids.contains(id));
+        shmem::with(|s| s.keep_syncs(self.db, &ids));
+        for sync in syncs {
+            self.configure(sync, now);
+        }
+        self.watch_sources(now);
+        for cleanup in cleanups {
+            if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
+                continue;
+            }
+            if let Ok(info) = conninfo_of(&cleanup.conninfo) {
+                self.remove(Target { name: cleanup.db, info }, cleanup.control, cleanup.sync, Some(cleanup.id), now);
+            }
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self, sync: Sync, now: Instant) {
+        let receives =
+            |i: &usize| sync.members[*i].db.active && (sync.members[*i].role != Role::Source || sync.sources().count() > 1);
+        let members = (0..sync.members.len()).filter(receives).fold(0, |bits, i| bits | 1 << i);
+        let entry = self.entries.entry(sync.id).or_insert_with(|| Entry {
+            sync: sync.clone(),
+            controller: Controller::new(now),
+            ticket: 0,
+            last: Outcome::None,
+        });
+        let sources_active = sync.sources().any(|m| m.db.active);
+        entry.controller.active = sync.active && sources_active;
+        entry.controller.paused = sync.paused;
+        entry.controller.checktime = sync.checktime;
+        if entry.sync.members != sync.members || entry.controller.members != members {
+            entry.controller.set_members(members);
+        }
+        entry.sync = sync;
+    }
+
+    fn watch_sources(&mut self, now: Instant) {
+        let mut targets: HashMap<String, Target> = HashMap::new();
+        for entry in self.entries.values().filter(|e| e.sync.captures()) {
+            for member in entry.sync.sources().filter(|m| m.db.active) {
+                targets.insert(member.db.name.clone(), member.db.target.clone());
+            }
+        }
+        self.sources.retain(|name, source| targets.get(name) == Some(&source.watcher.target));
+        for (name, target) in targets {
+            let source = self.sources.entry(name).or_insert_with(|| Source {
+                watcher: Watcher::new(target, &self.control, now),
+                purge_at: None,
+                purged: now,
+                reconcile_at: None,
+            });
+            source.reconcile_at = Some(now);
+            source.watcher.look_soon();
+        }
+    }
+
+    fn remove(&mut self, target: Target, control: String, sync: Option<String>, cleanup: Option<i64>, now: Instant) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let watcher = Watcher::for_upkeep(target, now);
+        self.removals.insert(token, Removal { watcher, cleanup, control, sync, again_at: Some(now), finishing: false });
+    }
+
+    fn take_kicks(&mut self) {
+        let (db, generation) = (self.db, self.generation);
+        let undone = shmem::with(|s| {
+            for slot in s.syncs.iter_mut().filter(|y| y.db == db && y.kicked > y.begun) {
+                match self.entries.get_mut(&slot.sync) {
+                    Some(entry) if entry.controller.active && !entry.controller.paused => entry.controller.kicked = true,
+                    Some(entry) if entry.controller.paused => fail_kicks(slot, "55000", "the sync is paused"),
+                    Some(_) => fail_kicks(slot, "55000", "the sync is not active"),
+                    // Not yet committed, or not yet read.
+                    None => {}
+                }
+            }
+            // Only when the catalog was read since those transactions ended can it say what became of them.
+            let read = s.master(db).is_some_and(|m| m.generation == generation);
+            if read { super::notify::take_installed(s, db) } else { Vec::new() }
+        });
+        for (name, conninfo, sync) in undone {
+            // A sync that lives keeps its capture; what a rolled-back change of it added goes when members are compared.
+            if self.entries.values().any(|e| e.sync.capture_name() == sync) {
+                continue;
+            }
+            if let Ok(info) = conninfo_of(&conninfo) {
+                self.remove(Target { name, info }, self.control.clone(), Some(sync), None, Instant::now());
+            }
+        }
+    }
+
+    /// Gives due runs to kids: higher priority first.
+    fn assign(&mut self, now: Instant) -> Result<()> {
+        let mut due: Vec<(i32, i32)> =
+            self.entries.iter().filter(|(_, e)| e.controller.due(now).is_some()).map(|(id, e)| (-e.sync.priority, *id)).collect();
+        due.sort_unstable();
+        let waiting = due.len();
+        if waiting != 0 {
+            fault::point("master.before_assign")?;
+        }
+        for (_, id) in due {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            while let Some(job) = entry.controller.due(now) {
+                let sync = &entry.sync;
+                let manners = Manners {
+                    kidsalive: sync.kidsalive,
+                    stayalive: sync.stayalive,
+                    lifetime: sync.lifetime,
+                    maxkicks: sync.maxkicks,
+                };
+                let ticket = shmem::with(|s| s.sync(self.db, id).map_or(0, |y| y.kicked));
+                if !self.kids.assign(id, job, manners, waiting, now) {
+                    break;
+                }
+                entry.controller.started(job);
+                if job.main {
+                    entry.ticket = ticket;
+                    shmem::with(|s| s.sync(self.db, id).map(|y| y.begun = ticket));
+                }
+                fault::point("master.after_assign")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a run's report: the controller, the waiting kicks, the next look at the sources.
+    fn finished(&mut self, id: i32, job: Job, report: &Report, now: Instant) -> Result<()> {
+        fault::point("master.before_report")?;
+        let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
+        entry.controller.finished(job, report, now, guc::retry_min(), guc::retry_max());
+        if job.main {
+            entry.last = report.outcome;
+        }
+        if report.pause {
+            let name = entry.sync.name.clone();
+            entry.controller.paused = true;
+            xact::transaction(|| {
+                spi::execute("UPDATE bucardo.sync SET paused = true WHERE name = $1", &[name.as_str().into()]).map(drop)
+            })?;
+        }
+        for member in entry.sync.sources() {
+            if let Some(source) = self.sources.get_mut(&member.db.name) {
+                source.watcher.look_soon();
+            }
+        }
+        let ticket = if job.main { entry.ticket } else { 0 };
+        let away = report.down & job.members;
+        let warning = if away != 0 && !report.whole { report.message.get() } else { "" };
+        shmem::with(|s| {
+            let Some(slot) = s.sync(self.db, id) else { return };
+            if ticket > slot.done {
+                slot.done = ticket;
+                slot.outcome = report.outcome;
+                slot.sqlstate = report.sqlstate;
+                slot.message = report.message;
+                slot.hint = report.hint;
+                slot.warning = Text::new(warning);
+                wake_waiters(slot);
+            }
+        });
+        Ok(())
+    }
+
+    /// Publishes what `bucardo.status` shows.
+    fn publish(&mut self, now: Instant) {
+        let clock = shmem::now();
+        let waiting = self.kids.trouble.as_deref();
+        let shown: Vec<(i32, Shown, String, i64)> = self
+            .entries
+            .iter()
+            .map(|(id, entry)| {
+                let (shown, trouble) = entry.controller.shown();
+                let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
+                match (trouble, waiting) {
+                    (Some(t), _) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
+                    (None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
+                    (None, _) => (*id, shown, String::new(), 0),
+                }
+            })
+            .collect();
+        shmem::with(|s| {
+            for (id, shown, error, next_try) in &shown {
+                if let Some(slot) = s.sync(self.db, *id) {
+                    slot.shown = *shown;
+                    slot.error = Text::new(error);
+                    slot.next_try = *next_try;
+                }
+            }
+        });
+    }
+
+    fn wait(&mut self, now: Instant) {
+        let watchers = || self.sources.values().map(|s| &s.watcher).chain(self.removals.values().map(|r| &r.watcher));
+        let sockets: Vec<i32> = watchers().map(Watcher::socket).filter(|s| *s >= 0).collect();
+        let timers = watchers().filter_map(|w| w.next_time(now));
+        let controllers = self.entries.values().filter_map(|e| e.controller.next_time());
+        let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.reconcile_at]).flatten();
+        let removals = self.removals.values().filter_map(|r| r.again_at);
+        let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
+        let idle = self.history_at.min(next.unwrap_or(self.history_at));
+        latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));
+    }
+
+    /// The extension was dropped: take capture off every member that can be reached, and end.
+    fn farewell(&mut self) -> Result<()> {
+        while !self.kids.end_all(Instant::now()) {
+            latch::wait(None, Some(Duration::from_millis(20)));
+        }
+        for source in self.sources.values() {
+            let opened = Conn::open(&source.watcher.target, "bucardo master", guc::connect_timeout().min(Duration::from_secs(5)));
+            let removed = opened.and_then(|mut conn| install::uninstall_control(&mut conn, &self.control));
+            match removed {
+                Err(e) if !matches!(e.code.as_str(), "3F000" | "42P01" | "42883") => {
+                    pgrx::warning!("bucardo: capture was left on a member: {e}")
+                }
+                _ => {}
+            }
+        }
+        forget_database()?;
+        shmem::with(|s| {
+            s.keep_syncs(self.db, &[]);
+            s.masters[self.slot].wanted = false;
+        });
+        worker::exit(0)
+    }
+}
+
+/// A stored conninfo; the empty one means this database.
+fn conninfo_of(text: &str) -> Result<Conninfo> {
+    if text.trim().is_empty() { xact::transaction(catalog::db::own_conninfo) } else { Conninfo::parse(text) }
+}
+
+/// Takes the launcher's mark off this database.
+fn forget_database() -> Result<()> {
+    xact::transaction(|| {
+        let sql = spi::value::<String>(
+            "SELECT pg_catalog.format('ALTER DATABASE %I RESET bucardo.master', d.datname) FROM pg_catalog.pg_database d \
+             JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0 \
+             WHERE d.datname = pg_catalog.current_database() AND s.setconfig::text ~ 'bucardo[.]master'",
+            &[],
+        )?;
+        sql.map_or(Ok(()), |sql| spi::execute(&sql, &[]).map(drop))
+    })
+}

@@ -1,0 +1,12 @@
+//! Step 2 of a change: a kick becomes a kid. `launcher` keeps one master for each control database; `main` is that
+//! master, with one `controller` per sync; `watch` hears of changes at the sources, `kids` does what is due.
+
+pub mod controller;
+mod hear;
+pub mod kids;
+pub mod launcher;
+pub mod main;
+pub mod notify;
+pub mod slot;
+pub mod upkeep;
+pub mod watch;

@@ -1,0 +1,177 @@
+//! How other processes speak to the master: all of it shared memory and latches, taking effect when it should. What
+//! depends on a transaction is said when that transaction ends; a kick is said at once.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use pgrx::{PgXactCallbackEvent, register_xact_callback};
+
+use super::slot::{Shared, Text, UndoSlot};
+use crate::error::{Error, Result, SqlState};
+use crate::pg::hook::Statement;
+use crate::pg::{latch, shmem, worker};
+
+/// Says 55000 with the setting to change when the library was not preloaded.
+pub fn require_preload() -> Result<()> {
+    if shmem::is_loaded() {
+        return Ok(());
+    }
+    Err(Error::new(SqlState::WRONG_STATE, "bucardo is not in shared_preload_libraries")
+        .hint("Run ALTER SYSTEM SET shared_preload_libraries = 'bucardo'; (beside what stands there) and restart the server."))
+}
+
+thread_local! {
+    /// Whether this transaction has already registered what is to be done at its end.
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    /// Whether this transaction holds the master back because it drops the extension.
+    static HOLDING: Cell<bool> = const { Cell::new(false) };
+    /// The undo slots of this transaction.
+    static UNDO: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+fn at_end() {
+    if REGISTERED.replace(true) {
+        return;
+    }
+    register_xact_callback(PgXactCallbackEvent::Commit, ended);
+    register_xact_callback(PgXactCallbackEvent::Abort, ended);
+}
+
+/// At the end of the transaction, whichever: the master compares with the catalog what became of it, so that a
+/// savepoint rolled back inside of a committed transaction counts too. Only copies into shared memory and sets a latch.
+fn ended() {
+    REGISTERED.set(false);
+    let mine = UNDO.take();
+    let holding = HOLDING.take();
+    let db = shmem::my_database();
+    let procno = shmem::with(|s| {
+        for at in mine {
+            s.undo[at].owner = 0;
+        }
+        s.master(db).map_or(-1, |master| {
+            if holding {
+                master.held_by = 0;
+            }
+            master.generation += 1;
+            master.procno
+        })
+    });
+    worker::set_latch(procno);
+}
+
+/// Tells this database's master, when the transaction commits, that the catalog changed. Harmless when not preloaded.
+pub fn catalog_changed() {
+    if shmem::is_loaded() {
+        at_end();
+    }
+}
+
+/// Notes that capture of that name is about to be installed on a member by this transaction: should it roll back, the
+/// master removes it again.
+pub fn remember_install(db: &str, conninfo: &str, sync: &str) {
+    if !shmem::is_loaded() {
+        return;
+    }
+    let (owner, _) = worker::me();
+    let entry =
+        UndoSlot { db: shmem::my_database(), owner, member: Text::new(db), conninfo: Text::new(conninfo), sync: Text::new(sync) };
+    let at = shmem::with(|s| {
+        let at = s.undo.iter().position(|u| u.db == 0);
+        if let Some(at) = at {
+            s.undo[at] = entry;
+        }
+        at
+    });
+    if let Some(at) = at {
+        UNDO.with_borrow_mut(|all| all.push(at));
+    }
+    at_end();
+}
+
+/// Where transactions that have ended installed capture: (member, conninfo, capture). The master owns it from now on, and
+/// must have read the catalog since they ended.
+pub fn take_installed(shared: &mut Shared, db: u32) -> Vec<(String, String, String)> {
+    let mut all = Vec::new();
+    for slot in shared.undo.iter_mut().filter(|u| u.db == db && u.owner == 0) {
+        all.push((slot.member.get().to_string(), slot.conninfo.get().to_string(), slot.sync.get().to_string()));
+        slot.db = 0;
+    }
+    all
+}
+
+/// How long DROP waits for our workers to end.
+const DROP_WAIT: Duration = Duration::from_secs(10);
+
+/// Before a utility statement that concerns us: gets our workers out of its way.
+pub fn before_utility(statement: &Statement) {
+    match statement {
+        // The master stays, idle and without any lock: it takes capture off the members once the drop is committed.
+        Statement::DropExtension => {
+            let db = shmem::my_database();
+            let (pid, _) = worker::me();
+            let known = shmem::with(|s| s.master(db).map(|m| m.held_by = pid).is_some());
+            if known {
+                at_end();
+                HOLDING.set(true);
+                end_workers(db, false);
+            }
+        }
+        Statement::DropDatabase(db) => {
+            let db = *db;
+            if shmem::with(|s| s.master(db).is_some_and(|m| std::mem::replace(&mut m.wanted, false))) {
+                // Somebody else may still be connected: then the master comes back.
+                register_xact_callback(PgXactCallbackEvent::Abort, move || super::launcher::want(std::iter::once(db)));
+                end_workers(db, true);
+            }
+        }
+        Statement::CommitPrepared => {}
+    }
+}
+
+/// After it succeeded.
+pub fn after_utility(statement: &Statement) {
+    match statement {
+        Statement::DropDatabase(db) => shmem::with(|s| {
+            s.keep_syncs(*db, &[]);
+            if let Some(master) = s.master(*db) {
+                master.db = 0;
+            }
+        }),
+        // Who prepared it cannot say so any more: everybody on this server looks once.
+        Statement::CommitPrepared => shmem::committed(shmem::my_database()),
+        Statement::DropExtension => {}
+    }
+}
+
+/// Ends the kids of a database, and the master too if asked; waits until they are gone.
+fn end_workers(db: u32, with_master: bool) {
+    let deadline = Instant::now() + DROP_WAIT;
+    while let Some(left) = latch::left(deadline) {
+        let alive = shmem::read(|s| {
+            let kids = s.kids.iter().filter(|k| k.db == db && k.pid != 0).map(|k| k.pid);
+            let masters = s.masters.iter().filter(|m| with_master && m.db == db && m.pid != 0).map(|m| m.pid);
+            let mut pids = [0; super::slot::MAX_KIDS + 1];
+            kids.chain(masters).zip(pids.iter_mut()).for_each(|(pid, place)| *place = pid);
+            pids
+        });
+        if alive[0] == 0 {
+            return;
+        }
+        alive.iter().for_each(|pid| worker::signal(*pid, libc::SIGTERM));
+        latch::wait(None, Some(left.min(Duration::from_millis(10))));
+    }
+}
+
+/// Says 55000 when the master of this database is stopped.
+pub fn require_master() -> Result<()> {
+    let db = shmem::my_database();
+    if shmem::read(|s| s.masters.iter().any(|m| m.db == db && m.wanted && !m.stop)) {
+        return Ok(());
+    }
+    Err(Error::new(SqlState::WRONG_STATE, "bucardo is stopped in this database").hint("SELECT bucardo.start();"))
+}
+
+/// Asks the launcher for a master of this database, when the transaction commits.
+pub fn want_master_at_commit() {
+    register_xact_callback(PgXactCallbackEvent::Commit, || super::launcher::want(std::iter::once(shmem::my_database())));
+}

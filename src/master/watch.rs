@@ -1,0 +1,286 @@
+//! How the master hears of changes on one source, without ever waiting for it: a connection that is made, asked and
+//! read step by step beside all others. On the control database's own server a committing transaction wakes the master
+//! through shared memory; a source elsewhere that has the library preloaded answers a waiting call; any other is polled,
+//! quickly after a change and slowly at rest. The same connection carries the upkeep of that source.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::guc;
+use crate::libpq::{Conn, Opening, Rows, Step, Target};
+use crate::pg::shmem::{self, Watching};
+
+/// How long a waiting call waits on a quiet source; it holds a snapshot there meanwhile, so not for long.
+const WAIT_CALL: &str = "5s";
+/// Even a source that wakes us is looked at this often, against what no wake-up reports (a prepared transaction that
+/// was committed while the master was away).
+const SAFETY_LOOK: Duration = Duration::from_secs(10);
+
+/// What a source can do for us.
+enum Wake {
+    Unknown,
+    /// It is a database of this server: shared memory.
+    Shared(Watching),
+    /// It answers `bucardo.wait_for_changes`.
+    Call,
+    Poll,
+}
+
+/// What was sent and not yet answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Kind,
+    Pending,
+    Waiting,
+    Upkeep(u64),
+}
+
+enum Line {
+    Closed { next_try: Instant },
+    Opening(Opening),
+    Open(Conn),
+}
+
+/// What the watcher tells the master.
+#[derive(Debug)]
+pub enum News {
+    /// The receivers of syncs that have something to be served: (sync, receiver).
+    Pending(Vec<(String, String)>),
+    /// An upkeep statement ended.
+    Upkeep { token: u64, result: Result<i64> },
+}
+
+/// The watcher of one source.
+pub struct Watcher {
+    pub target: Target,
+    control: String,
+    line: Line,
+    wake: Wake,
+    asked: Asked,
+    /// Upkeep that waits for its turn.
+    upkeep: VecDeque<(u64, String)>,
+    /// Whether to look for pending changes as soon as the line is free.
+    look: bool,
+    next_look: Instant,
+    interval: Duration,
+    failures: u32,
+    only_upkeep: bool,
+    /// The bytes of capture at the last look, for purging early.
+    pub bytes: i64,
+}
+
+/// Tells what kind of source this is: whether it is this very server (and which database of it), and what it has.
+const KIND: &str = "SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
+    (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()), \
+    (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s), \
+    pg_catalog.to_regprocedure('bucardo.wait_for_changes(interval)') IS NOT NULL \
+    AND pg_catalog.current_setting('shared_preload_libraries') ~ '(^|[ ,\"/])bucardo($|[ ,\".])'";
+
+impl Watcher {
+    pub fn new(target: Target, control: &str, now: Instant) -> Self {
+        Self {
+            target,
+            control: control.to_string(),
+            line: Line::Closed { next_try: now },
+            wake: Wake::Unknown,
+            asked: Asked::Nothing,
+            upkeep: VecDeque::new(),
+            look: true,
+            next_look: now,
+            interval: guc::poll_min(),
+            failures: 0,
+            only_upkeep: false,
+            bytes: 0,
+        }
+    }
+
+    /// A watcher that only carries upkeep, to a member that need not be a source.
+    pub fn for_upkeep(target: Target, now: Instant) -> Self {
+        let mut watcher = Self::new(target, "", now);
+        watcher.only_upkeep = true;
+        watcher
+    }
+
+    /// Looks for changes soon: after a run, there may be more.
+    pub fn look_soon(&mut self) {
+        self.look = true;
+    }
+
+    /// Queues a statement that answers with one number.
+    pub fn add_upkeep(&mut self, token: u64, sql: String) {
+        self.upkeep.push_back((token, sql));
+    }
+
+    /// The socket to wait on, -1 for none.
+    pub fn socket(&self) -> i32 {
+        match (&self.line, &self.asked) {
+            (Line::Opening(opening), _) if opening.ready == crate::pg::latch::Ready::Read => opening.socket(),
+            (Line::Open(conn), asked) if *asked != Asked::Nothing => conn.socket(),
+            _ => -1,
+        }
+    }
+
+    /// When to come back although nothing happened.
+    pub fn next_time(&self, now: Instant) -> Option<Instant> {
+        match &self.line {
+            Line::Closed { .. } if self.only_upkeep && self.upkeep.is_empty() => None,
+            Line::Closed { next_try } => Some(*next_try),
+            // A socket that must become writable is not in the master's wait set; connecting is short.
+            Line::Opening(opening) if opening.ready != crate::pg::latch::Ready::Read => Some(now + Duration::from_millis(2)),
+            Line::Opening(opening) => Some(opening.deadline),
+            Line::Open(_) if self.asked != Asked::Nothing => None,
+            Line::Open(_) if self.only_upkeep && self.upkeep.is_empty() => None,
+            Line::Open(_) if self.look || !self.upkeep.is_empty() => Some(now),
+            Line::Open(_) => Some(self.next_look),
+        }
+    }
+
+    /// Goes on as far as possible without waiting.
+    pub fn advance(&mut self, now: Instant) -> Vec<News> {
+        if let Wake::Shared(watching) = &self.wake {
+            self.look |= watching.take();
+        }
+        let mut news = Vec::new();
+        if let Err(error) = self.step(now, &mut news) {
+            self.close(now, error, &mut news);
+        }
+        news
+    }
+
+    fn close(&mut self, now: Instant, error: Error, news: &mut Vec<News>) {
+        self.failures += 1;
+        let wait = super::controller::back_off(self.failures, guc::retry_min(), guc::retry_max());
+        if self.failures == 1 && guc::logs(guc::LogLevel::Normal) {
+            pgrx::log!("bucardo: {error}");
+        }
+        self.line = Line::Closed { next_try: now + wait };
+        self.wake = Wake::Unknown;
+        self.look = true;
+        if let Asked::Upkeep(token) = std::mem::replace(&mut self.asked, Asked::Nothing) {
+            news.push(News::Upkeep { token, result: Err(error.clone()) });
+        }
+        for (token, _) in self.upkeep.drain(..) {
+            news.push(News::Upkeep { token, result: Err(error.clone()) });
+        }
+    }
+
+    fn step(&mut self, now: Instant, news: &mut Vec<News>) -> Result<()> {
+        loop {
+            match std::mem::replace(&mut self.line, Line::Closed { next_try: now }) {
+                Line::Closed { next_try } if now < next_try => {
+                    self.line = Line::Closed { next_try };
+                    return Ok(());
+                }
+                Line::Closed { .. } => {
+                    self.line = Line::Opening(Conn::start(&self.target, "bucardo master", guc::connect_timeout())?);
+                    return Ok(());
+                }
+                Line::Opening(opening) => match opening.step()? {
+                    Step::Opening(opening) => {
+                        self.line = Line::Opening(opening);
+                        return Ok(());
+                    }
+                    Step::Open(conn) => {
+                        self.line = Line::Open(conn);
+                        if !self.only_upkeep {
+                            self.send(Asked::Kind, KIND.to_string())?;
+                        }
+                    }
+                },
+                Line::Open(conn) => {
+                    self.line = Line::Open(conn);
+                    if self.asked != Asked::Nothing && !self.take_answer(now, news)? {
+                        return Ok(());
+                    }
+                    if !self.ask(now)? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, what: Asked, sql: String) -> Result<()> {
+        if let Line::Open(conn) = &mut self.line {
+            conn.send(&sql)?;
+            self.asked = what;
+        }
+        Ok(())
+    }
+
+    /// Takes the answer if it is there; false if not yet.
+    fn take_answer(&mut self, now: Instant, news: &mut Vec<News>) -> Result<bool> {
+        let Line::Open(conn) = &mut self.line else { return Ok(false) };
+        if !conn.answer_ready()? {
+            return Ok(false);
+        }
+        let answer = conn.collect();
+        let broken = conn.is_broken();
+        match (std::mem::replace(&mut self.asked, Asked::Nothing), answer) {
+            (Asked::Upkeep(token), result) if !broken => {
+                news.push(News::Upkeep { token, result: result.map(|r| r.number(0, 0).unwrap_or(0)) });
+            }
+            (asked, Err(error)) => {
+                self.asked = asked;
+                return Err(error.at(format_args!("db \"{}\"", self.target.name)));
+            }
+            (Asked::Kind, Ok(rows)) => self.learn(&rows),
+            (Asked::Pending, Ok(rows)) => self.pending(&rows, now, news),
+            (Asked::Waiting, Ok(rows)) => self.look |= rows.bool(0, 0),
+            (Asked::Upkeep(_) | Asked::Nothing, Ok(_)) => {}
+        }
+        self.failures = 0;
+        Ok(true)
+    }
+
+    fn learn(&mut self, rows: &Rows) {
+        let here = super::upkeep::this_server();
+        let same = rows.text(0, 0) == here.started && rows.text(0, 2) == here.identifier;
+        let able = rows.bool(0, 3);
+        let database = rows.number(0, 1).unwrap_or(0);
+        let (_, procno) = crate::pg::worker::me();
+        self.wake = match able {
+            true if same => shmem::watch(database, procno).map_or(Wake::Poll, Wake::Shared),
+            true => Wake::Call,
+            false => Wake::Poll,
+        };
+        self.look = true;
+    }
+
+    fn pending(&mut self, rows: &Rows, now: Instant, news: &mut Vec<News>) {
+        let all: Vec<(String, String)> =
+            (0..rows.len()).filter(|i| rows.get(*i, 0).is_some()).map(|i| (rows.text(i, 0), rows.text(i, 1))).collect();
+        self.bytes = rows.number(0, 2).unwrap_or(0);
+        // Soon after a change the next one is likely.
+        self.interval = if all.is_empty() { (self.interval * 2).min(guc::poll_max()) } else { guc::poll_min() };
+        self.next_look = now + if matches!(self.wake, Wake::Poll) { self.interval } else { SAFETY_LOOK };
+        news.push(News::Pending(all));
+    }
+
+    /// Asks the next question, if there is one; false when there is nothing to ask now.
+    fn ask(&mut self, now: Instant) -> Result<bool> {
+        if self.asked != Asked::Nothing {
+            return Ok(true);
+        }
+        if let Some((token, sql)) = self.upkeep.pop_front() {
+            self.send(Asked::Upkeep(token), sql)?;
+            return Ok(true);
+        }
+        if self.only_upkeep {
+            return Ok(false);
+        }
+        if self.look || now >= self.next_look {
+            self.look = false;
+            let sql = format!("SELECT * FROM bucardo.capture_pending({})", crate::ident::quote_literal(&self.control));
+            self.send(Asked::Pending, sql)?;
+            return Ok(true);
+        }
+        if matches!(self.wake, Wake::Call) {
+            self.send(Asked::Waiting, format!("SELECT bucardo.wait_for_changes('{WAIT_CALL}')"))?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}

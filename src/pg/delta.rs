@@ -1,0 +1,378 @@
+//! The hot path of native capture: keys of changed rows, out of a statement's transition tables (or a row trigger's
+//! tuples) into a delta segment. No SPI, no plan, no look-up per row. Written inside the statement, so a rolled-back
+//! subtransaction takes its deltas along.
+//!
+//! The loops call the server's functions raw, inside one guard: an ERROR jumps over their frames, which therefore own
+//! nothing but memory of the server.
+
+use std::ffi::{CStr, c_int};
+use std::mem::MaybeUninit;
+
+use pgrx::pg_sys::{self, AttrNumber, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
+
+/// How many deltas are written at once.
+const BATCH: usize = 1000;
+/// A key may have this many columns, as an index may.
+pub const MAX_KEYS: usize = pg_sys::INDEX_MAX_KEYS as usize;
+/// What follows the keys in a segment: xid, at, origin, existed.
+const EXTRA: usize = 4;
+
+unsafe extern "C-unwind" {
+    fn tuplestore_gettupleslot(state: *mut Tuplestorestate, forward: bool, copy: bool, slot: *mut TupleTableSlot) -> bool;
+    fn slot_getsomeattrs_int(slot: *mut TupleTableSlot, attnum: c_int);
+    fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, isnull: *mut bool) -> HeapTuple;
+    fn ExecStoreHeapTuple(tuple: HeapTuple, slot: *mut TupleTableSlot, should_free: bool) -> *mut TupleTableSlot;
+    fn heap_multi_insert(
+        rel: Relation,
+        slots: *mut *mut TupleTableSlot,
+        n: c_int,
+        cid: pg_sys::CommandId,
+        options: c_int,
+        bistate: pg_sys::BulkInsertState,
+    );
+    fn datum_image_eq(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
+}
+
+/// One key column of a captured table.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    pub attnum: AttrNumber,
+    pub by_value: bool,
+    pub length: i16,
+}
+
+/// A captured table, resolved for this backend.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    pub active: Oid,
+    pub segments: [Oid; 3],
+    pub keys: Vec<Key>,
+}
+
+/// Resolves the names that a trigger carries. None: they do not exist here, as in a restored copy.
+/// `Some(Err(()))`: the table's key is not what the segments hold, so single rows cannot be written down.
+pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> {
+    let (names, keys) = arguments.split_at_checked(4)?;
+    // SAFETY: catalog look-ups by NUL-terminated names, inside a transaction; a missing object answers 0.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"bucardo".as_ptr(), true);
+        let find = |name: &CStr| pg_sys::get_relname_relid(name.as_ptr(), schema);
+        let found = [find(names[0]), find(names[1]), find(names[2]), find(names[3])];
+        if schema == Oid::INVALID || found.contains(&Oid::INVALID) || keys.is_empty() || keys.len() > MAX_KEYS {
+            return None;
+        }
+        let mut columns = Vec::with_capacity(keys.len());
+        for (i, key) in keys.iter().enumerate() {
+            let attnum = pg_sys::get_attnum(table, key.as_ptr());
+            if attnum <= 0 || pg_sys::get_atttype(table, attnum) != pg_sys::get_atttype(found[1], (i + 1) as AttrNumber) {
+                return Some(Err(()));
+            }
+            let (mut length, mut by_value) = (0, false);
+            pg_sys::get_typlenbyval(pg_sys::get_atttype(table, attnum), &mut length, &mut by_value);
+            columns.push(Key { attnum, by_value, length });
+        }
+        Some(Ok(Captured { active: found[0], segments: [found[1], found[2], found[3]], keys: columns }))
+    }
+}
+
+/// Which segment writers use now: the sequence's last value, read from its page, past every snapshot and privilege.
+fn active_segment(sequence: Oid) -> usize {
+    // SAFETY: a sequence has one page with one tuple whose first column is the int8 last_value; the buffer is pinned
+    // and share-locked while it is read.
+    let value = unsafe {
+        let rel = pg_sys::relation_open(sequence, pg_sys::AccessShareLock as i32);
+        let buffer = pg_sys::ReadBuffer(rel, 0);
+        pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+        let page = pg_sys::BufferGetPage(buffer).cast::<u8>();
+        let line = (*page.cast::<pg_sys::PageHeaderData>()).pd_linp.as_ptr();
+        let tuple = page.add((*line).lp_off() as usize);
+        let header = usize::from((*tuple.cast::<pg_sys::HeapTupleHeaderData>()).t_hoff);
+        let value = tuple.add(header).cast::<i64>().read_unaligned();
+        pg_sys::UnlockReleaseBuffer(buffer);
+        pg_sys::relation_close(rel, pg_sys::AccessShareLock as i32);
+        value
+    };
+    (value - 1).clamp(0, 2) as usize
+}
+
+/// The writer of one statement. Owns nothing that a jump could leak: all of it is memory of the current context.
+struct Writer {
+    rel: Relation,
+    desc: TupleDesc,
+    keys: *const Key,
+    key_count: usize,
+    slots: *mut *mut TupleTableSlot,
+    made: usize,
+    filled: usize,
+    cid: pg_sys::CommandId,
+    batch: pg_sys::MemoryContext,
+    values: [Datum; MAX_KEYS + EXTRA],
+    nulls: [bool; MAX_KEYS + EXTRA],
+}
+
+impl Writer {
+    /// # Safety
+    /// In a transaction; `captured` outlives the writer; [`Writer::finish`] follows unless an ERROR does.
+    unsafe fn new(captured: &Captured) -> Self {
+        // SAFETY: opens a heap of ours with the lock that every INSERT takes, kept to the end of the transaction.
+        unsafe {
+            let rel = pg_sys::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
+            let n = captured.keys.len();
+            let mut values = [Datum::null(); MAX_KEYS + EXTRA];
+            let mut nulls = [false; MAX_KEYS + EXTRA];
+            values[n] = Datum::from(pg_sys::GetTopFullTransactionId().value as i64);
+            values[n + 1] = Datum::from(pg_sys::GetCurrentTimestamp());
+            nulls[n + 2] = true;
+            let batch = pg_sys::AllocSetContextCreateExtended(
+                pg_sys::CurrentMemoryContext,
+                c"bucardo deltas".as_ptr(),
+                0,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            );
+            Self {
+                rel,
+                desc: (*rel).rd_att,
+                keys: captured.keys.as_ptr(),
+                key_count: n,
+                slots: pg_sys::palloc(BATCH * size_of::<*mut TupleTableSlot>()).cast(),
+                made: 0,
+                filled: 0,
+                cid: pg_sys::GetCurrentCommandId(true),
+                batch,
+                values,
+                nulls,
+            }
+        }
+    }
+
+    /// Adds the key of the row in the slot.
+    ///
+    /// # Safety
+    /// Inside the guard; the slot holds a row of the captured table.
+    #[inline(always)]
+    unsafe fn add(&mut self, slot: *mut TupleTableSlot, existed: bool) {
+        // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs.
+        unsafe {
+            for i in 0..self.key_count {
+                let attnum = (*self.keys.add(i)).attnum;
+                if (*slot).tts_nvalid < attnum {
+                    slot_getsomeattrs_int(slot, c_int::from(attnum));
+                }
+                let at = attnum as usize - 1;
+                self.values[i] = *(*slot).tts_values.add(at);
+                self.nulls[i] = *(*slot).tts_isnull.add(at);
+            }
+            self.push(existed);
+        }
+    }
+
+    /// # Safety
+    /// Inside the guard; the key stands in `values`.
+    #[inline(always)]
+    unsafe fn push(&mut self, existed: bool) {
+        let last = self.key_count + EXTRA - 1;
+        self.values[last] = Datum::from(true);
+        self.nulls[last] = !existed;
+        // SAFETY: the arrays have a value for each column of the segment; a slot exists for each place of the batch.
+        unsafe {
+            let outer = pg_sys::CurrentMemoryContext;
+            if self.filled == self.made {
+                *self.slots.add(self.made) = pg_sys::MakeSingleTupleTableSlot(self.desc, &pg_sys::TTSOpsHeapTuple);
+                self.made += 1;
+            }
+            pg_sys::CurrentMemoryContext = self.batch;
+            let tuple = heap_form_tuple(self.desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+            pg_sys::CurrentMemoryContext = outer;
+            ExecStoreHeapTuple(tuple, *self.slots.add(self.filled), false);
+            self.filled += 1;
+            if self.filled == BATCH {
+                self.flush();
+            }
+        }
+    }
+
+    /// # Safety
+    /// Inside the guard.
+    unsafe fn flush(&mut self) {
+        if self.filled == 0 {
+            return;
+        }
+        // SAFETY: a plain heap without indexes or triggers; the slots hold tuples of its shape.
+        unsafe {
+            let outer = pg_sys::CurrentMemoryContext;
+            pg_sys::CurrentMemoryContext = self.batch;
+            heap_multi_insert(self.rel, self.slots, self.filled as c_int, self.cid, 0, std::ptr::null_mut());
+            pg_sys::CurrentMemoryContext = outer;
+            pg_sys::MemoryContextReset(self.batch);
+        }
+        self.filled = 0;
+    }
+
+    /// # Safety
+    /// Inside the guard; last call.
+    unsafe fn finish(&mut self) {
+        // SAFETY: writes what is left, drops the slots and closes the relation, keeping its lock.
+        unsafe {
+            self.flush();
+            for i in 0..self.made {
+                pg_sys::ExecDropSingleTupleTableSlot(*self.slots.add(i));
+            }
+            pg_sys::MemoryContextDelete(self.batch);
+            pg_sys::table_close(self.rel, pg_sys::NoLock as i32);
+        }
+    }
+}
+
+/// A reader of a transition table, from its beginning, beside whoever else reads it.
+///
+/// # Safety
+/// The tuplestore belongs to a trigger that runs.
+unsafe fn reader(store: *mut Tuplestorestate, desc: TupleDesc) -> *mut TupleTableSlot {
+    // SAFETY: as PostgreSQL's own scans of transition tables do.
+    unsafe {
+        let pointer = pg_sys::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as c_int);
+        pg_sys::tuplestore_select_read_pointer(store, pointer);
+        pg_sys::tuplestore_rescan(store);
+        pg_sys::MakeSingleTupleTableSlot(desc, &pg_sys::TTSOpsMinimalTuple)
+    }
+}
+
+/// Writes down the keys of a statement's rows. `old`, `new`: the transition tables that it has.
+///
+/// # Safety
+/// Called from a running AFTER STATEMENT trigger with its own data.
+pub unsafe fn statement(trigger: *mut TriggerData, captured: &Captured) {
+    // SAFETY: the tuplestores belong to the trigger; everything is opened, used and closed inside the guard.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            let desc = (*(*trigger).tg_relation).rd_att;
+            let (old, new) = ((*trigger).tg_oldtable, (*trigger).tg_newtable);
+            match (old.is_null(), new.is_null()) {
+                (false, false) => updated(old, new, desc, captured),
+                (true, false) => written(new, desc, captured, false),
+                (false, true) => written(old, desc, captured, true),
+                (true, true) => {}
+            }
+        });
+    }
+}
+
+/// # Safety
+/// Inside the guard.
+unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured, existed: bool) {
+    // SAFETY: see `statement`.
+    unsafe {
+        let slot = reader(store, desc);
+        if tuplestore_gettupleslot(store, true, false, slot) {
+            let mut writer = Writer::new(captured);
+            loop {
+                writer.add(slot, existed);
+                if !tuplestore_gettupleslot(store, true, false, slot) {
+                    break;
+                }
+            }
+            writer.finish();
+        }
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+    }
+}
+
+/// # Safety
+/// Inside the guard. Old and new rows of an UPDATE stand in the same order.
+unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured) {
+    // SAFETY: see `statement`.
+    unsafe {
+        let (before, after) = (reader(old, desc), reader(new, desc));
+        let mut writer = MaybeUninit::<Writer>::uninit();
+        let mut begun = false;
+        while tuplestore_gettupleslot(new, true, false, after) {
+            let paired = tuplestore_gettupleslot(old, true, false, before);
+            if paired && same_row(before, after) {
+                continue;
+            }
+            if !begun {
+                writer.write(Writer::new(captured));
+                begun = true;
+            }
+            let writer = writer.assume_init_mut();
+            writer.add(after, true);
+            if paired && !same_key(before, after, &captured.keys) {
+                writer.add(before, true);
+            }
+        }
+        if begun {
+            writer.assume_init_mut().finish();
+        }
+        pg_sys::ExecDropSingleTupleTableSlot(before);
+        pg_sys::ExecDropSingleTupleTableSlot(after);
+    }
+}
+
+/// Whether two rows are the same to the byte.
+///
+/// # Safety
+/// Both slots hold a minimal tuple.
+unsafe fn same_row(a: *mut TupleTableSlot, b: *mut TupleTableSlot) -> bool {
+    // SAFETY: the tuples begin with their length; the header's flags tell of visibility too, so only what describes the
+    // row is compared: the number of columns, whether there are nulls, the null bitmap and the data.
+    unsafe {
+        let tuple = |slot: *mut TupleTableSlot| (*slot.cast::<pg_sys::MinimalTupleTableSlot>()).mintuple;
+        let (a, b) = (tuple(a), tuple(b));
+        let start = std::mem::offset_of!(pg_sys::MinimalTupleData, t_hoff);
+        let length = (*a).t_len as usize;
+        let bytes = |t: pg_sys::MinimalTuple| std::slice::from_raw_parts(t.cast::<u8>().add(start), length - start);
+        let columns = |t: pg_sys::MinimalTuple| u32::from((*t).t_infomask2) & pg_sys::HEAP_NATTS_MASK;
+        let nulls = |t: pg_sys::MinimalTuple| u32::from((*t).t_infomask) & pg_sys::HEAP_HASNULL;
+        (*b).t_len as usize == length && columns(a) == columns(b) && nulls(a) == nulls(b) && bytes(a) == bytes(b)
+    }
+}
+
+/// # Safety
+/// Inside the guard; both slots hold rows of the captured table.
+unsafe fn same_key(a: *mut TupleTableSlot, b: *mut TupleTableSlot, keys: &[Key]) -> bool {
+    // SAFETY: key numbers are within the table's columns.
+    unsafe {
+        keys.iter().all(|key| {
+            let value = |slot: *mut TupleTableSlot| {
+                if (*slot).tts_nvalid < key.attnum {
+                    slot_getsomeattrs_int(slot, c_int::from(key.attnum));
+                }
+                let at = key.attnum as usize - 1;
+                (*(*slot).tts_values.add(at), *(*slot).tts_isnull.add(at))
+            };
+            let ((x, x_null), (y, y_null)) = (value(a), value(b));
+            x_null == y_null && (x_null || datum_image_eq(x, y, key.by_value, c_int::from(key.length)))
+        })
+    }
+}
+
+/// Writes down the key of one row, and the old key when it changed, for a row trigger.
+///
+/// # Safety
+/// Called from a running AFTER ROW trigger with its own data.
+pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) {
+    // SAFETY: the tuples belong to the trigger and have the shape of its relation.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            let desc = (*(*trigger).tg_relation).rd_att;
+            let slot = |tuple: HeapTuple| {
+                let slot = pg_sys::MakeSingleTupleTableSlot(desc, &pg_sys::TTSOpsHeapTuple);
+                ExecStoreHeapTuple(tuple, slot, false)
+            };
+            let first = slot((*trigger).tg_trigtuple);
+            let inserted = (*trigger).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_INSERT;
+            let mut writer = Writer::new(captured);
+            writer.add(first, !inserted);
+            if !(*trigger).tg_newtuple.is_null() {
+                let second = slot((*trigger).tg_newtuple);
+                if !same_key(first, second, &captured.keys) {
+                    writer.add(second, true);
+                }
+                pg_sys::ExecDropSingleTupleTableSlot(second);
+            }
+            writer.finish();
+            pg_sys::ExecDropSingleTupleTableSlot(first);
+        });
+    }
+}

@@ -1,0 +1,13 @@
+//! The server underneath: latches, transactions, workers, shared memory. Together with `libpq` the only place with
+//! `unsafe`. Nothing here knows what a sync is.
+
+pub mod delta;
+#[cfg(feature = "fault_points")]
+pub mod fault;
+pub mod hook;
+pub mod latch;
+pub mod shmem;
+pub mod spi;
+pub mod trigger;
+pub mod worker;
+pub mod xact;

@@ -1,0 +1,138 @@
+//! Shared memory: the table of `master::slot` under one lock, and the flags that a committing transaction sets without
+//! any lock. Only there when the library was preloaded; every user asks [`is_loaded`] first.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+
+use pgrx::lwlock::PgLwLock;
+use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init, pg_sys};
+
+use super::worker::set_latch;
+use crate::master::slot::Shared;
+
+// SAFETY: plain data of fixed size without pointers; valid in every process.
+unsafe impl PGRXSharedMemory for Shared {}
+
+// SAFETY: the name is used for nothing else.
+static SHARED: PgLwLock<Shared> = unsafe { PgLwLock::new(c"bucardo") };
+
+/// Somebody who wants to know of captured changes in a database of this server.
+struct Watch {
+    /// 0: free.
+    db: AtomicU32,
+    procno: AtomicI32,
+    dirty: AtomicBool,
+}
+
+const MAX_WATCHES: usize = 128;
+
+/// All who watch, and the fault points of test builds.
+pub struct Flags {
+    watches: [Watch; MAX_WATCHES],
+}
+
+// SAFETY: atomics of fixed size without pointers.
+unsafe impl PGRXSharedMemory for Flags {}
+
+// SAFETY: the name is used for nothing else.
+static FLAGS: PgAtomic<Flags> = unsafe { PgAtomic::new(c"bucardo flags") };
+
+static LOADED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the library was preloaded and shared memory is there.
+pub fn is_loaded() -> bool {
+    LOADED.load(Ordering::Relaxed)
+}
+
+/// Whether the server is loading its preloaded libraries right now.
+pub fn is_preloading() -> bool {
+    // SAFETY: a flag of this process.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// Asks for shared memory. Only while the server loads its preloaded libraries.
+pub fn init() {
+    pg_shmem_init!(SHARED = Shared::new());
+    flags_init();
+    #[cfg(feature = "fault_points")]
+    super::fault::init();
+    LOADED.store(true, Ordering::Relaxed);
+}
+
+fn flags_init() {
+    pg_shmem_init!(
+        FLAGS = Flags {
+            watches: [const { Watch { db: AtomicU32::new(0), procno: AtomicI32::new(-1), dirty: AtomicBool::new(false) } };
+                MAX_WATCHES],
+        }
+    );
+}
+
+/// Changes the shared table under its lock. The closure only copies.
+pub fn with<T>(body: impl FnOnce(&mut Shared) -> T) -> T {
+    body(&mut SHARED.exclusive())
+}
+
+/// Reads the shared table under its lock. The closure only copies.
+pub fn read<T>(body: impl FnOnce(&Shared) -> T) -> T {
+    body(&SHARED.share())
+}
+
+/// A place in the watch list, given up when dropped.
+pub struct Watching(usize);
+
+/// Begins to watch captured changes in a database. None: the list is full.
+pub fn watch(db: u32, procno: i32) -> Option<Watching> {
+    let flags = FLAGS.get();
+    let at =
+        flags.watches.iter().position(|w| w.db.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
+    let watch = &flags.watches[at];
+    watch.procno.store(procno, Ordering::Release);
+    // Dirty from the start: what was captured before is looked for once.
+    watch.dirty.store(true, Ordering::Release);
+    watch.db.store(db, Ordering::Release);
+    Some(Watching(at))
+}
+
+impl Watching {
+    /// Whether something was committed since the last call.
+    pub fn take(&self) -> bool {
+        FLAGS.get().watches[self.0].dirty.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let watch = &FLAGS.get().watches[self.0];
+        watch.procno.store(-1, Ordering::Release);
+        watch.db.store(0, Ordering::Release);
+    }
+}
+
+/// Frees the places of a process that ended without giving them up.
+pub fn forget_watches(procno: i32) {
+    for watch in FLAGS.get().watches.iter().filter(|w| w.procno.load(Ordering::Acquire) == procno) {
+        watch.procno.store(-1, Ordering::Release);
+        watch.db.store(0, Ordering::Release);
+    }
+}
+
+/// Tells all who watch the database that captured changes were committed. Takes no lock, cannot fail.
+pub fn committed(db: u32) {
+    for watch in &FLAGS.get().watches {
+        if watch.db.load(Ordering::Acquire) == db && !watch.dirty.swap(true, Ordering::AcqRel) {
+            set_latch(watch.procno.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// The database that this process is connected to; 0 for none.
+pub fn my_database() -> u32 {
+    // SAFETY: set at process start.
+    unsafe { pg_sys::MyDatabaseId }.to_u32()
+}
+
+/// Now, in microseconds of PostgreSQL's clock.
+pub fn now() -> i64 {
+    // SAFETY: reads the clock.
+    unsafe { pg_sys::GetCurrentTimestamp() }
+}

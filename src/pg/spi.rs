@@ -1,0 +1,54 @@
+//! SQL on the control database itself, through SPI. Two ways: `select` reads and never burns a transaction id, so the
+//! master may call it for ever; `write` changes, or reads what this transaction has just written. It must never be
+//! used for a member: those are reached over libpq, the control database's own data included.
+
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::Spi;
+use pgrx::spi::{SpiClient, SpiHeapTupleData};
+use pgrx::{FromDatum, IntoDatum};
+
+use crate::error::{Error, Result};
+
+/// One row of an answer; columns count from 1.
+pub struct Row<'a>(SpiHeapTupleData<'a>);
+
+impl Row<'_> {
+    /// A value; None for NULL.
+    pub fn opt<T: IntoDatum + FromDatum>(&self, column: usize) -> Result<Option<T>> {
+        Ok(self.0.get::<T>(column)?)
+    }
+
+    /// A value that cannot be NULL.
+    pub fn get<T: IntoDatum + FromDatum>(&self, column: usize) -> Result<T> {
+        self.opt(column)?.ok_or_else(|| Error::internal(format!("column {column} of the catalog's answer is null")))
+    }
+}
+
+/// Reads rows. Sees what this transaction has written only when it has written through [`write`] before.
+pub fn select<T>(sql: &str, args: &[DatumWithOid<'_>], row: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+    Spi::connect(|client| read(client, sql, args, row))
+}
+
+fn read<T>(
+    client: &SpiClient<'_>,
+    sql: &str,
+    args: &[DatumWithOid<'_>],
+    mut row: impl FnMut(&Row<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    client.select(sql, None, args)?.map(|tuple| row(&Row(tuple))).collect()
+}
+
+/// The first row's only value.
+pub fn value<T: IntoDatum + FromDatum>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Option<T>> {
+    Ok(select(sql, args, |row| row.opt(1))?.into_iter().next().flatten())
+}
+
+/// Changes the catalog; the rows of RETURNING, or of a SELECT that locks.
+pub fn write<T>(sql: &str, args: &[DatumWithOid<'_>], mut row: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+    Spi::connect_mut(|client| client.update(sql, None, args)?.map(|tuple| row(&Row(tuple))).collect())
+}
+
+/// Changes the catalog; how many rows.
+pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<usize> {
+    Spi::connect_mut(|client| Ok(client.update(sql, None, args)?.len()))
+}

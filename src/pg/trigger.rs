@@ -1,0 +1,164 @@
+//! The native capture trigger's entry: a C-callable function, the cache of resolved tables, and the note at commit
+//! that wakes whoever waits for changes. It must never make the application's statement fail because of a table that
+//! was altered, and it needs no right of the application's role.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::rc::Rc;
+
+use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid, TriggerData};
+use pgrx::{pg_guard, warning};
+
+use super::delta::{self, Captured};
+use super::shmem;
+
+/// What the cache knows of a table.
+#[derive(Clone)]
+enum Known {
+    Ready(Rc<Captured>),
+    /// The key is not what the segments hold.
+    Altered,
+    /// The objects are not here.
+    Absent,
+}
+
+thread_local! {
+    static KNOWN: RefCell<HashMap<Oid, Known>> = RefCell::new(HashMap::new());
+    static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    /// Whether this transaction captured anything.
+    static CAPTURED: Cell<bool> = const { Cell::new(false) };
+    static WARNED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The record by which the server knows the calling convention.
+#[unsafe(no_mangle)]
+pub extern "C" fn pg_finfo_bucardo_capture() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+/// `bucardo.capture()`: writes down which rows a statement changed.
+///
+/// # Safety
+/// Called by the server.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn bucardo_capture(fcinfo: FunctionCallInfo) -> Datum {
+    // SAFETY: fcinfo is valid; its context says whether a trigger calls.
+    let trigger = unsafe { (*fcinfo).context.cast::<TriggerData>() };
+    // SAFETY: a node starts with its tag.
+    if trigger.is_null() || unsafe { (*trigger).type_ } != pg_sys::NodeTag::T_TriggerData {
+        pgrx::error!("bucardo.capture() is a trigger function");
+    }
+    register_once();
+    // SAFETY: the trigger's relation is open while it runs.
+    let table = unsafe { (*(*trigger).tg_relation).rd_id };
+    match known(table, trigger) {
+        Known::Ready(captured) => {
+            // SAFETY: the trigger's data are its own; see `delta`.
+            unsafe {
+                if (*trigger).tg_event & pg_sys::TRIGGER_EVENT_ROW != 0 {
+                    delta::row(trigger, &captured);
+                } else {
+                    delta::statement(trigger, &captured);
+                }
+            }
+            CAPTURED.set(true);
+        }
+        Known::Altered => mark_whole(table),
+        Known::Absent => warn_absent(),
+    }
+    Datum::null()
+}
+
+fn known(table: Oid, trigger: *mut TriggerData) -> Known {
+    if let Some(known) = KNOWN.with_borrow(|k| k.get(&table).cloned()) {
+        return known;
+    }
+    // SAFETY: the trigger has tgnargs NUL-terminated arguments.
+    let arguments: Vec<&CStr> = unsafe {
+        let definition = (*trigger).tg_trigger;
+        (0..usize::try_from((*definition).tgnargs).unwrap_or(0)).map(|i| CStr::from_ptr(*(*definition).tgargs.add(i))).collect()
+    };
+    let known = match delta::resolve(table, &arguments) {
+        Some(Ok(captured)) => Known::Ready(Rc::new(captured)),
+        Some(Err(())) => Known::Altered,
+        None => Known::Absent,
+    };
+    KNOWN.with_borrow_mut(|k| k.insert(table, known.clone()));
+    known
+}
+
+fn register_once() {
+    if !REGISTERED.replace(true) {
+        // SAFETY: both callbacks are functions of this library, which is never unloaded.
+        unsafe {
+            pg_sys::CacheRegisterRelcacheCallback(Some(forget), Datum::null());
+            pg_sys::RegisterXactCallback(Some(at_end), std::ptr::null_mut());
+        }
+    }
+}
+
+/// A relation changed: what was resolved through it is looked up again. 0 means all.
+#[pg_guard]
+unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
+    let _ = KNOWN.try_with(|known| {
+        if let Ok(mut known) = known.try_borrow_mut() {
+            let uses = |table: &Oid, entry: &Known| match entry {
+                _ if relation == Oid::INVALID || *table == relation => true,
+                Known::Ready(c) => c.active == relation || c.segments.contains(&relation),
+                Known::Altered | Known::Absent => true,
+            };
+            known.retain(|table, entry| !uses(table, entry));
+        }
+    });
+}
+
+/// At the end of a transaction that captured: wakes who waits. Cannot fail; takes no lock.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
+        && CAPTURED.take()
+        && event == XACT_EVENT_COMMIT
+        && shmem::is_loaded()
+    {
+        shmem::committed(shmem::my_database());
+    }
+}
+
+/// Notes that this transaction captured something by other means than the trigger above.
+pub fn note_captured() {
+    register_once();
+    CAPTURED.set(true);
+}
+
+/// The key changed under the triggers: single rows cannot be written down, so the whole table is.
+fn mark_whole(table: Oid) {
+    let (mut user, mut context) = (Oid::INVALID, 0);
+    // SAFETY: the identity is switched to the owner of the extension's objects for one statement of ours; an ERROR in
+    // between ends the transaction, which restores it.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(
+            Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
+            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+        );
+    }
+    let marked = pgrx::Spi::run(&format!("SELECT bucardo.capture_whole({}::pg_catalog.oid)", table.to_u32()));
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
+    if let Err(error) = marked {
+        warning!("bucardo: a changed table could not be marked: {error}");
+    }
+    CAPTURED.set(true);
+}
+
+fn warn_absent() {
+    if !WARNED.replace(true) {
+        warning!(
+            "bucardo: a capture trigger stands on a table whose capture is not in this database, as in a restored copy; drop the triggers bucardo_capture_*"
+        );
+    }
+}

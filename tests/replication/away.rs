@@ -1,0 +1,157 @@
+//! A member that is away, slow, or refuses a row: the others go on, the status says it, and it heals by itself.
+//!
+//! Servers are stopped and started here. What a member still needs must be there when it is back, and nothing but the
+//! member may suffer from its absence.
+
+use crate::cluster::Stop;
+use crate::net::{Capture, Net};
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+#[test]
+fn a_target_that_is_away_holds_nobody_up_and_catches_up_alone() {
+    let net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g");
+    net.settle(&["t"]);
+    net.server_of("C").stop(Stop::Immediate);
+    for round in 0..10 {
+        a.exec(&format!("UPDATE t SET v = 'r{round}' WHERE id % 10 = {round}; INSERT INTO t VALUES (100 + {round}, 'new'); DELETE FROM t WHERE id = 1 + {round}"));
+        net.wait_equal("t", &["B"]);
+    }
+    net.wait_state("stalled");
+    assert!(net.last_error().contains('C'), "{}", net.last_error());
+    assert!(net.pending() > 0, "what C has not got is pending");
+    let reply = net.control().try_query("SELECT bucardo.kick('s', '80s')").unwrap();
+    assert!(reply.notices.iter().any(|n| n.severity == "WARNING" && n.message.contains('C')), "{:?}", reply.notices);
+    net.control().exec("SELECT bucardo.purge()");
+    a.exec("TRUNCATE t; INSERT INTO t SELECT g, 'y' FROM generate_series(1, 30) g");
+    net.wait_equal("t", &["B"]);
+    net.control().exec("SELECT bucardo.purge()");
+    net.server_of("C").launch();
+    net.settle(&["t"]);
+    a.exec("INSERT INTO t VALUES (999, 'again')");
+    net.settle(&["t"]);
+    net.wait_state("good");
+}
+
+#[test]
+fn a_target_that_is_away_across_restarts_of_the_control_server_misses_nothing() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    net.server_of("B").stop(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    net.wait_equal("t", &["C"]);
+    net.servers[0].restart(Stop::Immediate);
+    net.on("A").exec("DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (3, 'z')");
+    net.wait_equal("t", &["C"]);
+    net.wait_state("stalled");
+    net.server_of("B").launch();
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_source_that_is_away_stalls_its_sync_only_and_loses_nothing() {
+    let mut net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");
+    net.add_member("D", 0, "");
+    net.add_member("E", 0, "");
+    ["D", "E"].iter().for_each(|m| net.on(m).exec("CREATE TABLE u (id int PRIMARY KEY)"));
+    net.control().exec("SELECT bucardo.add_sync('well', dbs => 'D,E', tables => 'public.u')");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.server_of("A").stop(Stop::Fast);
+    net.wait_state("stalled|bad");
+    assert!(net.last_error().contains('A'), "{}", net.last_error());
+    net.on("D").exec("INSERT INTO u VALUES (1)");
+    net.wait_sql("E", "the other sync to go on", "SELECT count(*) = 1 FROM u");
+    net.server_of("A").launch();
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("good|empty");
+}
+
+#[test]
+fn a_frozen_target_server_does_not_stop_the_others_for_ever() {
+    let net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    net.control().exec("SELECT bucardo.update_sync('s', stayalive => false)");
+    net.kick();
+    // It accepts connections (the kernel does) and never answers: only a deadline of our own ends that.
+    net.server_of("C").signal("STOP");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("stalled");
+    net.server_of("C").signal("CONT");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_lock_on_a_target_delays_and_a_stop_is_still_answered() {
+    let net = Net::together(Capture::Native, 2).with_table(T, "public.t");
+    let mut locker = net.on("C");
+    locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 10) g");
+    net.wait_sql("C", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    assert_eq!(net.control().one("SELECT bucardo.stop('test', '60s')"), "stopped");
+    net.wait_sql("C", "nobody to wait any more", "SELECT count(*) = 0 FROM pg_locks WHERE NOT granted");
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 0, "a run stopped in its midst left rows");
+    net.control().exec("SELECT bucardo.start()");
+    locker.exec("COMMIT");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_refused_row_stops_only_that_member_and_is_named() {
+    let net = Net::together(Capture::Native, 2);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)");
+    net.on("C").exec("ALTER TABLE t ADD CONSTRAINT no_poison CHECK (v <> 'poison')");
+    net.add_sync("tables => 'public.t,public.other'");
+    net.on("A").exec("INSERT INTO t VALUES (4711, 'poison'), (1, 'fine'); INSERT INTO other VALUES (1)");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("bad");
+    let error = net.last_error();
+    for word in ["C", "t", "4711"] {
+        assert!(error.contains(word), "last_error does not name {word}: {error}");
+    }
+    assert_eq!(net.on("C").number("SELECT count(*) FROM t"), 0, "part of a run that failed is there");
+    assert_eq!(net.on("C").number("SELECT count(*) FROM other"), 0, "part of a run that failed is there");
+    let code = net.control().one("SELECT sqlstate FROM bucardo.syncrun WHERE state = 'bad' ORDER BY run DESC LIMIT 1");
+    assert_eq!(code, "23514");
+    assert_eq!(net.try_kick().expect_err("a failed run raises its error").sqlstate, "23514");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'later')");
+    net.wait_equal("t", &["B"]);
+    net.on("C").exec("ALTER TABLE t DROP CONSTRAINT no_poison");
+    net.settle(&["t", "other"]);
+    net.wait_state("good|empty");
+}
+
+#[test]
+fn a_trigger_that_always_fires_refuses_and_mending_the_source_heals_too() {
+    let net = Net::together(Capture::Plain, 2).with_table(T, "public.t");
+    net.on("B").exec(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.v = 'no' THEN RAISE EXCEPTION 'I refuse' USING errcode = 'P0042'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER no BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE t ENABLE ALWAYS TRIGGER no",
+    );
+    net.on("A").exec("INSERT INTO t VALUES (1, 'yes'), (2, 'no')");
+    net.wait_equal("t", &["C"]);
+    net.wait_state("bad");
+    assert!(net.last_error().contains("I refuse") && net.last_error().contains('B'), "{}", net.last_error());
+    net.on("A").exec("UPDATE t SET v = 'now yes' WHERE id = 2");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+}
+
+#[test]
+fn a_row_taken_on_a_secondary_unique_key_by_the_target_itself() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE)");
+    net.add_sync("tables => 'public.t'");
+    net.on("B").exec("INSERT INTO t VALUES (100, 'taken')");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'taken')");
+    // The source wins over what a target wrote for itself, or the run says which row is in the way; never silence.
+    crate::wait::wait_until("the row, or a word about it", || {
+        net.on("B").number("SELECT count(*) FROM t WHERE id = 1") == 1 || net.last_error().contains("taken")
+    });
+}

@@ -1,0 +1,231 @@
+//! Every way in which a row of a captured table can change must leave its mark, and a change that was rolled back none.
+//!
+//! All scenarios run twice: with the extension on the source (native trigger) and without (plain SQL objects). The
+//! application must notice nothing: no right needed, no `search_path` trusted, no statement refused.
+
+use crate::net::{Capture, Net};
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+for_both!(statements, foreign_keys, partitions, row_movement, subtransactions, prepared, many_at_once);
+for_both!(application_role, replica_role_and_own_triggers, rolled_back_with_the_session);
+
+fn statements(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    for sql in [
+        "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+        "INSERT INTO t VALUES (3, 'd'), (4, 'd') ON CONFLICT (id) DO UPDATE SET v = excluded.v || '!'",
+        "INSERT INTO t VALUES (4, 'nothing'), (5, 'five') ON CONFLICT DO NOTHING",
+        "MERGE INTO t USING (VALUES (1, 'm'), (2, NULL), (9, 'i')) s (id, v) ON t.id = s.id \
+         WHEN MATCHED AND s.v IS NULL THEN DELETE WHEN MATCHED THEN UPDATE SET v = s.v \
+         WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.v)",
+        "WITH gone AS (DELETE FROM t WHERE id = 1 RETURNING *), new AS (INSERT INTO t SELECT 11, v FROM gone RETURNING *) \
+         UPDATE t SET v = 'cte' WHERE id = 5",
+        "INSERT INTO t SELECT g, 'many' FROM generate_series(100, 2100) g",
+        "UPDATE t SET id = id + 10000 WHERE id BETWEEN 100 AND 1100",
+        "UPDATE t SET v = NULL WHERE id > 11000; DELETE FROM t WHERE id % 7 = 0",
+        "DO $$ BEGIN FOR i IN 50..60 LOOP INSERT INTO t VALUES (i, 'loop'); UPDATE t SET v = v || i WHERE id = i; END LOOP; END $$",
+        "BEGIN; DECLARE c CURSOR FOR SELECT * FROM t WHERE id = 55 FOR UPDATE; FETCH c; \
+         UPDATE t SET v = 'cursor' WHERE CURRENT OF c; COMMIT",
+        "PREPARE p AS UPDATE t SET v = $2 WHERE id = $1; EXECUTE p(56, 'prepared'); EXECUTE p(57, 'twice')",
+    ] {
+        a.exec(sql);
+        net.settle(&["t"]);
+    }
+    a.copy_in("COPY t (id, v) FROM STDIN", "70000\tcopied\n70001\t\\N\n");
+    net.settle(&["t"]);
+    a.exec("TRUNCATE t");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 0);
+}
+
+fn foreign_keys(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); \
+         CREATE TABLE child (id int PRIMARY KEY, p int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE); \
+         CREATE TABLE loose (id int PRIMARY KEY, p int DEFAULT 0 REFERENCES parent ON DELETE SET NULL ON UPDATE SET DEFAULT)",
+    );
+    net.add_sync("tables => 'public.child,public.parent,public.loose'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO parent SELECT generate_series(0, 20); INSERT INTO child SELECT id, id FROM parent; INSERT INTO loose SELECT id, id FROM parent");
+    net.settle(&["parent", "child", "loose"]);
+    a.exec("DELETE FROM parent WHERE id BETWEEN 1 AND 5");
+    net.settle(&["parent", "child", "loose"]);
+    a.exec("UPDATE parent SET id = id + 100 WHERE id > 10");
+    net.settle(&["parent", "child", "loose"]);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM child WHERE p > 100"), 10);
+    assert_eq!(net.on("B").one("SELECT count(*) || ' ' || count(p) FROM loose"), "21 16");
+}
+
+fn partitions(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, region text, v text, PRIMARY KEY (id, region)) PARTITION BY LIST (region); \
+         CREATE TABLE p_eu PARTITION OF p FOR VALUES IN ('eu'); \
+         CREATE TABLE p_us PARTITION OF p FOR VALUES IN ('us') PARTITION BY RANGE (id); \
+         CREATE TABLE p_us_1 PARTITION OF p_us FOR VALUES FROM (0) TO (100)",
+    );
+    net.add_sync("tables => 'public.p'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO p VALUES (1, 'eu', 'x'), (2, 'us', 'y')");
+    a.exec("INSERT INTO p_eu VALUES (3, 'eu', 'leaf'); INSERT INTO p_us_1 VALUES (4, 'us', 'deep leaf')");
+    net.settle(&["p"]);
+    a.exec("UPDATE p_us_1 SET v = 'leaf changed'; DELETE FROM p_eu WHERE id = 1");
+    net.settle(&["p"]);
+    let more = "CREATE TABLE p_asia PARTITION OF p FOR VALUES IN ('asia'); CREATE TABLE p_old (LIKE p INCLUDING ALL)";
+    net.everywhere(more);
+    net.everywhere("ALTER TABLE p ATTACH PARTITION p_old FOR VALUES IN ('old')");
+    a.exec("INSERT INTO p VALUES (7, 'asia', 'new'), (8, 'old', 'attached'); INSERT INTO p_asia VALUES (9, 'asia', 'l')");
+    a.exec("INSERT INTO p_old VALUES (10, 'old', 'leaf'); UPDATE p_old SET v = 'leaf of its own' WHERE id = 10");
+    net.settle(&["p"]);
+    a.copy_in("COPY p FROM STDIN", "20\teu\tc\n21\tus\tc\n22\tasia\tc\n");
+    net.settle(&["p"]);
+    a.exec("TRUNCATE p_eu");
+    net.settle(&["p"]);
+    a.exec("TRUNCATE p");
+    net.settle(&["p"]);
+}
+
+fn row_movement(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, part int, v text, PRIMARY KEY (id, part)) PARTITION BY LIST (part); \
+         CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p_2 PARTITION OF p FOR VALUES IN (2); \
+         CREATE TABLE whole (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); \
+         CREATE TABLE whole_1 PARTITION OF whole FOR VALUES FROM (0) TO (10); \
+         CREATE TABLE whole_2 PARTITION OF whole FOR VALUES FROM (10) TO (100)",
+    );
+    net.add_sync("tables => 'public.p,public.whole'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO p SELECT g, 1, 'x' FROM generate_series(1, 9) g; INSERT INTO whole SELECT g, 'x' FROM generate_series(1, 9) g");
+    net.settle(&["p", "whole"]);
+    a.exec("UPDATE p SET part = 2, v = 'moved' WHERE id < 4; UPDATE whole SET id = id + 20 WHERE id > 6");
+    net.settle(&["p", "whole"]);
+    a.exec("UPDATE p SET part = 3 - part; UPDATE whole SET id = id - 20 WHERE id > 20");
+    net.settle(&["p", "whole"]);
+}
+
+fn subtransactions(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 10) g");
+    net.settle(&["t"]);
+    a.exec(
+        "BEGIN; UPDATE t SET v = 'kept' WHERE id = 1; SAVEPOINT s; UPDATE t SET v = 'undone' WHERE id = 2; DELETE FROM t WHERE id = 3; \
+         ROLLBACK TO s; UPDATE t SET v = 'later' WHERE id = 4; SAVEPOINT r; INSERT INTO t VALUES (11, 'released'); RELEASE r; COMMIT",
+    );
+    net.settle(&["t"]);
+    a.exec(
+        "DO $$ BEGIN INSERT INTO t VALUES (20, 'outer'); \
+           BEGIN INSERT INTO t VALUES (21, 'lost'); INSERT INTO t VALUES (1, 'duplicate'); \
+           EXCEPTION WHEN unique_violation THEN INSERT INTO t VALUES (22, 'handler'); END; \
+           BEGIN DELETE FROM t WHERE id = 5; RAISE EXCEPTION 'no'; EXCEPTION WHEN OTHERS THEN NULL; END; \
+           UPDATE t SET v = 'end' WHERE id = 6; END $$",
+    );
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(id::text, ',' ORDER BY id) FROM t WHERE id > 10"), "11,20,22");
+    a.exec("BEGIN; DELETE FROM t; ROLLBACK");
+    a.expect_error("INSERT INTO t VALUES (30, 'x'), (1, 'duplicate')", "23505");
+    a.expect_error("BEGIN; INSERT INTO t VALUES (31, 'x'); SAVEPOINT s; SELECT 1/0; COMMIT", "22012");
+    a.exec("ROLLBACK");
+    net.kick();
+    net.assert_equal("t");
+    assert_eq!(net.pending(), 0, "a change rolled back counts as pending");
+}
+
+fn prepared(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("BEGIN; INSERT INTO t VALUES (1, 'two-phase'); UPDATE t SET id = 2; PREPARE TRANSACTION 'one'");
+    a.exec("BEGIN; INSERT INTO t VALUES (3, 'undone'); PREPARE TRANSACTION 'two'");
+    a.exec("INSERT INTO t VALUES (4, 'other')");
+    net.settle(&["t"]);
+    net.server_of("A").restart(crate::cluster::Stop::Fast);
+    let mut a = net.on("A");
+    a.exec("COMMIT PREPARED 'one'");
+    a.exec("ROLLBACK PREPARED 'two'");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(id::text, ',' ORDER BY id) FROM t"), "2,4");
+}
+
+fn many_at_once(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 40) g");
+    std::thread::scope(|threads| {
+        for client in 0..6 {
+            let net = &net;
+            threads.spawn(move || {
+                let mut a = net.on("A");
+                for n in 0..150 {
+                    // All clients change the same 40 rows, in one order so that none is made a deadlock's victim.
+                    let low = (client * 7 + n) % 20;
+                    a.exec(&format!(
+                        "BEGIN; UPDATE t SET v = 'c{client}n{n}' WHERE id = {low}; UPDATE t SET v = v || '+' WHERE id = {}; COMMIT",
+                        low + 20
+                    ));
+                }
+            });
+        }
+    });
+    net.settle(&["t"]);
+}
+
+fn application_role(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec(
+        "CREATE ROLE app LOGIN; CREATE SCHEMA evil AUTHORIZATION app; GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON t TO app; \
+         GRANT USAGE ON SCHEMA public TO app",
+    );
+    let db = if capture == Capture::Native { crate::net::CONTROL } else { "a" };
+    let mut app = net.server_of("A").connect_as(db, "app");
+    app.exec(
+        "CREATE TABLE evil.caught (what text); \
+         CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO evil.caught VALUES ('now'); SELECT pg_catalog.now() $$; \
+         CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO evil.caught VALUES ('clock'); SELECT pg_catalog.now() $$; \
+         CREATE FUNCTION evil.ne(int, int) RETURNS boolean LANGUAGE sql AS $$ SELECT false $$; \
+         CREATE OPERATOR evil.<> (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.ne); \
+         CREATE OPERATOR evil.= (LEFTARG = int, RIGHTARG = int, FUNCTION = evil.ne)",
+    );
+    app.exec("SET search_path = evil, pg_catalog, public");
+    app.exec("INSERT INTO public.t VALUES (1, 'a'), (2, 'b')");
+    app.exec("UPDATE public.t SET v = 'c', id = id + 10");
+    app.exec("TRUNCATE public.t; INSERT INTO public.t VALUES (3, 'x'); DELETE FROM public.t WHERE id OPERATOR(pg_catalog.=) 3");
+    app.exec("INSERT INTO public.t VALUES (4, 'y')");
+    net.settle(&["t"]);
+    assert_eq!(a.number("SELECT count(*) FROM evil.caught"), 0, "a function of the application was called");
+    app.expect_error("CREATE TABLE bucardo.mine (i int)", "42501");
+}
+
+fn replica_role_and_own_triggers(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(T);
+    net.on("A").exec(
+        "CREATE TABLE log (id serial PRIMARY KEY, what text); \
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO log (what) VALUES (TG_OP || NEW.v); NEW.v := upper(NEW.v); RETURN NEW; END $$; \
+         CREATE TRIGGER zz_note BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION note()",
+    );
+    net.on("B").exec(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'fired on the target'; END $$; \
+         CREATE TRIGGER a_no BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION no(); CREATE RULE r AS ON DELETE TO t DO INSTEAD NOTHING",
+    );
+    net.add_sync("tables => 'public.t'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t VALUES (1, 'by the application')");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT v FROM t"), "BY THE APPLICATION");
+    a.exec("DELETE FROM t");
+    net.settle(&["t"]);
+}
+
+fn rolled_back_with_the_session(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut doomed = net.on("A");
+    doomed.exec("BEGIN; INSERT INTO t SELECT g, 'x' FROM generate_series(1, 5000) g");
+    net.on("A").exec(&format!("SELECT pg_terminate_backend({}, 60000)", doomed.pid));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'other')");
+    net.settle(&["t"]);
+    assert_eq!(net.pending(), 0);
+}

@@ -1,0 +1,178 @@
+//! What was made is taken away again: by remove, by DROP EXTENSION, by a rollback. And what must stay, stays: the
+//! application's objects, a living older Bucardo beside us, the configuration in a dump.
+
+use crate::footprint::{Footprint, wait_unchanged};
+use crate::net::{CONTROL, Capture, Net};
+use crate::scratch::{output, scratch};
+use crate::wait::wait_until;
+
+for_both!(remove_sync_and_remove_db, drop_extension, rolled_back_calls);
+
+const T: &str = "CREATE TABLE t (id serial PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); \
+                 CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (100)";
+
+fn used(net: &Net) {
+    net.on("A").exec("INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 100); INSERT INTO p VALUES (1) ON CONFLICT DO NOTHING; TRUNCATE t; INSERT INTO t (v) VALUES ('y')");
+    net.settle(&["t", "p"]);
+}
+
+fn remove_sync_and_remove_db(capture: Capture) {
+    let net = Net::apart(capture, 1);
+    net.everywhere(T);
+    let before = Footprint::of(&net);
+    for round in 0..2 {
+        net.add_sync("tables => 'all'");
+        used(&net);
+        net.on("A").exec("INSERT INTO t (v) VALUES ('captured and not served')");
+        net.control().exec("SELECT bucardo.remove_sync('s')");
+        for name in ["A", "B"] {
+            net.control().exec(&format!("SELECT bucardo.remove_db('{name}')"));
+        }
+        // The members' rows in the catalog are gone as well: compare when they are back.
+        net.control().exec("SELECT bucardo.ping()");
+        if capture == Capture::Native {
+            net.control().exec("SELECT bucardo.add_db('A')");
+        } else {
+            net.register("A");
+        }
+        net.register("B");
+        wait_unchanged(&net, &before, &format!("round {round}: remove_sync and remove_db"));
+        net.on("A").exec("TRUNCATE t, p");
+        net.on("B").exec("TRUNCATE t, p");
+    }
+}
+
+fn drop_extension(capture: Capture) {
+    let net = Net::apart(capture, 1);
+    net.control().exec("DROP EXTENSION bucardo");
+    net.everywhere(T);
+    let objects = "SELECT string_agg(x, ' ' ORDER BY x) FROM (SELECT oid::regclass::text x FROM pg_class WHERE oid >= 16384 \
+                   UNION ALL SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp' UNION ALL SELECT oid::regprocedure::text FROM pg_proc WHERE oid >= 16384 \
+                   UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal UNION ALL SELECT evtname FROM pg_event_trigger) o";
+    let before: Vec<String> = ["A", "B"].iter().map(|m| net.on(m).one(objects)).collect();
+    net.control().exec("CREATE EXTENSION bucardo");
+    if capture == Capture::Native {
+        net.control().exec("SELECT bucardo.add_db('A')");
+    } else {
+        net.register("A");
+    }
+    net.register("B");
+    net.add_sync("tables => 'all'");
+    used(&net);
+    net.control().exec("DROP EXTENSION bucardo");
+    net.on("A").exec("INSERT INTO t (v) VALUES ('goes on')");
+    for (name, before) in ["A", "B"].iter().zip(before) {
+        let mut conn = net.on(name);
+        let clean = crate::wait::reached(|| conn.one(objects) == before);
+        assert!(clean, "left on {name}: {}\nbefore: {before}", conn.one(objects));
+    }
+}
+
+fn rolled_back_calls(capture: Capture) {
+    let net = Net::apart(capture, 1);
+    net.everywhere(T);
+    let before = Footprint::of(&net);
+    let mut control = net.control();
+    let add = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'all')", net.dbs());
+    control.exec(&format!("BEGIN; {add}; ROLLBACK"));
+    wait_unchanged(&net, &before, "add_sync rolled back");
+    control.exec(&format!("BEGIN; {add}"));
+    net.servers[0].restart(crate::cluster::Stop::Immediate);
+    wait_unchanged(&net, &before, "add_sync cut off by a crash");
+    net.add_sync("tables => 'all'");
+    used(&net);
+    // A removal that is rolled back keeps the sync at work.
+    net.control().exec("BEGIN; SELECT bucardo.remove_sync('s'); ROLLBACK");
+    used(&net);
+}
+
+#[test]
+fn remove_db_by_force_takes_a_member_out_that_is_away() {
+    let net = Net::apart(Capture::Native, 2);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY)");
+    net.add_sync("tables => 'public.t'");
+    net.server_of("C").stop(crate::cluster::Stop::Immediate);
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.wait_equal("t", &["B"]);
+    net.control().expect_error("SELECT bucardo.remove_db('C')", "2BP01");
+    net.control().exec("SELECT bucardo.remove_db('C', force => true)");
+    net.on("A").exec("INSERT INTO t VALUES (2)");
+    net.wait_equal("t", &["B"]);
+    net.wait_served();
+    net.wait_state("good|empty");
+}
+
+#[test]
+fn a_living_older_bucardo_is_left_alone() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    net.on("A").exec(
+        "CREATE SCHEMA bucardo; CREATE TABLE bucardo.delta_public_t (id int, txntime timestamptz DEFAULT now()); \
+         CREATE TABLE bucardo.track_public_t (txntime timestamptz, target text); CREATE TABLE bucardo.bucardo_delta_names (sync text); \
+         CREATE FUNCTION bucardo.delta_public_t() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS \
+         $$ BEGIN INSERT INTO bucardo.delta_public_t (id) VALUES (coalesce(NEW.id, OLD.id)); RETURN NULL; END $$; \
+         CREATE TRIGGER bucardo_delta AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION bucardo.delta_public_t(); \
+         CREATE FUNCTION bucardo.bucardo_purge_delta(i interval) RETURNS text LANGUAGE sql AS 'SELECT ''x'''",
+    );
+    let before = Footprint::of(&net);
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x'), (2, 'y')");
+    net.settle(&["t"]);
+    net.control().exec("SELECT bucardo.purge(); SELECT bucardo.remove_sync('s')");
+    net.on("A").exec("INSERT INTO t VALUES (3, 'z')");
+    assert_eq!(net.on("A").number("SELECT count(*) FROM bucardo.delta_public_t"), 3);
+    wait_unchanged_but_members(&net, &before);
+}
+
+/// Member A keeps its registration, and with it what a member needs; nothing of the older one may be gone.
+fn wait_unchanged_but_members(net: &Net, before: &Footprint) {
+    net.control().exec("SELECT bucardo.remove_db('A')");
+    net.register("A");
+    wait_unchanged(net, before, "a sync beside an older Bucardo");
+}
+
+#[test]
+fn a_dump_of_the_control_database_keeps_the_configuration() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    net.add_sync("tables => 'public.t', checktime => '1 hour', priority => 3, conflict_strategy => 'bucardo_source'");
+    net.control().exec("SELECT bucardo.pause('s')");
+    let plain = crate::cluster::Cluster::start("restored", "");
+    plain.create_database(CONTROL, "");
+    let dump = output(scratch().server_command("pg_dump").arg("-d").arg(net.servers[0].conninfo(CONTROL)));
+    let file = plain.folder().join("dump.sql");
+    std::fs::write(&file, dump).expect("the dump can be written");
+    output(
+        scratch()
+            .server_command("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &plain.conninfo(CONTROL), "-f"])
+            .arg(&file),
+    );
+    for table in ["db", "dbgroup", "dbmap", "relation", "relgroup", "relmap", "sync"] {
+        let rows = format!(
+            "SELECT coalesce(string_agg(to_jsonb(x)::text, E'\\n' ORDER BY to_jsonb(x)::text), '') FROM bucardo.{table} x"
+        );
+        let (here, there) = (net.control().one(&rows), plain.connect(CONTROL).one(&rows));
+        assert!(!here.is_empty(), "bucardo.{table} is empty");
+        assert_eq!(here, there, "bucardo.{table} differs after dump and restore");
+    }
+}
+
+#[test]
+fn history_and_purging_need_no_hand() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.purge_interval = '1s'");
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    net.add_sync("tables => 'public.t'");
+    let size = "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
+                WHERE nspname = 'bucardo' AND relkind = 'r'";
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100000) g");
+    let peak = net.on("A").number(size);
+    net.settle(&["t"]);
+    let mut n = 0;
+    wait_until("the space of served changes to come back by itself", || {
+        n += 1;
+        net.on("A").exec(&format!("UPDATE t SET v = 'n{n}' WHERE id = 1"));
+        net.on("A").number(size) < peak / 2
+    });
+    net.settle(&["t"]);
+}

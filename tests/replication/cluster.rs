@@ -1,0 +1,230 @@
+//! A throw-away cluster: copied from the template, started on a free port, stopped and removed when dropped.
+//!
+//! It stands between `scratch` (folders) and `net` (members of a replication). A scenario that fails leaves its clusters'
+//! folders behind and prints the end of their logs. It must never stop a server that it did not start.
+
+use crate::scratch::{output, scratch};
+use crate::wait::wait_until;
+use crate::wire::{Conn, PgError, Row};
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+const SETTINGS: &str = "
+# A test's server: nothing survives the machine, so nothing is flushed for it.
+fsync = off
+full_page_writes = off
+shared_buffers = 32MB
+max_connections = 80
+max_worker_processes = 16
+max_prepared_transactions = 10
+max_wal_size = 1GB
+checkpoint_timeout = 30min
+jit = off
+timezone = UTC
+listen_addresses = '127.0.0.1'
+log_line_prefix = '%m [%p] %d %a: '
+";
+
+pub struct Cluster {
+    name: String,
+    folder: PathBuf,
+    port: Mutex<u16>,
+    server: Mutex<Option<Child>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Stop {
+    Fast,
+    Immediate,
+}
+
+impl Cluster {
+    /// A started cluster with these lines added to its configuration.
+    pub fn start(name: &str, settings: &str) -> Cluster {
+        let folder = scratch().new_folder(name);
+        output(Command::new("cp").arg("-a").arg(scratch().template()).arg(folder.join("data")));
+        let cluster = Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
+        cluster.configure(SETTINGS);
+        cluster.configure(&format!("unix_socket_directories = '{}'", cluster.folder.display()));
+        cluster.configure(settings);
+        cluster.launch();
+        cluster
+    }
+
+    /// Lines at the end of postgresql.conf; the last one of a name wins. In force from the next start or reload.
+    pub fn configure(&self, lines: &str) {
+        let path = self.folder.join("data/postgresql.conf");
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).expect("postgresql.conf can be opened");
+        writeln!(file, "{lines}").expect("postgresql.conf can be written");
+    }
+
+    /// Replaces pg_hba.conf and reloads.
+    pub fn authenticate(&self, lines: &str) {
+        std::fs::write(self.folder.join("data/pg_hba.conf"), format!("{lines}\n")).expect("pg_hba.conf can be written");
+        self.signal("HUP");
+    }
+
+    /// Starts the server and waits for it; a port that somebody else took meanwhile is given up for the next one.
+    pub fn launch(&self) {
+        for _ in 0..20 {
+            if self.port() == 0 {
+                *self.port.lock().unwrap() = free_port();
+            }
+            if self.try_launch() {
+                return;
+            }
+            *self.port.lock().unwrap() = 0;
+        }
+        panic!("cluster {} does not start:\n{}", self.name, self.log_tail(40));
+    }
+
+    fn try_launch(&self) -> bool {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log opens");
+        let mut postgres = scratch().server_command("postgres");
+        postgres.arg("-D").arg(self.folder.join("data")).arg("-p").arg(self.port().to_string());
+        postgres.stdout(log.try_clone().expect("the log opens twice")).stderr(log);
+        let mut child = postgres.spawn().expect("postgres can be started");
+        let mut gone = false;
+        wait_until(&format!("cluster {} to accept connections", self.name), || {
+            gone = matches!(child.try_wait(), Ok(Some(_)));
+            gone || self.try_connect("postgres").is_ok()
+        });
+        if !gone {
+            *self.server.lock().unwrap() = Some(child);
+        }
+        !gone
+    }
+
+    pub fn stop(&self, how: Stop) {
+        self.begin_stop(how);
+        self.await_stop();
+    }
+
+    pub fn begin_stop(&self, how: Stop) {
+        self.signal(match how {
+            Stop::Fast => "INT",
+            Stop::Immediate => "QUIT",
+        });
+    }
+
+    pub fn await_stop(&self) {
+        let Some(mut child) = self.server.lock().unwrap().take() else { return };
+        wait_until(&format!("cluster {} to stop", self.name), || !matches!(child.try_wait(), Ok(None)));
+    }
+
+    pub fn restart(&self, how: Stop) {
+        self.stop(how);
+        self.launch();
+    }
+
+    /// Sends the postmaster a signal, by the pid of our own child.
+    pub fn signal(&self, signal: &str) {
+        if let Some(child) = self.server.lock().unwrap().as_ref() {
+            kill(signal, child.id() as i32);
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        *self.port.lock().unwrap()
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Over the unix socket, as the superuser.
+    pub fn conninfo(&self, db: &str) -> String {
+        format!("host={} port={} dbname={db} user=postgres", self.folder.display(), self.port())
+    }
+
+    pub fn try_connect(&self, db: &str) -> Result<Conn, PgError> {
+        Conn::open(&self.folder, self.port(), db, "postgres")
+    }
+
+    #[track_caller]
+    pub fn connect(&self, db: &str) -> Conn {
+        self.connect_as(db, "postgres")
+    }
+
+    #[track_caller]
+    pub fn connect_as(&self, db: &str, user: &str) -> Conn {
+        match Conn::open(&self.folder, self.port(), db, user) {
+            Ok(conn) => conn,
+            Err(error) => panic!("cannot connect to {db} on cluster {}:\n{error}", self.name),
+        }
+    }
+
+    /// As an application that sets nothing: the database's own DateStyle and so on.
+    #[track_caller]
+    pub fn connect_raw(&self, db: &str) -> Conn {
+        Conn::open_with(&self.folder, self.port(), db, "postgres", "").unwrap_or_else(|error| panic!("{db}: {error}"))
+    }
+
+    #[track_caller]
+    pub fn sql(&self, db: &str, sql: &str) -> Vec<Row> {
+        self.connect(db).query(sql)
+    }
+
+    pub fn create_database(&self, db: &str, options: &str) {
+        self.sql("postgres", &format!("CREATE DATABASE {db} {options}"));
+    }
+
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// How often the server started anew because a process of it died: must stay 0 unless a scenario kills one.
+    pub fn crash_restarts(&self) -> usize {
+        self.log().matches("all server processes terminated; reinitializing").count()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.signal("CONT");
+        self.begin_stop(Stop::Immediate);
+        if let Some(mut child) = self.server.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("---- end of the log of cluster {} (kept until the next run in {}):", self.name, self.folder.display());
+            eprintln!("{}", self.log_tail(60));
+            let _ = std::fs::write(self.folder.join("KEPT"), "");
+        } else {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// Sends one process a signal; one that is gone already is no error.
+pub fn kill(signal: &str, pid: i32) {
+    let _ = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).output();
+}
+
+/// Below the range from which outgoing connections are given their ports, so that it stays free until we take it.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % 1_000) as u16 * 9;
+    for _ in 0..2_000 {
+        let port = 21_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 11_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port on 127.0.0.1");
+}

@@ -1,0 +1,217 @@
+//! The operator's side: kicking, pausing, stopping, adding and removing under way, and what the views say meanwhile.
+//!
+//! The master must do what it is told at once, keep it across restarts, and never claim what is not so.
+
+use crate::cluster::Stop;
+use crate::net::{Capture, Net};
+use crate::wait::wait_until;
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+fn manual() -> Net {
+    let net = Net::together(Capture::Native, 2);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    net
+}
+
+#[test]
+fn without_autokick_a_kick_carries_the_changes_and_says_good_or_empty() {
+    let net = manual();
+    assert_eq!(net.state(), "new");
+    assert_eq!(net.kick(), "empty");
+    assert_eq!(net.state(), "empty");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x'), (2, 'y'), (3, 'z')");
+    assert_eq!(net.pending(), 3, "pending counts the changes, once for all targets");
+    assert_eq!(net.kick(), "good");
+    net.assert_equal("t");
+    assert_eq!(net.pending(), 0);
+    let mut control = net.control();
+    assert_eq!(control.one("SELECT state || upserts || '/' || deletes FROM bucardo.status WHERE sync = 's'"), "good6/0");
+    net.on("A").exec("DELETE FROM t WHERE id > 1; UPDATE t SET v = 'xx'");
+    assert_eq!(net.kick(), "good");
+    assert_eq!(control.one("SELECT upserts || '/' || deletes FROM bucardo.status WHERE sync = 's'"), "2/4");
+    assert_eq!(
+        control.one("SELECT string_agg(state || upserts || '/' || deletes, ' ' ORDER BY run) FROM bucardo.syncrun"),
+        "empty0/0 good6/0 good2/4"
+    );
+}
+
+#[test]
+fn a_kick_waits_for_a_run_that_began_after_it() {
+    let net = manual();
+    let mut a = net.on("A");
+    let mut control = net.control();
+    for id in 1..=60 {
+        a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        // A run begun by this one may be under way when the next kick arrives.
+        control.exec("SELECT bucardo.kick('s')");
+        a.exec(&format!("INSERT INTO t VALUES ({}, 'x')", id + 1000));
+        net.kick();
+        net.assert_equal("t");
+    }
+}
+
+#[test]
+fn a_kick_without_a_timeout_answers_in_an_open_transaction() {
+    let net = manual();
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    let mut open = net.control();
+    open.exec("BEGIN");
+    assert_eq!(open.one("SELECT bucardo.kick('s')"), "kicked");
+    open.exec("COMMIT");
+    net.wait_equal("t", &["B", "C"]);
+}
+
+#[test]
+fn waiting_kicks_of_many_sessions_all_get_their_answer() {
+    let net = manual();
+    std::thread::scope(|threads| {
+        for client in 0..8 {
+            let net = &net;
+            threads.spawn(move || {
+                let (mut a, mut control, mut b) = (net.on("A"), net.control(), net.on("B"));
+                for n in 0..15 {
+                    let id = client * 1000 + n;
+                    a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+                    let answer = control.one("SELECT bucardo.kick('s', '80s')");
+                    assert!(answer == "good" || answer == "empty", "{answer}");
+                    assert_eq!(b.number(&format!("SELECT count(*) FROM t WHERE id = {id}")), 1, "after {answer}");
+                }
+            });
+        }
+    });
+    net.assert_equal("t");
+}
+
+#[test]
+fn checktime_runs_without_a_kick() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false, checktime => '1 second'");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let mut control = net.control();
+    let mut runs = || control.number("SELECT count(*) FROM bucardo.syncrun WHERE sync = 's'");
+    let before = runs();
+    wait_until("runs with nothing to do", || runs() > before + 1);
+}
+
+fn refused_until(net: &Net, state: &str, resume: &str) {
+    net.wait_state(state);
+    net.on("A").exec("INSERT INTO t SELECT coalesce(max(id), 0) + 1, 'x' FROM t");
+    let error = net.control().expect_error("SELECT bucardo.kick('s', '20s')", "55000");
+    assert!(error.full().contains('s') && !error.hint.is_empty(), "no hint: {error}");
+    net.servers[0].restart(Stop::Fast);
+    net.wait_state(state);
+    let mut control = net.control();
+    control.expect_error("SELECT bucardo.kick('s', '20s')", "55000");
+    assert!(net.pending() > 0);
+    control.exec(resume);
+    net.settle(&["t"]);
+}
+
+#[test]
+fn paused_inactive_and_stopped_survive_a_restart_and_lose_nothing() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let mut control = net.control();
+    assert_eq!(control.one("SELECT bucardo.pause('s')"), "s");
+    refused_until(&net, "paused", "SELECT bucardo.resume('s')");
+    net.control().exec("SELECT bucardo.deactivate('s')");
+    refused_until(&net, "inactive", "SELECT bucardo.activate('s')");
+    assert_eq!(net.control().one("SELECT bucardo.stop('because')"), "stopped");
+    refused_until(&net, "stopped", "SELECT bucardo.start()");
+    assert_eq!(net.control().one("SELECT bucardo.start()"), "already running");
+}
+
+#[test]
+fn the_master_starts_with_the_extension_and_with_the_server() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    net.control().exec("SELECT bucardo.ping()");
+    for how in [Stop::Fast, Stop::Immediate] {
+        net.servers[0].restart(how);
+        net.control().exec("SELECT bucardo.ping()");
+        net.on("A").exec("INSERT INTO t SELECT count(*), 'x' FROM t");
+        net.settle(&["t"]);
+    }
+    let mut control = net.control();
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'master'"), 1);
+    assert!(control.one("SELECT bucardo.version()").starts_with(|c: char| c.is_ascii_digit()));
+}
+
+#[test]
+fn tables_join_and_leave_a_running_sync() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    net.everywhere("CREATE TABLE late (id int PRIMARY KEY, v text)");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO late VALUES (1, 'before')");
+    net.control().exec("SELECT bucardo.add_table('public.late', 's')");
+    // From here on changes count; the answer of a kick shows that the master knows the table.
+    a.exec("INSERT INTO late VALUES (2, 'after'); INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.wait_sql("B", "the new table's row", "SELECT count(*) = 1 FROM late WHERE id = 2");
+    net.control().exec("SELECT bucardo.remove_table('public.t', 's')");
+    a.exec("INSERT INTO t VALUES (2, 'not sent'); INSERT INTO late VALUES (3, 'sent')");
+    net.wait_sql("B", "the row", "SELECT count(*) = 1 FROM late WHERE id = 3");
+    net.kick();
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 1);
+}
+
+#[test]
+fn a_target_joins_a_running_sync() {
+    let mut net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    net.add_member("C", 0, "");
+    net.on("C").exec(T);
+    net.control().exec("SELECT bucardo.update_sync('s', dbs => 'A:source,B:target,C:target')");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    net.wait_equal("t", &["B"]);
+    net.wait_sql("C", "the new row", "SELECT count(*) = 1 FROM t WHERE id = 2");
+    net.control().exec("SELECT bucardo.update_sync('s', dbs => 'A:source,C:target')");
+    net.on("A").exec("UPDATE t SET v = 'z'");
+    net.wait_equal("t", &["C"]);
+    net.kick();
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t WHERE v = 'z'"), 0);
+}
+
+#[test]
+fn several_syncs_share_a_table_and_are_served_each_for_itself() {
+    let net = Net::together(Capture::Native, 2);
+    net.everywhere(T);
+    let mut control = net.control();
+    control.exec("SELECT bucardo.add_sync('s', dbs => 'A:source,B:target', tables => 'public.t')");
+    control.exec("SELECT bucardo.add_sync('other', dbs => 'A,C', tables => 'public.t', autokick => false)");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100) g");
+    net.wait_equal("t", &["B"]);
+    assert_eq!(net.on("C").number("SELECT count(*) FROM t"), 0);
+    assert_eq!(control.number("SELECT sum(changes) FROM bucardo.pending('other')"), 100);
+    assert_eq!(control.one("SELECT bucardo.kick('other', '80s')"), "good");
+    net.assert_equal("t");
+    control.exec("SELECT bucardo.remove_sync('s')");
+    net.on("A").exec("DELETE FROM t WHERE id > 10");
+    assert_eq!(control.one("SELECT bucardo.kick('other', '80s')"), "good");
+    net.wait_equal("t", &["C"]);
+}
+
+#[test]
+fn kids_are_kept_replaced_and_ended_as_the_sync_says() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false, maxkicks => 2");
+    let mut control = net.control();
+    let mut kids_seen = std::collections::BTreeSet::new();
+    for id in 1..=6 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.kick();
+        kids_seen.extend(control.maybe("SELECT pid::text FROM bucardo.activity WHERE kind = 'kid'"));
+    }
+    assert!(kids_seen.len() >= 2, "six runs with maxkicks 2 were served by {kids_seen:?}");
+    control.exec("SELECT bucardo.update_sync('s', kidsalive => false, stayalive => false)");
+    net.on("A").exec("INSERT INTO t VALUES (7, 'x')");
+    net.kick();
+    wait_until("the kid to end", || control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'kid'") == 0);
+    net.assert_equal("t");
+}

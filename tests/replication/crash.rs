@@ -1,0 +1,202 @@
+//! Everything dies at some time: processes by signal and by command, servers at once, the extension by DROP.
+//!
+//! Load goes on meanwhile, and in the end all rows are there once. Nothing of ours may hold up a DROP, a shutdown or an
+//! application; no death of a worker by command may take the server with it.
+
+use crate::cluster::{Stop, kill};
+use crate::net::{CONTROL, Capture, Net};
+use crate::wait::wait_until;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+const T: &str = "CREATE TABLE t (id bigint PRIMARY KEY, v text)";
+
+/// Writes rows to A in small transactions while `scenario` does its worst; the source may be gone for a while. Every
+/// acknowledged row must be there at the end (a row whose commit was not acknowledged may or may not be).
+fn under_load(net: &Net, scenario: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    let acknowledged = AtomicI64::new(0);
+    std::thread::scope(|threads| {
+        for client in 0..2_i64 {
+            let (over, acknowledged) = (&over, &acknowledged);
+            threads.spawn(move || write_until(net, client, over, acknowledged));
+        }
+        let _end = OnDrop(&over);
+        scenario();
+        let then = acknowledged.load(Ordering::Relaxed);
+        wait_until("writes to go on", || acknowledged.load(Ordering::Relaxed) > then + 50);
+    });
+    net.settle(&["t"]);
+    let there = net.on("B").number("SELECT count(*) FROM t");
+    let known = acknowledged.load(Ordering::Relaxed);
+    assert!(there >= known, "{known} rows were acknowledged, {there} are there");
+}
+
+/// Ends the writers also when the scenario panics: a scope waits for its threads.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn write_until(net: &Net, client: i64, over: &AtomicBool, acknowledged: &AtomicI64) {
+    let mut id = client * 1_000_000_000;
+    while !over.load(Ordering::Relaxed) {
+        let member = &net.members[0];
+        let Ok(mut conn) = net.server_of("A").try_connect(&member.db) else { continue };
+        while !over.load(Ordering::Relaxed) {
+            id += 1;
+            let change = format!("INSERT INTO t VALUES ({id}, 'x'); UPDATE t SET v = 'y' WHERE id = {id} - 3");
+            if conn.try_query(&change).is_err() {
+                break;
+            }
+            acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn worker(net: &Net, kind: &str) -> Option<i32> {
+    let sql = format!("SELECT pid::text FROM bucardo.activity WHERE kind = '{kind}' LIMIT 1");
+    net.control().maybe(&sql).and_then(|pid| pid.parse().ok())
+}
+
+/// A worker of that kind which is not in the list.
+fn fresh_worker(net: &Net, kind: &str, known: &[i32]) -> i32 {
+    let mut found = None;
+    wait_until(&format!("a new {kind}"), || {
+        found = worker(net, kind).filter(|pid| !known.contains(pid));
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn terminated_kids_and_masters_come_back() {
+    let net = Net::apart(Capture::Native, 1).with_table(T, "public.t");
+    under_load(&net, || {
+        for kind in ["kid", "master", "kid", "kid", "master", "master"] {
+            let pid = fresh_worker(&net, kind, &[]);
+            net.control().exec(&format!("SELECT pg_terminate_backend({pid}, 60000)"));
+            fresh_worker(&net, kind, &[pid]);
+        }
+    });
+    assert_eq!(net.servers[0].crash_restarts(), 0);
+}
+
+#[test]
+fn the_launcher_comes_back_too() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let launcher = "SELECT max(pid)::text FROM pg_stat_activity WHERE backend_type ILIKE '%bucardo launcher%'";
+    let mut control = net.control();
+    let pid = control.one(launcher);
+    control.exec(&format!("SELECT pg_terminate_backend({pid}, 60000)"));
+    wait_until("a new launcher", || control.maybe(launcher).is_some_and(|new| new != pid));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    assert_eq!(net.servers[0].crash_restarts(), 0);
+}
+
+#[test]
+fn sessions_of_a_kid_on_the_members_are_terminated() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    let all_others = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                      WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name <> 'scenario'";
+    under_load(&net, || {
+        for member in ["A", "B", "C", "B", "A"] {
+            wait_until("a session to end", || net.on(member).number(all_others) > 0);
+        }
+    });
+    net.servers.iter().for_each(|server| assert_eq!(server.crash_restarts(), 0));
+}
+
+#[test]
+fn a_kid_killed_with_signal_9() {
+    let net = Net::apart(Capture::Native, 1).with_table(T, "public.t");
+    under_load(&net, || {
+        for round in 1..=2 {
+            kill("KILL", fresh_worker(&net, "kid", &[]));
+            // A process killed so restarts the whole server: PostgreSQL's own rule.
+            wait_until("the server to recover", || {
+                net.servers[0].crash_restarts() >= round && net.servers[0].try_connect(CONTROL).is_ok()
+            });
+        }
+    });
+}
+
+#[test]
+fn every_server_is_restarted_at_once_under_load() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    under_load(&net, || {
+        for server in net.servers.iter().chain(&net.servers) {
+            server.restart(Stop::Immediate);
+        }
+    });
+}
+
+#[test]
+fn a_fast_shutdown_in_a_large_run_is_answered() {
+    for victim in ["control", "target"] {
+        let net = Net::apart(Capture::Native, 1).with_table(T, "public.t");
+        net.control().exec("SELECT bucardo.pause('s')");
+        net.on("A").exec("INSERT INTO t SELECT g, repeat('x', 200) FROM generate_series(1, 150000) g");
+        net.control().exec("SELECT bucardo.resume('s')");
+        net.wait_state("running");
+        let server = if victim == "control" { &net.servers[0] } else { net.server_of("B") };
+        server.restart(Stop::Fast);
+        net.settle(&["t"]);
+        assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 150_000);
+    }
+}
+
+#[test]
+fn drop_extension_is_not_blocked_by_a_busy_sync() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, repeat('x', 200) FROM generate_series(1, 100000) g");
+    net.wait_state("running|good");
+    let mut control = net.control();
+    control.exec("DROP EXTENSION bucardo CASCADE");
+    // The application's tables are free of us, and writing goes on.
+    net.on("A").exec("INSERT INTO t VALUES (-1, 'after')");
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type ILIKE '%bucardo%'";
+    wait_until("master and kids to go", || control.number(workers) == 0);
+    assert_eq!(control.number("SELECT count(*) FROM pg_trigger WHERE tgname ILIKE '%bucardo%'"), 0);
+    control.exec("CREATE EXTENSION bucardo");
+    control.exec("SELECT bucardo.ping()");
+    assert_eq!(net.servers[0].crash_restarts(), 0);
+}
+
+#[test]
+fn drop_database_is_not_blocked_by_a_busy_sync() {
+    let net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, repeat('x', 200) FROM generate_series(1, 100000) g");
+    net.wait_state("running|good");
+    let mut other = net.servers[0].connect("postgres");
+    other.exec(&format!("DROP DATABASE {CONTROL}"));
+    let workers =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type ILIKE '%bucardo%' AND backend_type NOT ILIKE '%launcher%'";
+    wait_until("master and kids to go", || other.number(workers) == 0);
+    net.on("A").exec("INSERT INTO t VALUES (-1, 'the source goes on')");
+    assert_eq!(net.servers[0].crash_restarts(), 0);
+}
+
+#[test]
+fn no_worker_slot_is_left_for_a_kid() {
+    let net = Net::together_with(Capture::Native, 1, "max_worker_processes = 4\nmax_parallel_workers = 0");
+    net.everywhere(T);
+    let mut control = net.control();
+    let mut second = net.servers[0].connect("postgres");
+    // Two more databases with the extension take the slots that are left.
+    for db in ["two", "three"] {
+        second.exec(&format!("CREATE DATABASE {db}"));
+        net.servers[0].sql(db, "CREATE EXTENSION bucardo");
+    }
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'queued')");
+    wait_until("a word about max_worker_processes", || {
+        control.number("SELECT count(*) FROM bucardo.status WHERE last_error LIKE '%max_worker_processes%'") == 1
+    });
+    ["two", "three"].iter().for_each(|db| second.exec(&format!("DROP DATABASE {db} WITH (FORCE)")));
+    net.settle(&["t"]);
+    assert_eq!(net.servers[0].crash_restarts(), 0);
+}

@@ -1,0 +1,153 @@
+//! Tables change under a running sync: the application's writes never fail for it, the status says what is wrong, and
+//! once both sides agree again the sync goes on by itself.
+
+use crate::net::{Capture, Net};
+
+for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
+
+fn ready(capture: Capture) -> Net {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x', g FROM generate_series(1, 20) g");
+    net.settle(&["t"]);
+    net
+}
+
+fn a_column_added_on_both_sides(capture: Capture) {
+    let net = ready(capture);
+    net.on("B").exec("ALTER TABLE t ADD COLUMN added text");
+    net.on("A").exec("ALTER TABLE t ADD COLUMN added text");
+    net.on("A").exec("INSERT INTO t VALUES (100, 'x', 1, 'new'); UPDATE t SET added = 'set' WHERE id < 5");
+    net.settle(&["t"]);
+    // Now the source first: its rows do not fit until the target has the column.
+    net.on("A").exec("ALTER TABLE t ADD COLUMN second int DEFAULT 7");
+    net.on("A").exec("INSERT INTO t VALUES (200, 'y', 2, NULL, 8); UPDATE t SET second = 9 WHERE id = 1");
+    net.wait_state("bad");
+    assert!(net.last_error().contains("second"), "{}", net.last_error());
+    net.on("B").exec("ALTER TABLE t ADD COLUMN second int DEFAULT 7");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+}
+
+fn a_key_of_another_type(capture: Capture) {
+    let net = ready(capture);
+    let mut same_session = net.on("A");
+    same_session.exec("INSERT INTO t VALUES (50, 'before', 0)");
+    net.everywhere("ALTER TABLE t ALTER COLUMN id TYPE bigint");
+    same_session.exec("INSERT INTO t VALUES (5000000000, 'big', 1); UPDATE t SET v = 'after' WHERE id = 50; UPDATE t SET id = id + 6000000000 WHERE id = 3");
+    net.settle(&["t"]);
+    net.everywhere("ALTER TABLE t ALTER COLUMN id TYPE text");
+    same_session.exec("INSERT INTO t VALUES ('word', 'text', 2); DELETE FROM t WHERE id = '5'");
+    net.settle(&["t"]);
+}
+
+fn columns_renamed_and_dropped(capture: Capture) {
+    let net = ready(capture);
+    let mut a = net.on("A");
+    net.everywhere("ALTER TABLE t RENAME COLUMN id TO \"new id\"");
+    a.exec("INSERT INTO t VALUES (60, 'x', 1); UPDATE t SET v = 'y' WHERE \"new id\" = 1; DELETE FROM t WHERE \"new id\" = 2");
+    net.settle(&["t"]);
+    net.everywhere("ALTER TABLE t DROP COLUMN n");
+    a.exec("INSERT INTO t VALUES (61, 'x'); UPDATE t SET v = 'z' WHERE \"new id\" = 3");
+    net.settle(&["t"]);
+    net.everywhere("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD COLUMN k2 int NOT NULL DEFAULT 0");
+    net.everywhere("ALTER TABLE t ADD PRIMARY KEY (k2, \"new id\")");
+    a.exec("INSERT INTO t VALUES (61, 'same id', 1), (70, 'x', 2); UPDATE t SET k2 = 5 WHERE \"new id\" = 4");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_table_renamed_away_on_the_target_and_back() {
+    let net = ready(Capture::Native);
+    net.on("B").exec("ALTER TABLE t RENAME TO hidden");
+    net.on("A").exec("INSERT INTO t VALUES (30, 'x', 1)");
+    net.wait_state("bad");
+    assert!(net.last_error().contains("public.t") && net.last_error().contains('B'), "{}", net.last_error());
+    assert!(net.control().number("SELECT count(*) FROM bucardo.validate_sync('s')") > 0);
+    net.on("B").exec("ALTER TABLE hidden RENAME TO t");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.validate_sync('s')"), 0);
+}
+
+#[test]
+fn a_table_dropped_on_the_target_and_made_anew() {
+    let net = ready(Capture::Plain);
+    net.on("B").exec("DROP TABLE t");
+    net.on("A").exec("TRUNCATE t; INSERT INTO t VALUES (30, 'x', 1)");
+    net.wait_state("bad");
+    net.on("B").exec(T);
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_table_dropped_on_the_source() {
+    for capture in crate::net::BOTH {
+        let net = ready(capture);
+        net.everywhere("CREATE TABLE other (id int PRIMARY KEY)");
+        net.control().exec("SELECT bucardo.add_table('public.other', 's')");
+        net.on("A").exec("INSERT INTO t VALUES (31, 'x', 1); DROP TABLE t");
+        net.on("A").exec("INSERT INTO other VALUES (1)");
+        net.wait_state("bad");
+        assert!(net.last_error().contains("public.t"), "{}", net.last_error());
+        net.control().exec("SELECT bucardo.remove_table('public.t', 's')");
+        net.settle(&["other"]);
+        net.wait_state("good|empty");
+    }
+}
+
+#[test]
+fn a_table_dropped_and_made_anew_on_the_source_is_captured_again() {
+    for capture in crate::net::BOTH {
+        let net = ready(capture);
+        net.on("A").exec(&format!("BEGIN; DROP TABLE t; {T}; COMMIT"));
+        net.on("B").exec("TRUNCATE t");
+        net.wait_state("bad|good|empty");
+        net.control().exec("SELECT bucardo.reload()");
+        // Whatever it takes until the new table is captured: the application writes all the while.
+        let mut id = 0;
+        crate::wait::wait_until("a row of the new table on B", || {
+            id += 1;
+            net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x', 1)"));
+            net.on("B").number("SELECT count(*) FROM t") > 0
+        });
+        net.on("A").exec("UPDATE t SET v = 'y'");
+        net.settle(&["t"]);
+    }
+}
+
+#[test]
+fn a_renamed_source_table_goes_on_taking_writes() {
+    for capture in crate::net::BOTH {
+        let net = ready(capture);
+        net.on("A").exec("ALTER TABLE t RENAME TO renamed");
+        net.on("A").exec(
+            "INSERT INTO renamed VALUES (40, 'x', 1); UPDATE renamed SET v = 'y' WHERE id = 1; DELETE FROM renamed WHERE id = 2",
+        );
+        net.wait_state("bad");
+        net.on("A").exec("ALTER TABLE renamed RENAME TO t");
+        net.settle(&["t"]);
+    }
+}
+
+#[test]
+fn a_trigger_disabled_or_dropped_by_somebody_is_told() {
+    let net = ready(Capture::Native);
+    net.on("A").exec("ALTER TABLE t DISABLE TRIGGER USER");
+    assert!(net.control().number("SELECT count(*) FROM bucardo.validate_sync('s') WHERE db = 'A' AND fix <> ''") > 0);
+    net.on("A").exec("ALTER TABLE t ENABLE TRIGGER USER; INSERT INTO t VALUES (41, 'x', 1)");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_foreign_key_a_unique_index_and_a_not_null_appear_under_way() {
+    let net = ready(Capture::Native);
+    net.everywhere("CREATE TABLE owner (id int PRIMARY KEY)");
+    net.control().exec("SELECT bucardo.add_table('public.owner', 's')");
+    net.on("A").exec("INSERT INTO owner SELECT generate_series(1, 100)");
+    net.settle(&["t", "owner"]);
+    net.everywhere("ALTER TABLE t ADD FOREIGN KEY (id) REFERENCES owner, ALTER v SET NOT NULL, ADD UNIQUE (n)");
+    net.on("A").exec("BEGIN; INSERT INTO owner VALUES (200); INSERT INTO t VALUES (200, 'z', 200); DELETE FROM t WHERE id = 3; DELETE FROM owner WHERE id = 3; COMMIT");
+    net.settle(&["t", "owner"]);
+}

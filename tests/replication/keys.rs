@@ -1,0 +1,159 @@
+//! Any key, any name: what identifies a row may be of any type and of several columns, and what a thing is called may be
+//! whatever SQL permits. Two relations whose names look alike must never be mixed up.
+
+use crate::compare::literal;
+use crate::net::{Capture, Net};
+
+for_both!(key_types, keys_in_their_own_words, names, lookalikes, unique_index_as_key);
+
+/// Key type and eight values that are different keys.
+const TYPES: &[(&str, &str)] = &[
+    ("uuid", "SELECT md5(g::text)::uuid"),
+    ("text", "SELECT (ARRAY['', ' ', 'a', 'A', E'tab\\tnew\\nline', E'back\\\\slash', 'ünïcödé ☃', '\\N'])[g]"),
+    (
+        "numeric",
+        "SELECT (ARRAY['NaN', '0', '0.10', '-1e40', '1e-40', '123456789012345678901234567890.5', '3', 'Infinity'])[g]::numeric",
+    ),
+    (
+        "timestamptz",
+        "SELECT CASE g WHEN 1 THEN 'infinity' WHEN 2 THEN '-infinity' ELSE '2026-03-29 01:59:59.999999+00' END::timestamptz + g * interval '1 us'",
+    ),
+    ("date", "SELECT CASE g WHEN 1 THEN 'infinity' ELSE '0044-03-15 BC'::date + g END::date"),
+    ("bytea", "SELECT decode(repeat('00ff5c27', g), 'hex')"),
+    ("color", "SELECT (enum_range(NULL::color))[g]"),
+    ("positive", "SELECT g::positive"),
+    ("float8", "SELECT CASE g WHEN 1 THEN 'NaN' WHEN 2 THEN '-Infinity' WHEN 3 THEN '4.9e-324' ELSE g / 3.0 END::float8"),
+    ("inet", "SELECT ('10.0.0.' || g || '/' || 24 + g)::inet"),
+    ("int4range", "SELECT int4range(g, g + 5)"),
+    ("bigint[]", "SELECT ARRAY[g, NULL, g * 2]"),
+    ("character(5)", "SELECT 'c' || g"),
+    ("interval", "SELECT g * interval '1 mon 2 days 03:04:05.6'"),
+    ("oid", "SELECT (4294967295 - g)::oid"),
+    ("boolean", "SELECT g = 1 WHERE g < 3"),
+];
+
+const HELPERS: &str = "CREATE TYPE color AS ENUM ('red', 'light red', 'it''s blue', 'Grün', 'e,5', 'f\"6', '{7}', '8'); \
+                       CREATE DOMAIN positive AS int CHECK (value > 0)";
+
+fn key_types(capture: Capture) {
+    let net = Net::together(capture, 1);
+    let table = |n: usize| format!("k{n}");
+    let ddl: String = TYPES
+        .iter()
+        .enumerate()
+        .map(|(n, (kind, _))| format!("CREATE TABLE {} (k {kind} PRIMARY KEY, v int);", table(n)))
+        .collect();
+    net.everywhere(&format!("{HELPERS}; {ddl}"));
+    net.add_sync("tables => 'public.k*'");
+    let all: Vec<String> = (0..TYPES.len()).map(table).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let mut a = net.on("A");
+    for (n, (_, values)) in TYPES.iter().enumerate() {
+        a.exec(&format!("INSERT INTO {} SELECT s.k, g FROM generate_series(1, 8) g, LATERAL ({values}) s (k)", table(n)));
+    }
+    net.settle(&all);
+    all.iter().for_each(|t| a.exec(&format!("UPDATE {t} SET v = v + 100")));
+    net.settle(&all);
+    all.iter().for_each(|t| a.exec(&format!("DELETE FROM {t} WHERE v % 2 = 1")));
+    net.settle(&all);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM k1"), 4);
+}
+
+fn keys_in_their_own_words(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(&format!(
+        "{HELPERS}; CREATE TABLE t (v text, b bytea, c color, u uuid, n numeric(20, 5), at timestamptz, x text COLLATE \"C\", PRIMARY KEY (c, at, n, u, b, x))"
+    ));
+    net.add_sync("tables => 'public.t'");
+    let mut a = net.on("A");
+    a.exec(
+        "INSERT INTO t SELECT 'v' || g, convert_to(g::text, 'UTF8'), (enum_range(NULL::color))[1 + g % 8], md5(g::text)::uuid, g / 7.0, \
+         timestamptz '2026-01-01' + g * interval '1 h', E'x\\n' || g FROM generate_series(1, 300) g",
+    );
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET n = n + 1, c = 'e,5', v = NULL WHERE b < '5'; UPDATE t SET x = x || E'\\t', at = at - interval '1 year' WHERE c = 'red'");
+    a.exec("DELETE FROM t WHERE u < '8fffffff-ffff-ffff-ffff-ffffffffffff'");
+    net.settle(&["t"]);
+}
+
+fn names(capture: Capture) {
+    let net = Net::together(capture, 1);
+    let long = "n".repeat(63);
+    let wide = "ü".repeat(31);
+    let odd = [
+        (r#""Mixed Case""#, r#""The Table""#, r#""Key Column""#),
+        (r#""a.b""#, r#""c.d""#, r#""e.f""#),
+        (r#""quote""d""#, r#""it's ""so""""#, r#""k'""ey""#),
+        (r#""select""#, r#""order""#, r#""user""#),
+        (r#""новая""#, r#""表 ☃""#, r#""clé""#),
+        (
+            r#""back\slash""#,
+            r#""new
+line""#,
+            r#""$1 %s {0}""#,
+        ),
+        (long.as_str(), long.as_str(), long.as_str()),
+        (&format!("\"{wide}\""), &format!("\"{wide}\""), &format!("\"{wide}\"")),
+    ]
+    .map(|(schema, table, key)| (schema.to_owned(), format!("{schema}.{table}"), key.to_owned()));
+    let ddl: String = odd
+        .iter()
+        .map(|(schema, table, key)| {
+            format!("CREATE SCHEMA {schema}; CREATE TABLE {table} ({key} int PRIMARY KEY, \"a \"\"value\" text);")
+        })
+        .collect();
+    net.everywhere(&ddl);
+    let list = odd.iter().map(|(_, table, _)| table.as_str()).collect::<Vec<_>>();
+    net.add_sync(&format!("tables => {}", literal(&list.join(", "))));
+    let mut a = net.on("A");
+    for (_, table, key) in &odd {
+        a.exec(&format!("INSERT INTO {table} VALUES (1, 'a'), (2, 'b'), (3, 'c'); UPDATE {table} SET {key} = 4 WHERE {key} = 1"));
+    }
+    net.settle(&list);
+    for (_, table, key) in &odd {
+        a.exec(&format!("UPDATE {table} SET \"a \"\"value\" = 'z'; DELETE FROM {table} WHERE {key} = 2"));
+    }
+    net.settle(&list);
+    list.iter().for_each(|table| a.exec(&format!("TRUNCATE {table}")));
+    net.settle(&list);
+    net.control().exec("SELECT bucardo.remove_sync('s')");
+}
+
+fn lookalikes(capture: Capture) {
+    let net = Net::together(capture, 1);
+    let stem = "x".repeat(60);
+    let tables = ["a.b_c", "a_b.c", "a.\"b.c\"", "\"a.b\".c", &format!("a.{stem}_1"), &format!("a.{stem}_2"), "a.\"T\"", "a.t"];
+    net.everywhere("CREATE SCHEMA a; CREATE SCHEMA a_b; CREATE SCHEMA \"a.b\"");
+    tables.iter().for_each(|t| net.everywhere(&format!("CREATE TABLE {t} (id int PRIMARY KEY, v text)")));
+    net.add_sync(&format!("tables => {}", literal(&tables.join(","))));
+    let mut a = net.on("A");
+    for (n, table) in tables.iter().enumerate() {
+        a.exec(&format!("INSERT INTO {table} SELECT g, 'of {n}' FROM generate_series(1, {}) g", n + 1));
+    }
+    net.settle(&tables);
+    a.exec("DELETE FROM a.b_c; UPDATE a_b.c SET v = 'x'; TRUNCATE a.t");
+    net.settle(&tables);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM a.\"T\""), 7);
+}
+
+fn unique_index_as_key(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE wide (a int NOT NULL, b int NOT NULL, c text, v text, UNIQUE (a, b)); \
+         CREATE TABLE narrow (x int NOT NULL, y int NOT NULL, z int UNIQUE, v text); CREATE UNIQUE INDEX two ON narrow (x, y); \
+         CREATE UNIQUE INDEX one ON narrow (y); CREATE UNIQUE INDEX part ON narrow (x) WHERE v = 'only'; \
+         CREATE TABLE named (id int PRIMARY KEY, k text NOT NULL, v text); CREATE UNIQUE INDEX named_k ON named (k)",
+    );
+    net.control().exec(
+        "SELECT bucardo.add_relgroup('g', 'public.wide,public.narrow'); \
+         SELECT bucardo.add_table('public.named', 'g', db => 'A', pkey => 'named_k')",
+    );
+    net.add_sync("relgroup => 'g'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO wide SELECT g, -g, NULL, 'v' FROM generate_series(1, 50) g; INSERT INTO narrow SELECT g % 5, g, NULL, 'v' FROM generate_series(1, 50) g");
+    a.exec("INSERT INTO named SELECT g, 'k' || g, 'v' FROM generate_series(1, 9) g");
+    net.settle(&["wide", "narrow", "named"]);
+    a.exec("UPDATE wide SET b = b * 2, c = 'c' WHERE a > 40; UPDATE narrow SET y = y + 1000 WHERE x = 1; DELETE FROM narrow WHERE x = 2");
+    a.exec("UPDATE named SET k = 'new' || id WHERE id < 4; UPDATE named SET v = 'w' WHERE id > 6");
+    net.settle(&["wide", "narrow", "named"]);
+}

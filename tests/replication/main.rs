@@ -1,0 +1,47 @@
+//! Whole clusters, seen from outside: the black-box suite.
+//!
+//! Every scenario starts servers of its own, uses only the documented SQL interface and plain DML, and looks at the rows
+//! that are there afterwards. `scratch`, `cluster`, `wire`, `wait` are the harness, `net` a replication ready to use; the
+//! other modules are the scenarios, one file per theme. Nothing here may use the extension's code.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a scenario that cannot go on has failed")]
+
+mod cluster;
+mod compare;
+mod footprint;
+mod net;
+mod scratch;
+mod wait;
+mod wire;
+
+/// Makes two tests of each scenario: one with the extension on the source, one with plain SQL objects only.
+#[macro_export]
+macro_rules! for_both {
+    ($($scenario:ident),*) => { $(mod $scenario {
+        #[test]
+        fn native() {
+            super::$scenario($crate::net::Capture::Native);
+        }
+        #[test]
+        fn plain() {
+            super::$scenario($crate::net::Capture::Plain);
+        }
+    })* };
+}
+
+mod away;
+mod badinput;
+mod capture;
+mod cleanup;
+mod control;
+mod crash;
+mod ddl;
+mod fault;
+mod harness;
+mod keys;
+mod late;
+mod lost;
+mod oneway;
+mod security;
+mod truncate;
+mod types;

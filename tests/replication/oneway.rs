@@ -1,0 +1,205 @@
+//! One source, two targets, ordinary changes: what everybody expects of replication, first of all.
+//!
+//! Each scenario changes rows on A with plain DML and looks at B and C. How changes are captured matters little here;
+//! the scenarios alternate. `capture` looks at that, `types` at values, `control` at pausing and kicking.
+
+use crate::net::{Capture, Net};
+
+for_both!(changes_travel, keys_change, generated_and_identity);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)";
+
+fn changes_travel(capture: Capture) {
+    let net = Net::together(capture, 2).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'row ' || g, g / 3.0 FROM generate_series(1, 500) g");
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET v = 'new', n = NULL WHERE id % 3 = 0");
+    a.exec("DELETE FROM t WHERE id % 5 = 0");
+    a.exec("INSERT INTO t VALUES (5, 'again', 5), (1000, NULL, NULL)");
+    net.settle(&["t"]);
+    a.exec("DELETE FROM t");
+    net.settle(&["t"]);
+    assert_eq!(net.on("C").number("SELECT count(*) FROM t"), 0);
+}
+
+#[test]
+fn targets_on_other_servers_are_served_too() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'row ' || g FROM generate_series(1, 100) g");
+    net.settle(&["t"]);
+    net.on("A").exec("UPDATE t SET v = 'x' || v; DELETE FROM t WHERE id > 50");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn rows_that_were_there_before_are_not_copied() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    net.on("A").exec("INSERT INTO t VALUES (1, 'old')");
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'new')");
+    net.wait_served();
+    assert_eq!(net.on("B").one("SELECT string_agg(v, ',') FROM t"), "new");
+    net.on("A").exec("UPDATE t SET n = 1");
+    net.settle(&["t"]);
+}
+
+fn keys_change(capture: Capture) {
+    let net = Net::together(capture, 2);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE d (id int PRIMARY KEY DEFERRABLE, v text)");
+    net.add_sync("tables => 'public.t,public.d'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'row ' || g FROM generate_series(1, 20) g; INSERT INTO d SELECT * FROM t");
+    net.settle(&["t", "d"]);
+    a.exec("UPDATE t SET id = id + 100 WHERE id <= 5");
+    a.exec("BEGIN; UPDATE t SET id = -1 WHERE id = 10; UPDATE t SET id = 10 WHERE id = 11; UPDATE t SET id = 11 WHERE id = -1; COMMIT");
+    a.exec("UPDATE d SET id = 21 - id");
+    net.settle(&["t", "d"]);
+    assert_eq!(net.on("B").one("SELECT v FROM t WHERE id = 10"), "row 11");
+    assert_eq!(net.on("C").one("SELECT v FROM d WHERE id = 1"), "row 20");
+    a.exec("UPDATE d SET id = id + 1");
+    a.exec("BEGIN; UPDATE t SET id = 7777 WHERE id = 12; DELETE FROM t WHERE id = 7777; COMMIT");
+    net.settle(&["t", "d"]);
+}
+
+#[test]
+fn columns_of_a_members_own_stay() {
+    let net = Net::together(Capture::Native, 1);
+    net.on("A").exec(T);
+    net.on("B").exec("CREATE TABLE t (mine text DEFAULT 'fresh', n numeric, id int PRIMARY KEY, v text)");
+    net.add_sync("tables => 'public.t', strict_checking => false");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'one'), (2, 'two')");
+    net.settle(&["t"]);
+    net.on("B").exec("UPDATE t SET mine = 'kept' WHERE id = 1");
+    net.on("A").exec("UPDATE t SET v = v || '!'");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(mine, ',' ORDER BY id) FROM t"), "kept,fresh");
+}
+
+#[test]
+fn unchanged_rows_are_not_touched() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 10) g");
+    net.settle(&["t"]);
+    let versions = "SELECT string_agg(xmin::text, ',' ORDER BY id) FROM t WHERE id > 1";
+    let before = net.on("B").one(versions);
+    a.exec("UPDATE t SET v = 'changed'; UPDATE t SET v = 'v' WHERE id > 1");
+    a.exec("DELETE FROM t WHERE id = 9; INSERT INTO t VALUES (9, 'v')");
+    net.kick();
+    net.assert_equal("t");
+    a.exec("UPDATE t SET v = v");
+    net.kick();
+    assert_eq!(net.on("B").one(versions), before, "rows were rewritten with the values they had");
+}
+
+#[test]
+fn columns_are_matched_by_name() {
+    let net = Net::together(Capture::Plain, 2);
+    net.on("A").exec("CREATE TABLE t (id int, dropped int, a text, b int, c date, PRIMARY KEY (id, b))");
+    net.on("A").exec("ALTER TABLE t DROP COLUMN dropped");
+    net.on("B").exec("CREATE TABLE t (c date, b int, a text, id int, PRIMARY KEY (id, b))");
+    net.on("C").exec("CREATE TABLE t (a text, id int, x int, c date, b int, PRIMARY KEY (b, id)); ALTER TABLE t DROP COLUMN x");
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'text', 2, '2026-01-02'), (2, NULL, 1, NULL)");
+    net.settle(&["t"]);
+    net.on("A").exec("UPDATE t SET a = 'x', c = '1999-12-31', b = b + 10");
+    net.settle(&["t"]);
+    assert_eq!(net.on("C").one("SELECT id || a || b FROM t WHERE c IS NOT NULL AND id = 1"), "1x12");
+}
+
+fn generated_and_identity(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE t (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, k int GENERATED BY DEFAULT AS IDENTITY, a int, \
+         twice int GENERATED ALWAYS AS (a * 2) STORED)",
+    );
+    net.add_sync("tables => 'public.t'");
+    let mut a = net.on("A");
+    a.exec("SELECT setval(pg_get_serial_sequence('t', 'id'), 40); INSERT INTO t (a) SELECT generate_series(1, 9)");
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET a = a + 1; UPDATE t SET id = DEFAULT WHERE a = 3");
+    a.exec("INSERT INTO t (id, a) OVERRIDING SYSTEM VALUE VALUES (7, 7)");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t WHERE twice = a * 2"), 10);
+}
+
+#[test]
+fn values_of_a_secondary_unique_index_swap() {
+    let net = Net::together(Capture::Native, 2);
+    net.on("A").exec("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE DEFERRABLE, w int)");
+    for name in ["B", "C"] {
+        net.on(name).exec("CREATE TABLE t (id int PRIMARY KEY, u text, w int); CREATE UNIQUE INDEX only_one ON t (u)");
+    }
+    net.add_sync("tables => 'public.t'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'u' || g, g FROM generate_series(1, 30) g");
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET u = 'u' || (31 - id)");
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET u = 'u' || CASE id WHEN 1 THEN 2 WHEN 2 THEN 3 ELSE 1 END || 'r' WHERE id <= 3");
+    a.exec("BEGIN; DELETE FROM t WHERE id = 4; UPDATE t SET u = 'u27' WHERE id = 5; INSERT INTO t VALUES (100, 'u26'); COMMIT");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+}
+
+#[test]
+fn a_reader_sees_all_of_a_run_or_nothing() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE credit (id int PRIMARY KEY, n int); CREATE TABLE debit (id int PRIMARY KEY, n int)");
+    net.add_sync("tables => 'public.credit,public.debit'");
+    let last = 300;
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut a = net.on("A");
+            for id in 1..=last {
+                a.exec(&format!("BEGIN; INSERT INTO credit VALUES ({id}, {id}); INSERT INTO debit VALUES ({id}, {id}); COMMIT"));
+            }
+        });
+        let mut reader = net.on("B");
+        crate::wait::wait_until("all pairs to arrive", || {
+            let row = &reader.query("SELECT (SELECT count(*) FROM credit), (SELECT count(*) FROM debit)")[0];
+            assert_eq!(row[0], row[1], "one table ahead of the other");
+            row[0].as_deref() == Some("300")
+        });
+    });
+    net.settle(&["credit", "debit"]);
+}
+
+#[test]
+fn many_tables_and_a_whole_schema_in_one_sync() {
+    let net = Net::together(Capture::Plain, 1);
+    let mut ddl = String::from("CREATE SCHEMA app; CREATE SCHEMA other; CREATE TABLE other.t (id int PRIMARY KEY);");
+    for n in 1..=60 {
+        ddl += &format!("CREATE TABLE app.t{n} (id int PRIMARY KEY, v text);");
+    }
+    net.everywhere(&ddl);
+    net.add_sync("tables => 'app.*'");
+    let mut a = net.on("A");
+    for n in 1..=60 {
+        a.exec(&format!("INSERT INTO app.t{n} SELECT g, 'x' FROM generate_series(1, {n}) g"));
+    }
+    a.exec("INSERT INTO other.t VALUES (1)");
+    let names: Vec<String> = (1..=60).map(|n| format!("app.t{n}")).collect();
+    net.settle(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(net.on("B").number("SELECT count(*) FROM other.t"), 0);
+}
+
+#[test]
+fn all_takes_every_table_with_a_key_and_every_sequence() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(
+        "CREATE SCHEMA \"Sales\"; CREATE TABLE t (id serial PRIMARY KEY, v text); CREATE TABLE keyless (v text); \
+         CREATE TABLE \"Sales\".\"Order Lines\" (a int, b int, PRIMARY KEY (a, b)); \
+         CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY RANGE (id); \
+         CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100)",
+    );
+    net.add_sync("tables => 'all'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 7); INSERT INTO keyless VALUES ('x')");
+    a.exec("INSERT INTO \"Sales\".\"Order Lines\" VALUES (1, 2); INSERT INTO parts VALUES (5)");
+    net.settle(&["t", "\"Sales\".\"Order Lines\"", "parts"]);
+    assert_eq!(net.on("B").number("SELECT last_value FROM t_id_seq"), 7);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM keyless"), 0);
+}

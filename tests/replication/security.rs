@@ -1,0 +1,86 @@
+//! Who may do and see what: nothing for PUBLIC, views for pg_monitor, passwords for nobody.
+
+use crate::cluster::Cluster;
+use crate::net::{CONTROL, Capture, Net};
+
+const OPEN_FUNCTIONS: &str = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace \
+                              WHERE nspname = 'bucardo' AND has_function_privilege('nobody', p.oid, 'EXECUTE')";
+const OPEN_TABLES: &str = "SELECT coalesce(string_agg(c.oid::regclass::text, ', '), '') FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
+                           WHERE nspname = 'bucardo' AND relkind IN ('r', 'v', 'm', 'p') \
+                           AND has_table_privilege('nobody', c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')";
+
+#[test]
+fn nothing_is_open_to_public() {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    net.on("A").exec("CREATE ROLE nobody; INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    for (what, mut conn) in [("control", net.control()), ("A", net.on("A")), ("B", net.on("B"))] {
+        for query in [OPEN_FUNCTIONS, OPEN_TABLES] {
+            assert_eq!(conn.one(query), "", "open to everybody on {what}");
+        }
+    }
+    let pinned = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace \
+                  WHERE nspname = 'bucardo' AND prosecdef AND NOT coalesce(array_to_string(proconfig, ',') ~ 'search_path', false)";
+    assert_eq!(net.on("A").one(pinned), "", "SECURITY DEFINER without a pinned search_path");
+    assert_eq!(net.control().one(pinned), "", "SECURITY DEFINER without a pinned search_path");
+}
+
+#[test]
+fn a_monitoring_role_sees_the_views_and_no_row_images() {
+    let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    net.on("A").exec("CREATE ROLE watcher LOGIN; GRANT pg_monitor TO watcher; INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    let mut watcher = net.servers[0].connect_as(CONTROL, "watcher");
+    for view in ["status", "syncrun", "activity", "db", "dbgroup", "dbmap", "relation", "relgroup", "relmap", "sync"] {
+        watcher.exec(&format!("SELECT * FROM bucardo.{view}"));
+    }
+    assert_eq!(watcher.number("SELECT count(*) FROM bucardo.status WHERE sync = 's'"), 1);
+    watcher.expect_error("SELECT * FROM bucardo.conflict", "42501");
+    watcher.expect_error("SELECT bucardo.pause('s')", "42501");
+}
+
+/// A target behind a password, and the whole text of everything that can be read about it.
+fn everything_said(net: &Net, guarded: &Cluster) -> String {
+    let mut text = net.servers[0].log() + &guarded.log();
+    for server in [&net.servers[0], guarded] {
+        let rows = server.sql("postgres", "SELECT query FROM pg_stat_activity");
+        rows.into_iter().for_each(|row| text += row[0].as_deref().unwrap_or_default());
+    }
+    for table in ["db", "status", "syncrun", "activity", "dbmap"] {
+        let rows = net.control().query(&format!("SELECT to_jsonb(x)::text FROM bucardo.{table} x"));
+        rows.into_iter().for_each(|row| text += row[0].as_deref().unwrap_or_default());
+    }
+    text
+}
+
+#[test]
+fn a_password_is_shown_to_nobody() {
+    let net = Net::together(Capture::Native, 0);
+    let guarded = Cluster::start("guarded", "log_connections = on");
+    guarded.sql("postgres", "CREATE ROLE app SUPERUSER LOGIN PASSWORD 'hunter2secret'; CREATE TABLE t (id int PRIMARY KEY)");
+    guarded.authenticate("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256");
+    let conninfo = format!("host=127.0.0.1 port={} dbname=postgres user=app password=hunter2secret", guarded.port());
+    net.on("A").exec("CREATE TABLE t (id int PRIMARY KEY)");
+    net.control().exec(&format!("SELECT bucardo.add_db('P', '{conninfo}')"));
+    net.control().exec("SELECT bucardo.add_sync('s', dbs => 'A:source,P:target', tables => 'public.t')");
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.wait_served();
+    assert_eq!(guarded.connect("postgres").number("SELECT count(*) FROM t"), 1);
+    // The word changes on the other side: the errors that follow must not repeat the old one.
+    guarded.sql("postgres", "ALTER ROLE app PASSWORD 'another'");
+    guarded.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'");
+    net.on("A").exec("INSERT INTO t VALUES (2)");
+    net.wait_state("stalled");
+    let said = everything_said(&net, &guarded);
+    assert!(!said.contains("hunter2secret"), "the password stands in: {}", around(&said, "hunter2secret"));
+    let visible = net.control().one("SELECT string_agg(to_jsonb(d)::text, ' ') FROM bucardo.db d");
+    assert!(visible.contains("user=app"), "the rest of the conninfo stays readable: {visible}");
+    let mended = conninfo.replace("hunter2secret", "another");
+    net.control().exec(&format!("SELECT bucardo.update_db('P', conninfo => '{mended}')"));
+    net.wait_served();
+    assert_eq!(guarded.connect("postgres").number("SELECT count(*) FROM t"), 2);
+}
+
+fn around(text: &str, word: &str) -> String {
+    text.lines().filter(|line| line.contains(word)).take(3).collect::<Vec<_>>().join("\n")
+}
