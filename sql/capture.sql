@@ -268,63 +268,145 @@ BEGIN
 END
 $body$;
 
--- Captures a table for a sync. Idempotent. The caller sets lock_timeout: triggers need SHARE ROW EXCLUSIVE.
-CREATE OR REPLACE FUNCTION bucardo.capture_add(p_control text, p_sync text, p_source text, p_receivers text[], p_rel oid, p_keys text[])
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+-- What is wrong with the capture of a table; null: nothing. What ends in "disabled" somebody did on purpose.
+CREATE OR REPLACE FUNCTION bucardo.capture_fault(p_capture bucardo.capture) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    c bucardo.capture;
-    users bucardo.capture_sync[];
+    t record;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
-    SELECT * INTO c FROM bucardo.capture WHERE relid = p_rel;
-    IF FOUND AND (c.keys <> p_keys OR c.key_types IS DISTINCT FROM bucardo.capture_key_types(p_rel, p_keys)
-        OR c.native <> (to_regprocedure('bucardo.capture()') IS NOT NULL)
-        OR NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = p_rel AND tgname = 'bucardo_capture_i')) THEN
-        -- What was captured in the old form may be unserved: everybody gets the whole table once.
-        SELECT array_agg(s) INTO users FROM bucardo.capture_sync s WHERE s.capture = c.id;
-        PERFORM bucardo.capture_drop(c.id);
-        c.id := bucardo.capture_build(p_rel, p_keys);
-        INSERT INTO bucardo.capture_sync SELECT c.id, u.control, u.sync, u.since FROM unnest(users) u;
-        INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (p_rel, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
-    ELSIF c.id IS NULL THEN
-        c.id := bucardo.capture_build(p_rel, p_keys);
+    IF NOT EXISTS (SELECT FROM pg_class WHERE oid = p_capture.relid) THEN
+        RETURN 'the captured table is gone';
     END IF;
-    INSERT INTO bucardo.capture_sync VALUES (c.id, p_control, p_sync, pg_current_snapshot()::text) ON CONFLICT DO NOTHING;
-    INSERT INTO bucardo.capture_track (control, sync, source, member, served)
-        SELECT p_control, p_sync, p_source, m, pg_current_snapshot()::text FROM unnest(p_receivers) m ON CONFLICT DO NOTHING;
+    IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
+        RETURN 'the key of the captured table has changed';
+    END IF;
+    IF p_capture.native AND to_regprocedure('bucardo.capture()') IS NULL THEN
+        RETURN 'the native capture function is gone';
+    END IF;
+    FOR t IN SELECT w.name, g.tgenabled FROM unnest(ARRAY['bucardo_capture_i', 'bucardo_capture_u', 'bucardo_capture_d', 'bucardo_capture_t']) w(name)
+               LEFT JOIN pg_trigger g ON g.tgrelid = p_capture.relid AND g.tgname = w.name LOOP
+        IF t.tgenabled IS NULL THEN
+            RETURN format('the trigger %s is missing', t.name);
+        ELSIF t.tgenabled IN ('D', 'R') THEN
+            RETURN format('the trigger %s is disabled', t.name);
+        END IF;
+    END LOOP;
+    RETURN NULL;
 END
 $body$;
 
--- Takes a sync (null: all of the control database) off the tables that are not in p_keep. How many were too busy.
-CREATE OR REPLACE FUNCTION bucardo.capture_forget(p_control text, p_sync text, p_keep oid[]) RETURNS integer
+-- The captured tables of a sync with what is wrong with them.
+CREATE OR REPLACE FUNCTION bucardo.capture_state(p_control text, p_sync text) RETURNS TABLE (relid oid, keys text, fault text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT c.relid, to_json(c.keys), bucardo.capture_fault(c)
+      FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id WHERE s.control = p_control AND s.sync = p_sync
+$body$;
+
+-- The syncs whose capture is broken in a way that a run mends.
+CREATE OR REPLACE FUNCTION bucardo.capture_broken(p_control text) RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT DISTINCT s.sync FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
+     WHERE s.control = p_control AND bucardo.capture_fault(c) NOT LIKE '% disabled'
+$body$;
+
+-- Captures a table for a sync. Idempotent; p_whole: somebody may have written to it while it was not captured.
+-- The caller sets lock_timeout: triggers need SHARE ROW EXCLUSIVE.
+CREATE OR REPLACE FUNCTION bucardo.capture_add(p_control text, p_sync text, p_rel oid, p_keys text[], p_whole boolean)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    gone bucardo.capture;
+    users bucardo.capture_sync[];
+    whole boolean := p_whole;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
+    -- A table of that name that was captured and dropped: whoever needed it needs this one.
+    FOR gone IN SELECT k.* FROM bucardo.capture k JOIN pg_class r ON r.oid = p_rel AND r.relname = k.relname
+                  JOIN pg_namespace n ON n.oid = r.relnamespace AND n.nspname = k.schemaname
+                 WHERE NOT EXISTS (SELECT FROM pg_class g WHERE g.oid = k.relid) LOOP
+        SELECT users || array_agg(s) INTO users FROM bucardo.capture_sync s WHERE s.capture = gone.id;
+        PERFORM bucardo.capture_drop(gone.id);
+        whole := true;
+    END LOOP;
+    SELECT * INTO c FROM bucardo.capture WHERE relid = p_rel;
+    IF FOUND AND (c.keys <> p_keys OR c.native <> (to_regprocedure('bucardo.capture()') IS NOT NULL)
+        OR coalesce(bucardo.capture_fault(c) NOT LIKE '% disabled', false)) THEN
+        -- What was captured in the old form may be unserved: everybody gets the whole table once.
+        SELECT users || array_agg(s) INTO users FROM bucardo.capture_sync s WHERE s.capture = c.id;
+        PERFORM bucardo.capture_drop(c.id);
+        c.id := bucardo.capture_build(p_rel, p_keys);
+        whole := true;
+    ELSIF c.id IS NULL THEN
+        c.id := bucardo.capture_build(p_rel, p_keys);
+    END IF;
+    INSERT INTO bucardo.capture_sync SELECT c.id, u.control, u.sync, u.since FROM unnest(users) u ON CONFLICT DO NOTHING;
+    IF whole THEN
+        INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (p_rel, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
+    END IF;
+    INSERT INTO bucardo.capture_sync VALUES (c.id, p_control, p_sync, pg_current_snapshot()::text)
+        ON CONFLICT (capture, control, sync) DO UPDATE SET since = excluded.since;
+END
+$body$;
+
+-- Makes sure that it is known how far each receiver of a sync was served. A new one begins here: with all that has not
+-- ended yet, this transaction included, which a snapshot of its own would leave out.
+CREATE OR REPLACE FUNCTION bucardo.capture_receivers(p_control text, p_sync text, p_source text, p_receivers text[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
+    INSERT INTO bucardo.capture_track AS t (control, sync, source, member, served)
+        SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', pg_snapshot_xmin(pg_current_snapshot())) FROM unnest(p_receivers) m
+        ON CONFLICT (control, sync, source, member) DO UPDATE SET at = clock_timestamp()
+$body$;
+
+-- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
+-- released afterwards is what was listed, and not what somebody has added since.
+CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT json_build_object(
+        'tables', coalesce((SELECT json_agg(json_build_object('capture', s.capture, 'sync', s.sync, 'since', s.since,
+                'schema', coalesce(n.nspname, c.schemaname), 'name', coalesce(r.relname, c.relname)))
+            FROM bucardo.capture_sync s JOIN bucardo.capture c ON c.id = s.capture
+            LEFT JOIN pg_class r ON r.oid = c.relid LEFT JOIN pg_namespace n ON n.oid = r.relnamespace WHERE s.control = p_control), '[]'),
+        'receivers', coalesce((SELECT json_agg(json_build_object('sync', t.sync, 'source', t.source, 'member', t.member, 'at', t.at::text))
+            FROM bucardo.capture_track t WHERE t.control = p_control), '[]'))::text
+$body$;
+
+-- Takes listed capture off again. How many tables were too busy.
+CREATE OR REPLACE FUNCTION bucardo.capture_release(p_control text, p_stale json) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $body$
 DECLARE
     s record;
     busy integer := 0;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
-    FOR s IN SELECT u.capture, u.control, u.sync, c.relid FROM bucardo.capture_sync u JOIN bucardo.capture c ON c.id = u.capture
-             WHERE u.control = p_control AND (p_sync IS NULL OR u.sync = p_sync) AND c.relid <> ALL (p_keep) LOOP
+    FOR s IN SELECT x.capture, x.sync, x.since FROM json_to_recordset(p_stale -> 'tables') x(capture integer, sync text, since text) LOOP
         BEGIN
-            DELETE FROM bucardo.capture_sync u WHERE u.capture = s.capture AND u.control = s.control AND u.sync = s.sync;
-            IF NOT EXISTS (SELECT FROM bucardo.capture_sync u WHERE u.capture = s.capture) THEN
+            DELETE FROM bucardo.capture_sync u WHERE u.capture = s.capture AND u.control = p_control AND u.sync = s.sync AND u.since = s.since;
+            IF FOUND AND NOT EXISTS (SELECT FROM bucardo.capture_sync u WHERE u.capture = s.capture) THEN
                 PERFORM bucardo.capture_drop(s.capture);
             END IF;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
             busy := busy + 1;
         END;
     END LOOP;
-    IF busy = 0 AND p_keep = '{}' THEN
-        DELETE FROM bucardo.capture_track WHERE control = p_control AND (p_sync IS NULL OR sync = p_sync);
-    END IF;
+    DELETE FROM bucardo.capture_track t USING json_to_recordset(p_stale -> 'receivers') x(sync text, source text, member text, at text)
+     WHERE t.control = p_control AND t.sync = x.sync AND t.source = x.source AND t.member = x.member AND t.at::text = x.at;
     RETURN busy;
 END
 $body$;
 
--- Forgets receivers that a sync no longer has: nothing must be kept for them.
-CREATE OR REPLACE FUNCTION bucardo.capture_forget_member(p_control text, p_sync text, p_members text[]) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
-    DELETE FROM bucardo.capture_track WHERE control = p_control AND sync = p_sync AND member <> ALL (p_members)
+-- Takes a sync (null: all of the control database) off, for good. How many tables were too busy.
+CREATE OR REPLACE FUNCTION bucardo.capture_forget(p_control text, p_sync text) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    stale json;
+BEGIN
+    SELECT json_build_object(
+        'tables', coalesce((SELECT json_agg(json_build_object('capture', s.capture, 'sync', s.sync, 'since', s.since))
+            FROM bucardo.capture_sync s WHERE s.control = p_control AND (p_sync IS NULL OR s.sync = p_sync)), '[]'),
+        'receivers', coalesce((SELECT json_agg(json_build_object('sync', t.sync, 'source', t.source, 'member', t.member, 'at', t.at::text))
+            FROM bucardo.capture_track t WHERE t.control = p_control AND (p_sync IS NULL OR t.sync = p_sync)), '[]')) INTO stale;
+    RETURN bucardo.capture_release(p_control, stale);
+END
 $body$;
 
 -- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
@@ -418,10 +500,8 @@ DECLARE
     condition text;
 BEGIN
     FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
-        IF NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid) THEN
-            PERFORM bucardo.capture_drop(c.id);
-            CONTINUE;
-        END IF;
+        -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
         CONTINUE WHEN condition IS NULL;

@@ -7,7 +7,9 @@ BEGIN
     IF to_regclass('bucardo.capture_sync') IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo') THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM bucardo.capture_sync) THEN
+    -- Whoever is installing capture just now ends first, and is then seen.
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('bucardo capture', 0));
+    IF to_regclass('bucardo.capture_sync') IS NULL OR EXISTS (SELECT FROM bucardo.capture_sync) OR EXISTS (SELECT FROM bucardo.capture_track) THEN
         RETURN;
     END IF;
     FOR o IN SELECT p.oid::pg_catalog.regprocedure AS name FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace

@@ -54,7 +54,7 @@ fn begin_master() -> Result<(), ErrorReport> {
     if shmem::is_loaded() {
         notify::want_master_at_commit();
     } else {
-        notice!("bucardo is not in shared_preload_libraries: no master will run here, and no sync can be added");
+        notify::tell_not_preloaded_at_commit();
     }
     Ok(())
 }

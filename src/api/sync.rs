@@ -110,6 +110,7 @@ fn add(name: &str, dbs: &str, tables: Option<&str>, relgroup: Option<&str>, opti
         }
     };
     options.check()?;
+    options.check_new()?;
     claim(name)?;
     let mut faults = match &mut members {
         Members::List(list) => unknown_members(list)?,

@@ -2,10 +2,14 @@
 //! is there (native trigger) or not (plain SQL); the SQL functions of `sql/capture.sql` do the work. It must never
 //! leave a table half captured: one source, one transaction.
 
-use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::kid::gather::text_array;
 use crate::libpq::Conn;
+use crate::pg::latch;
 
 /// The objects of a source, for one that does not have the extension.
 const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS bucardo";
@@ -19,6 +23,9 @@ pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 const VERSION: i32 = 1;
 /// So many tables are captured with one statement.
 const BATCH: usize = 100;
+/// How often a busy table is tried, and the pause in between: some ten seconds in all.
+const TRIES: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Which sync of which control database captures. `control` is the control database's identity.
 pub struct Owner<'a> {
@@ -38,27 +45,32 @@ pub struct Captured {
 }
 
 /// Makes sure that every given table is captured for the sync, in one transaction on the member. The triggers need a
-/// moment without writers on each table; when a table is too busy for 5 seconds, nothing is installed (55P03).
-pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured]) -> Result<()> {
-    conn.query("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = pg_catalog; SET LOCAL client_min_messages = error")?;
-    let installed = install_objects(conn).and_then(|()| install_tables(conn, owner, tables));
-    match installed {
-        Ok(()) => conn.query("COMMIT").map(drop),
-        Err(error) => {
-            let _rolled_back = conn.query("ROLLBACK");
-            Err(explained(error, owner))
+/// moment without writers on each table. Whoever waits for a lock makes those behind it wait too, so each try is short;
+/// when a table stays too busy, nothing is installed (55P03). `whole`: rows may have been written while nothing captured.
+pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        conn.query("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; SET LOCAL client_min_messages = error")?;
+        let installed = install_objects(conn).and_then(|()| install_tables(conn, owner, tables, whole));
+        let Err(error) = installed else { return conn.query("COMMIT").map(drop) };
+        let _rolled_back = conn.query("ROLLBACK");
+        tries += 1;
+        let unlucky = matches!(error.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK);
+        if !unlucky || tries >= TRIES {
+            return Err(explained(error, owner));
         }
+        latch::wait(None, Some(PAUSE));
     }
 }
 
 fn explained(error: Error, owner: &Owner<'_>) -> Error {
-    let busy = error.code.as_str() == "55P03";
+    let busy = error.code == SqlState::LOCK_NOT_AVAILABLE;
     let error = error.at(format_args!("capture could not be installed on db \"{}\"", owner.source));
     if busy { error.hint("A table is locked by another transaction. Let it end, then call again.") } else { error }
 }
 
 fn install_objects(conn: &mut Conn) -> Result<()> {
-    // One at a time, also while the functions do not exist yet.
+    // One at a time, also while the functions do not exist yet, and nobody who takes the objects off in between.
     conn.query("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('bucardo capture', 0))")?;
     let here = conn.query("SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo'), to_regprocedure('bucardo.capture_version()') IS NOT NULL")?;
     if here.bool(0, 0) {
@@ -72,20 +84,20 @@ fn install_objects(conn: &mut Conn) -> Result<()> {
     conn.query(CAPTURE_READ).map(drop)
 }
 
-fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured]) -> Result<()> {
+fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
     let receivers: Vec<&str> = owner.receivers.iter().map(String::as_str).collect();
-    let receivers = quote_literal(&text_array(&receivers));
+    let (control, sync) = (quote_literal(owner.control), quote_literal(owner.sync));
+    // First of all: what is marked below must lie behind where the receivers begin.
+    conn.query(&format!(
+        "SELECT bucardo.capture_receivers({control}, {sync}, {}, {})",
+        quote_literal(owner.source),
+        quote_literal(&text_array(&receivers))
+    ))?;
     for batch in tables.chunks(BATCH) {
         let call = |table: &Captured| {
             let key: Vec<&str> = table.key.iter().map(String::as_str).collect();
-            format!(
-                "SELECT bucardo.capture_add({}, {}, {}, {receivers}, {}, {})",
-                quote_literal(owner.control),
-                quote_literal(owner.sync),
-                quote_literal(owner.source),
-                table.oid,
-                quote_literal(&text_array(&key))
-            )
+            let key = quote_literal(&text_array(&key));
+            format!("SELECT bucardo.capture_add({control}, {sync}, {}, {key}, {whole})", table.oid)
         };
         let calls: Vec<String> = batch.iter().map(call).collect();
         conn.query(&calls.join("; "))?;
@@ -93,8 +105,44 @@ fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured]) -> Re
     Ok(())
 }
 
+/// What is wrong with the capture of the sync's tables on a source, by the table's oid; None: nothing. Tables that are
+/// missing here are not captured.
+pub fn state(conn: &mut Conn, control: &str, sync: &str) -> Result<HashMap<u32, State>> {
+    let sql = "SELECT s.relid, s.keys, s.fault FROM bucardo.capture_state($1, $2) s";
+    let rows = match conn.query_params(sql, &[Some(control), Some(sync)]) {
+        Err(error) if is_missing(&error) => return Ok(HashMap::new()),
+        other => other?,
+    };
+    let row = |i: usize| {
+        let key = serde_json::from_str(rows.get(i, 1)?).ok()?;
+        Some((rows.number(i, 0)?, State { key, fault: rows.get(i, 2).map(str::to_string) }))
+    };
+    Ok((0..rows.len()).filter_map(row).collect())
+}
+
+/// How a captured table stands.
+pub struct State {
+    pub key: Vec<String>,
+    pub fault: Option<String>,
+}
+
+impl State {
+    /// Why the table must be captured anew, with that key. Triggers that somebody has disabled stay so.
+    pub fn broken(&self, key: &[String]) -> Option<String> {
+        if self.key != key {
+            return Some("the key of the captured table has changed".into());
+        }
+        self.fault.clone().filter(|fault| !fault.ends_with(" disabled"))
+    }
+}
+
+/// Whether an error only says that there is no capture on the member.
+pub fn is_missing(error: &Error) -> bool {
+    matches!(error.code.as_str(), "3F000" | "42P01" | "42883")
+}
+
 /// Takes all capture of a control database off a member.
 pub fn uninstall_control(conn: &mut Conn, control: &str) -> Result<()> {
-    conn.query(&format!("SELECT bucardo.capture_forget({}, NULL, '{{}}')", quote_literal(control)))?;
+    conn.query(&format!("SELECT bucardo.capture_forget({}, NULL)", quote_literal(control)))?;
     conn.query(REMOVE_SCRIPT).map(drop)
 }

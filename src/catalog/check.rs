@@ -7,7 +7,7 @@ use super::describe::{self, Described, Identity};
 use super::sync::{Member, Relation, Role, Sync};
 use crate::capture::install::{self, Captured, Owner};
 use crate::error::{Result, SqlState};
-use crate::ident::{display_qualified, quote_ident, quote_qualified};
+use crate::ident::{display_qualified, quote_ident, quote_literal, quote_qualified};
 use crate::libpq::Conn;
 use crate::{catalog, guc, master};
 
@@ -69,7 +69,9 @@ pub fn check<'a>(sync: &'a Sync, function: &str, mut opened: Opened, faults: &mu
 fn compare(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
     let casts = checked.iter_mut().map(|c| describe::casts(&mut c.conn)).collect::<Result<Vec<_>>>()?;
     for (at, relation) in sync.relations.iter().enumerate() {
-        for c in checked.iter() {
+        // What no member has is one fault: its name.
+        let nowhere = checked.iter().all(|c| c.relations[at].is_none());
+        for c in checked.iter().take(if nowhere { 1 } else { checked.len() }) {
             faults.extend(presence(c, relation, c.relations[at].as_ref(), sync));
         }
         if relation.is_sequence {
@@ -157,7 +159,41 @@ pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
             &mut c.conn,
             &Owner { control: &control, sync: &captured, source: name, receivers: &receivers },
             &tables,
+            false,
         )?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the capture on the checked sources, for validate_sync: faults that a run would mend by itself,
+/// and triggers that somebody has disabled.
+pub fn check_capture(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
+    if !sync.captures() {
+        return Ok(());
+    }
+    let control = catalog::control_id()?;
+    for c in checked.iter_mut().filter(|c| c.member.role == Role::Source) {
+        let states = install::state(&mut c.conn, &control, &sync.capture_name())?;
+        for (relation, found) in sync.relations.iter().zip(&c.relations).filter(|(r, _)| !r.is_sequence) {
+            let Some((oid, key)) = found.as_ref().and_then(|f| Some((f.oid, f.key(relation.pkey.as_deref())?))) else { continue };
+            let state = states.get(&oid);
+            let broken = state.map_or(Some("nothing captures it".to_string()), |s| s.broken(&key));
+            let fix = match (&broken, state.and_then(|s| s.fault.as_ref())) {
+                (Some(_), _) => format!("SELECT bucardo.update_sync({}, status => 'active');", quote_literal(&sync.name)),
+                (None, Some(_)) => format!(
+                    "ALTER TABLE {} ENABLE TRIGGER USER; what was written meanwhile was not captured",
+                    quote_qualified(&relation.schema, &relation.name)
+                ),
+                (None, None) => continue,
+            };
+            faults.push(Fault {
+                code: SqlState::WRONG_STATE,
+                db: c.member.db.name.clone(),
+                relation: Some(display_qualified(&relation.schema, &relation.name)),
+                fault: broken.or_else(|| state.and_then(|s| s.fault.clone())).unwrap_or_default(),
+                fix: Some(fix),
+            });
+        }
     }
     Ok(())
 }

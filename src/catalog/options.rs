@@ -101,6 +101,16 @@ impl Options<'_> {
         ]
     }
 
+    /// Checks what only a new sync must not be given: for an existing one, zero takes an interval away.
+    pub fn check_new(&self) -> Result<()> {
+        for (argument, value) in [("checktime", self.checktime), ("lifetime", self.lifetime)] {
+            if value.is_some_and(|v| v.as_micros() == 0) {
+                return Err(bad(format!("{argument} must be longer than nothing"), &format!("Leave {argument} out for none.")));
+            }
+        }
+        Ok(())
+    }
+
     /// Changes what is given of a sync.
     pub fn update(&self, sync: &str) -> Result<()> {
         let interval =

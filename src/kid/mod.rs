@@ -4,6 +4,7 @@ pub mod apply;
 pub mod gather;
 pub mod main;
 pub mod members;
+pub mod mend;
 pub mod progress;
 pub mod report;
 pub mod retry;

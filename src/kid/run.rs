@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::apply::{Counts, Pass, Receiver};
 use super::gather::{self, Asker, Gathered, Group};
 use super::members::{self, Pool, Session};
+use super::mend;
 use super::progress;
 use super::report::Progress;
 use super::retry::{self, Care, Verdict};
@@ -45,6 +46,20 @@ impl Plan {
         }
         let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
         self.shapes.insert(index, seen.clone());
+        Ok(seen)
+    }
+
+    /// The same for a source, which must have every table, and capture it.
+    fn source_shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+        if let Some(known) = self.shapes.get(&index) {
+            return Ok(known.clone());
+        }
+        let seen = self.shapes(index, session)?;
+        let asker = Asker { control: &self.control, sync: &self.sync, source: index };
+        let checked =
+            shape::check_complete(&self.sync, &seen).and_then(|()| mend::mend(&mut session.conn, &asker, &seen));
+        // What was not found whole is looked at again.
+        checked.inspect_err(|_| drop(self.shapes.remove(&index)))?;
         Ok(seen)
     }
 }
@@ -130,8 +145,7 @@ fn one_attempt(
     let mut from = pool.take(&plan.sync.members[source].db).map_err(|e| (e, true))?;
     let fresh = from.fresh;
     let fail = |e: Error| (e, fresh);
-    let shapes = plan.shapes(source, &mut from).map_err(fail)?;
-    shape::check_complete(&plan.sync, &shapes).map_err(fail)?;
+    let shapes = plan.source_shapes(source, &mut from).map_err(fail)?;
     let (mut receivers, mut failures) = open_receivers(plan, pool, todo);
     let encoding = members::common_encoding(std::iter::once(&from).chain(receivers.iter().map(|r| &r.session)));
     members::speak(&mut from.conn, encoding).map_err(fail)?;

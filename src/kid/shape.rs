@@ -21,6 +21,8 @@ pub struct Table {
     pub columns: Vec<describe::Column>,
     /// The equality operator of each key column, as `OPERATOR(pg_catalog.=)`.
     pub equals: HashMap<String, String>,
+    /// The columns by which rows are found; None: the table has no key.
+    pub key: Option<Vec<String>>,
     /// The sets of columns that some unique index covers.
     pub unique: Vec<Vec<String>>,
     pub fingerprint: String,
@@ -129,18 +131,19 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
         if let Some(d) = described {
             let fingerprint = fingerprints.get(&d.oid).cloned().unwrap_or_default();
             let equals = equals.remove(&d.oid).unwrap_or_default();
-            shapes.insert(relation.id, table(d, equals, fingerprint));
+            shapes.insert(relation.id, table(relation, d, equals, fingerprint));
         }
     }
     Ok(shapes)
 }
 
-fn table(d: Described, equals: HashMap<String, String>, fingerprint: String) -> Table {
+fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fingerprint: String) -> Table {
+    let key = d.key(relation.pkey.as_deref());
     let name = format!("{}.{}", quote_ident(&d.schema), quote_ident(&d.name));
     let only = if d.kind == 'p' { name.clone() } else { format!("ONLY {name}") };
     let mut unique: Vec<Vec<String>> = d.unique.into_iter().map(|(_, columns)| columns).collect();
     if !d.primary_key.is_empty() {
         unique.push(d.primary_key);
     }
-    Table { oid: d.oid, name, only, columns: d.columns, equals, unique, fingerprint }
+    Table { oid: d.oid, name, only, columns: d.columns, equals, key, unique, fingerprint }
 }

@@ -2,75 +2,136 @@
 
 use std::time::{Duration, Instant};
 
-use super::main::{HISTORY, Master, Removal};
-use super::upkeep::{self, PURGE, RECONCILE};
+use super::main::{HISTORY, INSPECT, Master, Removal, Source, Step};
+use super::upkeep::{self, BROKEN, LISTING, Listing, PURGE, RELEASE};
 use super::watch::News;
 use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::guc;
+use crate::pg::shmem;
 
 /// With so many bytes of capture at a source, served deltas are purged without waiting for the interval.
 const PURGE_BYTES: i64 = 1024 * 1024;
 const PURGE_SOONEST: Duration = Duration::from_millis(500);
-const REMOVE_AGAIN: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_secs(3);
+/// When somebody is installing capture just now, or the catalog has to be read first.
+const SOON: Duration = Duration::from_millis(200);
 
 impl Master {
     /// Lets the watchers go on and takes their news.
     pub(super) fn hear(&mut self, now: Instant) -> Result<()> {
-        for source in self.sources.values_mut() {
-            for news in source.watcher.advance(now) {
-                match news {
-                    News::Pending(all) => {
-                        for (sync, member) in all {
-                            if let Some(entry) =
-                                self.entries.values_mut().find(|e| e.sync.capture_name() == sync && e.sync.autokick)
-                            {
-                                let bit = entry.sync.members.iter().position(|m| m.db.name == member).map_or(0, |i| 1 << i);
-                                entry.controller.changed |= bit & entry.controller.members & !entry.controller.troubled() != 0;
-                            }
-                        }
-                        if source.watcher.bytes > 0 && source.purge_at.is_none() {
-                            let early = source.watcher.bytes > PURGE_BYTES;
-                            source.purge_at = Some(
-                                if early { source.purged + PURGE_SOONEST } else { source.purged + guc::purge_interval() }
-                                    .max(now),
-                            );
-                        }
+        let heard: Vec<(String, News)> = self
+            .sources
+            .iter_mut()
+            .flat_map(|(name, source)| source.watcher.advance(now).into_iter().map(|news| (name.clone(), news)))
+            .collect();
+        for (name, news) in heard {
+            match news {
+                News::Pending(all) => {
+                    all.iter().for_each(|(sync, member)| self.changed(sync, member));
+                    if let Some(source) = self.sources.get_mut(&name) {
+                        plan_purge(source, now);
                     }
-                    News::Upkeep { token: PURGE, .. } => {
-                        source.purged = now;
-                        source.watcher.bytes = 0;
-                    }
-                    News::Upkeep { token: RECONCILE, result: Ok(0) } => {}
-                    News::Upkeep { token: RECONCILE, result: Err(e) }
-                        if matches!(e.code.as_str(), "3F000" | "42P01" | "42883") => {}
-                    News::Upkeep { .. } => source.reconcile_at = Some(now + REMOVE_AGAIN),
                 }
+                News::Upkeep { token, result } => self.source_answered(&name, token, result, now)?,
             }
         }
         self.hear_removals(now)
     }
 
+    /// A receiver of a sync has something to be served.
+    fn changed(&mut self, sync: &str, member: &str) {
+        if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync && e.sync.autokick) {
+            let bit = entry.sync.members.iter().position(|m| m.db.name == member).map_or(0, |i| 1 << i);
+            entry.controller.changed |= bit & entry.controller.members & !entry.controller.troubled() != 0;
+        }
+    }
+
+    fn source_answered(&mut self, name: &str, token: u64, result: Result<String>, now: Instant) -> Result<()> {
+        let stale = match (token, &result) {
+            (LISTING, Ok(listing)) => self.stale(listing, name),
+            _ => Ok(None),
+        };
+        let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
+        match (token, result) {
+            (PURGE, _) => {
+                source.purged = now;
+                source.watcher.bytes = 0;
+            }
+            (LISTING, Ok(_)) => match stale? {
+                Some(stale) if stale.is_empty() => {}
+                Some(stale) => source.watcher.add_upkeep(RELEASE, upkeep::release_sql(&self.control, &stale)?),
+                None => source.compare_at = Some(now + SOON),
+            },
+            (RELEASE, Ok(busy)) if busy == "0" => {}
+            (BROKEN, Ok(sync)) if !sync.is_empty() => self.look_again(&sync),
+            (BROKEN, _) => {}
+            (_, Err(e)) if install::is_missing(&e) => {}
+            _ => source.compare_at = Some(now + AGAIN),
+        }
+        Ok(())
+    }
+
+    /// What of a member's listing is to be released. None: it cannot be told now, because a transaction that installs
+    /// capture is under way, or because the catalog has changed since it was read.
+    fn stale(&self, listing: &str, member: &str) -> Result<Option<Listing>> {
+        let listing = Listing::parse(listing)?;
+        let unclear = shmem::read(|s| {
+            s.undo.iter().any(|u| u.db == self.db && u.owner != 0)
+                || s.masters.iter().any(|m| m.db == self.db && m.generation != self.generation)
+        });
+        let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
+        Ok((!unclear).then(|| listing.stale(member, &syncs)))
+    }
+
+    /// The capture of a sync is broken: its next run looks at everything again, and mends what it can.
+    fn look_again(&mut self, sync: &str) {
+        if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync) {
+            entry.controller.changed = true;
+            shmem::with(|s| s.master(self.db).map(|m| m.generation += 1));
+        }
+    }
+
     fn hear_removals(&mut self, now: Instant) -> Result<()> {
-        let mut done = Vec::new();
+        let mut heard = Vec::new();
         for (token, removal) in &mut self.removals {
             for news in removal.watcher.advance(now) {
-                let News::Upkeep { result, .. } = news else { continue };
-                match result {
-                    Ok(0) if !removal.finishing => {
-                        removal.finishing = true;
-                        removal.again_at = Some(now);
-                    }
-                    Ok(0) => done.push(*token),
-                    Err(e) if matches!(e.code.as_str(), "3F000" | "42P01" | "42883") => done.push(*token),
-                    Ok(_) | Err(_) => removal.again_at = Some(now + REMOVE_AGAIN),
+                if let News::Upkeep { result, .. } = news {
+                    heard.push((*token, result));
                 }
             }
         }
-        for token in done {
-            if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                upkeep::cleaned(id)?;
+        for (token, result) in heard {
+            self.removal_answered(token, result, now)?;
+        }
+        Ok(())
+    }
+
+    fn removal_answered(&mut self, token: u64, result: Result<String>, now: Instant) -> Result<()> {
+        let Some(Removal { step, watcher, .. }) = self.removals.get(&token) else { return Ok(()) };
+        let next = match (step, result) {
+            (_, Err(e)) if install::is_missing(&e) => None,
+            // A member that is away has nothing that a crash of this server could have cut off, as far as can be told.
+            (Step::List | Step::Release { .. }, Err(_)) => None,
+            (Step::List, Ok(listing)) => match self.stale(&listing, &watcher.target.name)? {
+                Some(stale) if stale.is_empty() => None,
+                Some(stale) => Some((Step::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
+                None => Some((Step::List, now + SOON)),
+            },
+            (Step::Forget { .. } | Step::Release { .. }, Ok(busy)) if busy == "0" => Some((Step::Finish, now)),
+            (Step::Finish, Ok(_)) => None,
+            (step, _) => Some((step.clone(), now + AGAIN)),
+        };
+        match (next, self.removals.get_mut(&token)) {
+            (Some((step, at)), Some(removal)) => {
+                removal.step = step;
+                removal.again_at = Some(at);
+            }
+            _ => {
+                if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
+                    upkeep::cleaned(id)?;
+                }
             }
         }
         Ok(())
@@ -78,24 +139,29 @@ impl Master {
 
     pub(super) fn upkeep(&mut self, now: Instant) -> Result<()> {
         let due = |at: &Option<Instant>| at.is_some_and(|t| now >= t);
-        let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
-        for (name, source) in &mut self.sources {
+        for source in self.sources.values_mut() {
             if due(&source.purge_at) {
                 source.purge_at = None;
                 source.watcher.add_upkeep(PURGE, upkeep::PURGE_SQL.into());
                 source.watcher.look_soon();
             }
-            if due(&source.reconcile_at) {
-                source.reconcile_at = None;
-                source.watcher.add_upkeep(RECONCILE, upkeep::reconcile_sql(&self.control, name, &syncs));
+            if due(&source.compare_at) {
+                source.compare_at = None;
+                source.watcher.add_upkeep(LISTING, upkeep::listing_sql(&self.control));
+            }
+            if now >= source.inspect_at {
+                source.inspect_at = now + INSPECT;
+                source.watcher.add_upkeep(BROKEN, upkeep::broken_sql(&self.control));
             }
         }
         for (token, removal) in &mut self.removals {
             if due(&removal.again_at) {
                 removal.again_at = None;
-                let sql = match removal.finishing {
-                    true => install::REMOVE_SCRIPT.to_string(),
-                    false => upkeep::forget_sql(&removal.control, removal.sync.as_deref()),
+                let sql = match &removal.step {
+                    Step::Forget { control, sync } => upkeep::forget_sql(control, sync.as_deref()),
+                    Step::List => upkeep::listing_sql(&self.control),
+                    Step::Release { stale } => stale.clone(),
+                    Step::Finish => install::REMOVE_SCRIPT.to_string(),
                 };
                 removal.watcher.add_upkeep(*token, sql);
             }
@@ -105,5 +171,13 @@ impl Master {
             upkeep::forget_history()?;
         }
         Ok(())
+    }
+}
+
+/// Served deltas are purged now and then, and soon when there are many.
+fn plan_purge(source: &mut Source, now: Instant) {
+    if source.watcher.bytes > 0 && source.purge_at.is_none() {
+        let wait = if source.watcher.bytes > PURGE_BYTES { PURGE_SOONEST } else { guc::purge_interval() };
+        source.purge_at = Some((source.purged + wait).max(now));
     }
 }

@@ -22,6 +22,8 @@ use crate::libpq::{Conn, Conninfo, Target};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
+/// How often a source is asked whether its capture is whole: triggers and tables may be dropped by anybody.
+pub(super) const INSPECT: Duration = Duration::from_secs(10);
 
 pub(super) struct Entry {
     pub(super) sync: Sync,
@@ -35,17 +37,29 @@ pub(super) struct Source {
     pub(super) watcher: Watcher,
     pub(super) purge_at: Option<Instant>,
     pub(super) purged: Instant,
-    pub(super) reconcile_at: Option<Instant>,
+    /// When to compare with the catalog what the source captures, and when to look whether it still does.
+    pub(super) compare_at: Option<Instant>,
+    pub(super) inspect_at: Instant,
 }
 
 /// Capture to be taken off a member that may be in no sync any more.
 pub(super) struct Removal {
     pub(super) watcher: Watcher,
     pub(super) cleanup: Option<i64>,
-    pub(super) control: String,
-    pub(super) sync: Option<String>,
+    pub(super) step: Step,
     pub(super) again_at: Option<Instant>,
-    pub(super) finishing: bool,
+}
+
+/// Where a removal stands.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// All capture under that name, or all of the control database, goes.
+    Forget { control: String, sync: Option<String> },
+    /// What the catalog does not know goes: the member is asked what it has.
+    List,
+    Release { stale: String },
+    /// Our objects go, if nothing captures any more.
+    Finish,
 }
 
 pub(super) struct Master {
@@ -59,6 +73,8 @@ pub(super) struct Master {
     pub(super) next_token: u64,
     pub(super) kids: Kids,
     pub(super) history_at: Instant,
+    /// Whether all members were asked once what they still capture for us.
+    pub(super) swept: bool,
 }
 
 #[pg_guard]
@@ -167,6 +183,7 @@ impl Master {
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
             history_at: now + HISTORY,
+            swept: false,
         }))
     }
 
@@ -237,7 +254,22 @@ impl Master {
                 continue;
             }
             if let Ok(info) = conninfo_of(&cleanup.conninfo) {
-                self.remove(Target { name: cleanup.db, info }, cleanup.control, cleanup.sync, Some(cleanup.id), now);
+                let step = Step::Forget { control: cleanup.control, sync: cleanup.sync };
+                self.remove(Target { name: cleanup.db, info }, step, Some(cleanup.id), now);
+            }
+        }
+        self.sweep(now)
+    }
+
+    /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
+    /// transaction that had put capture there.
+    fn sweep(&mut self, now: Instant) -> Result<()> {
+        if std::mem::replace(&mut self.swept, true) {
+            return Ok(());
+        }
+        for db in xact::transaction(catalog::db::load_all)?.into_iter().filter(|db| db.active) {
+            if !self.sources.contains_key(&db.name) {
+                self.remove(db.target, Step::List, None, now);
             }
         }
         Ok(())
@@ -276,18 +308,19 @@ impl Master {
                 watcher: Watcher::new(target, &self.control, now),
                 purge_at: None,
                 purged: now,
-                reconcile_at: None,
+                compare_at: None,
+                inspect_at: now + INSPECT,
             });
-            source.reconcile_at = Some(now);
+            source.compare_at = Some(now);
             source.watcher.look_soon();
         }
     }
 
-    fn remove(&mut self, target: Target, control: String, sync: Option<String>, cleanup: Option<i64>, now: Instant) {
+    fn remove(&mut self, target: Target, step: Step, cleanup: Option<i64>, now: Instant) {
         let token = self.next_token;
         self.next_token += 1;
         let watcher = Watcher::for_upkeep(target, now);
-        self.removals.insert(token, Removal { watcher, cleanup, control, sync, again_at: Some(now), finishing: false });
+        self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
     }
 
     fn take_kicks(&mut self) {
@@ -312,7 +345,8 @@ impl Master {
                 continue;
             }
             if let Ok(info) = conninfo_of(&conninfo) {
-                self.remove(Target { name, info }, self.control.clone(), Some(sync), None, Instant::now());
+                let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
+                self.remove(Target { name, info }, step, None, Instant::now());
             }
         }
     }
@@ -368,7 +402,11 @@ impl Master {
         }
         for member in entry.sync.sources() {
             if let Some(source) = self.sources.get_mut(&member.db.name) {
-                source.watcher.look_soon();
+                if report.whole {
+                    source.watcher.look_soon();
+                } else {
+                    source.watcher.reached(now);
+                }
             }
         }
         let ticket = if job.main { entry.ticket } else { 0 };
@@ -399,10 +437,16 @@ impl Master {
             .map(|(id, entry)| {
                 let (shown, trouble) = entry.controller.shown();
                 let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
-                match (trouble, waiting) {
-                    (Some(t), _) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
-                    (None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
-                    (None, _) => (*id, shown, String::new(), 0),
+                // A source that cannot be asked for changes stalls the sync, whether a run was due or not.
+                let names = entry.sync.sources().map(|m| &m.db.name);
+                let lost = names.filter_map(|n| self.sources.get(n)).find_map(|s| s.watcher.trouble());
+                match (trouble, lost, waiting) {
+                    (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
+                    (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
+                    (None, None, Some(text)) if entry.controller.due(now).is_some() => {
+                        (*id, Shown::Waiting, text.to_string(), 0)
+                    }
+                    (None, None, _) => (*id, shown, String::new(), 0),
                 }
             })
             .collect();
@@ -422,7 +466,7 @@ impl Master {
         let sockets: Vec<i32> = watchers().map(Watcher::socket).filter(|s| *s >= 0).collect();
         let timers = watchers().filter_map(|w| w.next_time(now));
         let controllers = self.entries.values().filter_map(|e| e.controller.next_time());
-        let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.reconcile_at]).flatten();
+        let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.compare_at, Some(s.inspect_at)]).flatten();
         let removals = self.removals.values().filter_map(|r| r.again_at);
         let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
         let idle = self.history_at.min(next.unwrap_or(self.history_at));
@@ -438,7 +482,7 @@ impl Master {
             let opened = Conn::open(&source.watcher.target, "bucardo master", guc::connect_timeout().min(Duration::from_secs(5)));
             let removed = opened.and_then(|mut conn| install::uninstall_control(&mut conn, &self.control));
             match removed {
-                Err(e) if !matches!(e.code.as_str(), "3F000" | "42P01" | "42883") => {
+                Err(e) if !install::is_missing(&e) => {
                     pgrx::warning!("bucardo: capture was left on a member: {e}")
                 }
                 _ => {}

@@ -175,3 +175,12 @@ pub fn require_master() -> Result<()> {
 pub fn want_master_at_commit() {
     register_xact_callback(PgXactCallbackEvent::Commit, || super::launcher::want(std::iter::once(shmem::my_database())));
 }
+
+/// Says that no master will run here. Within CREATE EXTENSION the server keeps notices back; at the commit it does not.
+pub fn tell_not_preloaded_at_commit() {
+    register_xact_callback(PgXactCallbackEvent::PreCommit, || {
+        pgrx::notice!(
+            "bucardo is not in shared_preload_libraries: no master will run here, and no sync can be added; a member needs none"
+        );
+    });
+}

@@ -3,16 +3,19 @@
 
 use std::sync::OnceLock;
 
-use crate::catalog::sync::{Role, Sync};
-use crate::error::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::sync::{Relation, Role, Sync};
+use crate::error::{Error, Result};
 use crate::guc;
 use crate::ident::quote_literal;
-use crate::kid::gather::text_array;
 use crate::pg::{spi, xact};
 
 /// Tokens of the upkeep statements that every source gets; others belong to removals.
 pub const PURGE: u64 = 0;
-pub const RECONCILE: u64 = 1;
+pub const LISTING: u64 = 1;
+pub const RELEASE: u64 = 2;
+pub const BROKEN: u64 = 3;
 pub const FIRST_REMOVAL: u64 = 16;
 
 /// How this server is recognised.
@@ -35,37 +38,82 @@ pub fn this_server() -> &'static ThisServer {
 
 pub const PURGE_SQL: &str = "SELECT bucardo.capture_purge()";
 
-/// The statement that takes everything off a source that the given syncs (of which it is a source) do not need.
-pub fn reconcile_sql(control: &str, source: &str, syncs: &[&Sync]) -> String {
-    let control = quote_literal(control);
-    let captured = |sync: &&&Sync| sync.captures() && sync.members.iter().any(|m| m.role == Role::Source && m.db.name == source);
-    let mine: Vec<&&Sync> = syncs.iter().filter(captured).collect();
-    let mut keep: Vec<String> = vec!["(NULL::text, NULL::text, NULL::text)".into()];
-    let mut receivers: Vec<String> = vec!["(NULL::text, NULL::text[])".into()];
-    for sync in &mine {
-        let name = quote_literal(&sync.capture_name());
-        for relation in sync.relations.iter().filter(|r| !r.is_sequence) {
-            keep.push(format!("({name}, {}, {})", quote_literal(&relation.schema), quote_literal(&relation.name)));
-        }
-        let names: Vec<&str> = sync.members.iter().filter(|m| m.db.name != source).map(|m| m.db.name.as_str()).collect();
-        receivers.push(format!("({name}, {}::text[])", quote_literal(&text_array(&names))));
-    }
-    format!(
-        "WITH mine AS MATERIALIZED (SELECT DISTINCT s.sync FROM bucardo.capture_sync s WHERE s.control = {control}), \
-         keep (sync, schemaname, relname) AS (VALUES {keep}), receivers (sync, members) AS (VALUES {receivers}), \
-         members AS MATERIALIZED (SELECT pg_catalog.count(bucardo.capture_forget_member({control}, r.sync, r.members)::text) FROM receivers r WHERE r.sync IS NOT NULL) \
-         SELECT coalesce(pg_catalog.sum(bucardo.capture_forget({control}, m.sync, ARRAY(SELECT c.oid FROM keep k \
-         JOIN pg_catalog.pg_namespace n ON n.nspname = k.schemaname JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = k.relname \
-         WHERE k.sync = m.sync))), 0) + 0 * (SELECT * FROM members) FROM mine m",
-        keep = keep.join(", "),
-        receivers = receivers.join(", "),
-    )
+/// The statement that lists what this control database has on a member.
+pub fn listing_sql(control: &str) -> String {
+    format!("SELECT bucardo.capture_listing({})", quote_literal(control))
+}
+
+/// The statement that names a sync whose capture is broken on a member.
+pub fn broken_sql(control: &str) -> String {
+    format!("SELECT * FROM bucardo.capture_broken({}) LIMIT 1", quote_literal(control))
+}
+
+/// The statement that takes stale capture off.
+pub fn release_sql(control: &str, stale: &Listing) -> Result<String> {
+    let stale = serde_json::to_string(stale).map_err(|e| Error::internal(format!("a listing cannot be written: {e}")))?;
+    Ok(format!("SELECT bucardo.capture_release({}, {})", quote_literal(control), quote_literal(&stale)))
 }
 
 /// The statement that takes all capture of a sync (or of the whole control database) off a source.
 pub fn forget_sql(control: &str, sync: Option<&str>) -> String {
     let sync = sync.map_or_else(|| "NULL".to_string(), quote_literal);
-    format!("SELECT bucardo.capture_forget({}, {sync}, '{{}}')", quote_literal(control))
+    format!("SELECT bucardo.capture_forget({}, {sync})", quote_literal(control))
+}
+
+/// A captured table of a member, as the member lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedTable {
+    capture: i32,
+    sync: String,
+    since: String,
+    schema: String,
+    name: String,
+}
+
+/// A receiver whose progress a member keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedReceiver {
+    sync: String,
+    source: String,
+    member: String,
+    at: String,
+}
+
+/// What a control database has on a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    tables: Vec<ListedTable>,
+    receivers: Vec<ListedReceiver>,
+}
+
+impl Listing {
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| Error::internal(format!("a member's listing cannot be read: {e}")))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.receivers.is_empty()
+    }
+
+    /// What of it no sync of the catalog needs on that member. Pure.
+    pub fn stale(self, member: &str, syncs: &[&Sync]) -> Self {
+        let find = |name: &str| {
+            let captures = |s: &&&Sync| s.capture_name() == name && s.captures();
+            syncs.iter().find(captures).filter(|s| s.members.iter().any(|m| m.role == Role::Source && m.db.name == member))
+        };
+        let tables = self.tables.into_iter().filter(|t| {
+            let holds = |sync: &&Sync| {
+                let same = |r: &Relation| t.schema == r.schema && t.name == r.name;
+                sync.relations.iter().any(|r| !r.is_sequence && same(r))
+            };
+            !find(&t.sync).is_some_and(holds)
+        });
+        let receivers = self.receivers.into_iter().filter(|r| {
+            let holds = |sync: &&Sync| r.source == member && sync.members.iter().any(|m| m.db.name == r.member);
+            !find(&r.sync).is_some_and(holds)
+        });
+        Self { tables: tables.collect(), receivers: receivers.collect() }
+    }
 }
 
 /// A removal that a committed transaction left to do.

@@ -48,8 +48,8 @@ enum Line {
 pub enum News {
     /// The receivers of syncs that have something to be served: (sync, receiver).
     Pending(Vec<(String, String)>),
-    /// An upkeep statement ended.
-    Upkeep { token: u64, result: Result<i64> },
+    /// An upkeep statement ended; the first value that it answered.
+    Upkeep { token: u64, result: Result<String> },
 }
 
 /// The watcher of one source.
@@ -67,6 +67,8 @@ pub struct Watcher {
     interval: Duration,
     failures: u32,
     only_upkeep: bool,
+    /// Why the source cannot be asked, since the last answer.
+    trouble: Option<String>,
     /// The bytes of capture at the last look, for purging early.
     pub bytes: i64,
 }
@@ -92,6 +94,7 @@ impl Watcher {
             interval: guc::poll_min(),
             failures: 0,
             only_upkeep: false,
+            trouble: None,
             bytes: 0,
         }
     }
@@ -103,7 +106,7 @@ impl Watcher {
         watcher
     }
 
-    /// Looks for changes soon: after a run, there may be more.
+    /// Looks for changes soon.
     pub fn look_soon(&mut self) {
         self.look = true;
     }
@@ -111,6 +114,24 @@ impl Watcher {
     /// Queues a statement that answers with one number.
     pub fn add_upkeep(&mut self, token: u64, sql: String) {
         self.upkeep.push_back((token, sql));
+    }
+
+    /// Why the source cannot be asked, and when it is tried again.
+    pub fn trouble(&self) -> Option<(&str, Instant)> {
+        match (&self.trouble, &self.line) {
+            (Some(text), Line::Closed { next_try }) => Some((text, *next_try)),
+            (Some(text), Line::Opening(opening)) => Some((text, opening.deadline)),
+            _ => None,
+        }
+    }
+
+    /// A run has just reached the source: what was in its way is gone.
+    pub fn reached(&mut self, now: Instant) {
+        self.trouble = None;
+        if let Line::Closed { next_try } = &mut self.line {
+            *next_try = now;
+        }
+        self.look = true;
     }
 
     /// The socket to wait on, -1 for none.
@@ -155,6 +176,7 @@ impl Watcher {
         if self.failures == 1 && guc::logs(guc::LogLevel::Normal) {
             pgrx::log!("bucardo: {error}");
         }
+        self.trouble = Some(error.to_string());
         self.line = Line::Closed { next_try: now + wait };
         self.wake = Wake::Unknown;
         self.look = true;
@@ -220,7 +242,7 @@ impl Watcher {
         let broken = conn.is_broken();
         match (std::mem::replace(&mut self.asked, Asked::Nothing), answer) {
             (Asked::Upkeep(token), result) if !broken => {
-                news.push(News::Upkeep { token, result: result.map(|r| r.number(0, 0).unwrap_or(0)) });
+                news.push(News::Upkeep { token, result: result.map(|r| r.text(0, 0)) });
             }
             (asked, Err(error)) => {
                 self.asked = asked;
@@ -232,6 +254,7 @@ impl Watcher {
             (Asked::Upkeep(_) | Asked::Nothing, Ok(_)) => {}
         }
         self.failures = 0;
+        self.trouble = None;
         Ok(true)
     }
 

@@ -121,6 +121,13 @@ impl Cluster {
         self.launch();
     }
 
+    /// The pid of the server's process with that title, as for one that stands in no view.
+    pub fn process(&self, title: &str) -> Option<i32> {
+        let server = self.server.lock().unwrap().as_ref().map(|child| child.id().to_string())?;
+        let found = Command::new("pgrep").args(["-P", &server, "-f", title]).output().expect("pgrep can be run");
+        String::from_utf8_lossy(&found.stdout).lines().next()?.parse().ok()
+    }
+
     /// Sends the postmaster a signal, by the pid of our own child.
     pub fn signal(&self, signal: &str) {
         if let Some(child) = self.server.lock().unwrap().as_ref() {

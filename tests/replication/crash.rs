@@ -87,11 +87,10 @@ fn terminated_kids_and_masters_come_back() {
 #[test]
 fn the_launcher_comes_back_too() {
     let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
-    let launcher = "SELECT max(pid)::text FROM pg_stat_activity WHERE backend_type ILIKE '%bucardo launcher%'";
-    let mut control = net.control();
-    let pid = control.one(launcher);
-    control.exec(&format!("SELECT pg_terminate_backend({pid}, 60000)"));
-    wait_until("a new launcher", || control.maybe(launcher).is_some_and(|new| new != pid));
+    let launcher = || net.servers[0].process("bucardo launcher");
+    let pid = launcher().expect("there is a launcher");
+    kill("TERM", pid);
+    wait_until("a new launcher", || launcher().is_some_and(|new| new != pid));
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.settle(&["t"]);
     assert_eq!(net.servers[0].crash_restarts(), 0);

@@ -48,7 +48,7 @@ impl Footprint {
 fn listing(conn: &mut Conn, with_catalog: bool) -> BTreeSet<String> {
     let mut lines: BTreeSet<String> = conn.query(LISTING).into_iter().filter_map(|row| row[0].clone()).collect();
     for table in CATALOG.iter().filter(|_| with_catalog) {
-        let rows = conn.query(&format!("SELECT to_jsonb(t)::text FROM bucardo.{table} t"));
+        let rows = conn.query(&format!("SELECT (to_jsonb(t) - 'created')::text FROM bucardo.{table} t"));
         lines.extend(rows.into_iter().filter_map(|row| row[0].clone()).map(|row| format!("row of {table}: {row}")));
     }
     lines
