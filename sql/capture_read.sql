@@ -51,4 +51,16 @@ BEGIN
     END LOOP;
 END
 $body$;
+
+-- Whether a key can be written in another encoding. What cannot be there need not be deleted there.
+CREATE OR REPLACE FUNCTION bucardo.capture_fits(p_key text, p_encoding name) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    PERFORM convert_to(p_key, p_encoding);
+    RETURN true;
+EXCEPTION WHEN untranslatable_character OR undefined_function THEN
+    RETURN false;
+END
+$body$;
+REVOKE ALL ON FUNCTION bucardo.capture_fits(text, name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[]) FROM PUBLIC;

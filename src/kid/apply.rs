@@ -93,11 +93,19 @@ struct Work<'a> {
     columns: Vec<String>,
     /// The relation's name for messages.
     name: String,
+    /// See [`Reading::fitting`].
+    fitting: Option<String>,
 }
 
 impl Work<'_> {
     fn reading(&self) -> Reading<'_> {
-        Reading { source: self.table, key: &self.change.key, columns: &self.columns, segments: &self.change.segments }
+        Reading {
+            source: self.table,
+            key: &self.change.key,
+            columns: &self.columns,
+            segments: &self.change.segments,
+            fitting: self.fitting.as_deref(),
+        }
     }
 
     fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
@@ -107,13 +115,15 @@ impl Work<'_> {
 }
 
 impl<'a> Pass<'a> {
-    fn work(&self) -> Result<Vec<Work<'a>>> {
+    fn work(&self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
+        let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
+        let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
         let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
         let one = |change: &'a Change| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
             let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
             let relation = &self.sync.relations[change.order];
-            Ok(Work { change, table, columns, name: format!("{}.{}", relation.schema, relation.name) })
+            Ok(Work { change, table, columns, name: format!("{}.{}", relation.schema, relation.name), fitting: fitting.clone() })
         };
         self.group.changes.iter().map(one).collect()
     }
@@ -124,7 +134,7 @@ impl<'a> Pass<'a> {
 
     /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
     pub fn apply(&self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
-        let work = self.work()?;
+        let work = self.work(receivers)?;
         let few: Vec<&Work> = work.iter().filter(|w| self.is_few(w.change)).collect();
         self.ask_source(source, &few, &work)?;
         for receiver in receivers.iter_mut() {

@@ -11,6 +11,19 @@ pub struct Care {
     pub thorough: bool,
     /// Lock the tables against writers before the snapshot, so that a busy application cannot defeat the run for ever.
     pub locked: bool,
+    /// Leave out the deletion of keys that cannot be written in the receiver's encoding, and so cannot be there.
+    pub fitting: bool,
+}
+
+impl Care {
+    /// As careful as both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            thorough: self.thorough | other.thorough,
+            locked: self.locked | other.locked,
+            fitting: self.fitting | other.fitting,
+        }
+    }
 }
 
 /// What to do after a failure.
@@ -41,6 +54,7 @@ pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
         "40001" | "40P01" | "55P03" if attempt < MAX_DEFEATS => again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care }),
         // Another row holds the value now: a row of this run that is not yet written, or one that an application just made.
         "23505" | "23P01" if attempt < 3 => again(Care { thorough: true, ..care }),
+        "22P05" if !care.fitting => again(Care { fitting: true, ..care }),
         // The table is not what it was when it was looked at: look again, once.
         "42P01" | "42703" | "42804" | "42883" | "0A000" | "55000" if attempt == 0 => again(care),
         _ => Verdict::Refused,

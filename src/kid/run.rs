@@ -56,8 +56,7 @@ impl Plan {
         }
         let seen = self.shapes(index, session)?;
         let asker = Asker { control: &self.control, sync: &self.sync, source: index };
-        let checked =
-            shape::check_complete(&self.sync, &seen).and_then(|()| mend::mend(&mut session.conn, &asker, &seen));
+        let checked = shape::check_complete(&self.sync, &seen).and_then(|()| mend::mend(&mut session.conn, &asker, &seen));
         // What was not found whole is looked at again.
         checked.inspect_err(|_| drop(self.shapes.remove(&index)))?;
         Ok(seen)
@@ -96,7 +95,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
                 Verdict::Again { care, wait } => {
                     todo |= 1 << index;
                     pause = pause.max(wait);
-                    next_care = Care { thorough: next_care.thorough | care.thorough, locked: next_care.locked | care.locked };
+                    next_care = next_care.and(care);
                 }
                 verdict => progress.member_failed(1 << index, verdict == Verdict::Down, at_member(error, plan, index)),
             }

@@ -2,7 +2,7 @@
 //! rows are read and written, never which. Names and operators are always qualified and quoted.
 
 use super::shape::Table;
-use crate::ident::quote_ident;
+use crate::ident::{quote_ident, quote_literal};
 
 /// A window as SQL literals: deltas not visible in the snapshot that was served last.
 pub struct Window {
@@ -19,6 +19,8 @@ pub struct Reading<'a> {
     pub columns: &'a [String],
     /// The delta segments, quoted.
     pub segments: &'a [String],
+    /// Keys of deleted rows that cannot be written in this encoding are left out.
+    pub fitting: Option<&'a str>,
 }
 
 fn list(n: usize, item: impl Fn(usize) -> String, separator: &str) -> String {
@@ -40,6 +42,14 @@ impl Reading<'_> {
         format!("(xid >= {} OR xid = ANY ('{}'::pg_catalog.int8[]))", window.xmax, window.xip)
     }
 
+    /// The condition that leaves out what cannot be there; `alive` tells whether the row lives.
+    fn fits(&self, alive: &str) -> String {
+        self.fitting.map_or_else(String::new, |encoding| {
+            let keys = self.keys("k.");
+            format!(" WHERE {alive} OR bucardo.capture_fits(ROW({keys})::pg_catalog.text, {})", quote_literal(encoding))
+        })
+    }
+
     fn select_columns(&self) -> String {
         list(self.columns.len(), |i| format!("t.{}", quote_ident(&self.columns[i])), ", ")
     }
@@ -59,7 +69,8 @@ impl Reading<'_> {
         let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
         format!(
             "SELECT {keys}, r.alive, {out} FROM (SELECT DISTINCT {plain} FROM ({deltas}) d) k \
-             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true",
+             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
+            fits = self.fits("r.alive"),
             keys = self.keys("k."),
             plain = self.keys(""),
             deltas = self.deltas("(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_catalog.int8[]))"),
@@ -72,7 +83,8 @@ impl Reading<'_> {
     pub fn many(&self, window: &Window, binary: bool) -> String {
         format!(
             "COPY (SELECT {keys}, t.alive, {columns} FROM (SELECT DISTINCT {plain} FROM ({deltas}) d) k \
-             LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}) TO STDOUT{format}",
+             LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}{fits}) TO STDOUT{format}",
+            fits = self.fits("t.alive"),
             keys = self.keys("k."),
             columns = self.select_columns(),
             plain = self.keys(""),

@@ -54,10 +54,15 @@ pub(super) struct Removal {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// All capture under that name, or all of the control database, goes.
-    Forget { control: String, sync: Option<String> },
+    Forget {
+        control: String,
+        sync: Option<String>,
+    },
     /// What the catalog does not know goes: the member is asked what it has.
     List,
-    Release { stale: String },
+    Release {
+        stale: String,
+    },
     /// Our objects go, if nothing captures any more.
     Finish,
 }
@@ -443,9 +448,7 @@ impl Master {
                 match (trouble, lost, waiting) {
                     (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
                     (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
-                    (None, None, Some(text)) if entry.controller.due(now).is_some() => {
-                        (*id, Shown::Waiting, text.to_string(), 0)
-                    }
+                    (None, None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
                     (None, None, _) => (*id, shown, String::new(), 0),
                 }
             })
