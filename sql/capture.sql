@@ -3,6 +3,9 @@
 -- than PostgreSQL 13 and a superuser, and everything may be run again. It must never collide with a Bucardo 5 in the
 -- same schema (delta_*, track_*, stage_*, bucardo_*).
 --
+-- A delta holds one key in k1, k2, …, or, where a statement changed many rows, many keys in the arrays ks1, ks2, …:
+-- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and are never batched.
+--
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
 
@@ -15,6 +18,7 @@ CREATE TABLE IF NOT EXISTS bucardo.capture (
     key_types  text[]  NOT NULL,
     native     boolean NOT NULL,
     by_row     boolean NOT NULL,
+    batched    boolean NOT NULL,
     active     oid     NOT NULL,
     segments   oid[]   NOT NULL
 );
@@ -102,23 +106,53 @@ BEGIN
 END
 $body$;
 
+-- The statement that writes the keys of a query into a segment, in the body of a plain capture function: one row as it
+-- is; many as arrays. An array must stay far from what a value can hold, or the application's statement would fail: a
+-- million keys of fixed width at once, a thousand of any other.
+CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
+    p_aggregates text, p_fixed boolean) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT CASE
+        WHEN p_capture.batched AND p_fixed THEN format($f$
+            IF few THEN INSERT INTO %1$s SELECT d.*, tx, clock_timestamp(), NULL, %3$s FROM (%2$s) d;
+            ELSE
+                skip := 0;
+                LOOP
+                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
+                        HAVING count(*) > 0 RETURNING array_length(ks1, 1) INTO written;
+                    EXIT WHEN written IS DISTINCT FROM 1000000;
+                    skip := skip + 1000000;
+                END LOOP;
+            END IF;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+        WHEN p_capture.batched THEN format($f$
+            IF few THEN INSERT INTO %1$s SELECT d.*, tx, clock_timestamp(), NULL, %3$s FROM (%2$s) d;
+            ELSE
+                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
+                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;
+            END IF;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+        ELSE format('INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+    END
+$body$;
+
 -- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
 -- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    n integer := array_length(p_capture.keys, 1);
-    old_keys text; new_keys text; old_row text; new_row text; same text; moved text;
+    old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text;
     body text := '';
     segment text;
-    i integer;
+    fixed boolean;
 BEGIN
-    SELECT string_agg(format('o.%I', k), ', ' ORDER BY ord), string_agg(format('n.%I', k), ', ' ORDER BY ord),
+    SELECT string_agg(format('o.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format('n.%I AS k%s', k, ord), ', ' ORDER BY ord),
            string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
            string_agg(format('n.%I = o.%I', k, k), ' AND ' ORDER BY ord),
-           string_agg(format('NEW.%I <> OLD.%I', k, k), ' OR ' ORDER BY ord)
-      INTO old_keys, new_keys, old_row, new_row, same, moved
+           string_agg(format('NEW.%I <> OLD.%I', k, k), ' OR ' ORDER BY ord),
+           string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
+      INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
       FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord);
+    SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
+      JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     FOR i IN 1 .. 3 LOOP
         segment := p_capture.segments[i]::regclass::text;
         body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
@@ -135,32 +169,47 @@ $f$, segment, new_row, old_row, moved);
         ELSE
             body := body || format($f$
         IF TG_OP = 'INSERT' THEN
-            INSERT INTO %1$s SELECT %2$s, tx, clock_timestamp(), NULL, NULL FROM bucardo_new n;
+            %1$s
         ELSIF TG_OP = 'UPDATE' THEN
-            INSERT INTO %1$s SELECT %2$s, tx, clock_timestamp(), NULL, true FROM bucardo_new n;
-            INSERT INTO %1$s SELECT %3$s, tx, clock_timestamp(), NULL, true FROM bucardo_old o
-                WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %4$s);
+            %2$s
+            %3$s
         ELSE
-            INSERT INTO %1$s SELECT %3$s, tx, clock_timestamp(), NULL, true FROM bucardo_old o;
+            %4$s
         END IF;
-$f$, segment, new_keys, old_keys, same);
+$f$, bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_new n', new_columns), 'NULL', arrays, aggregates, fixed),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_new n', new_columns), 'true', arrays, aggregates, fixed),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
+                    old_columns, same), 'true', arrays, aggregates, fixed),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
     END LOOP;
     RETURN format($f$
 #variable_conflict use_variable
 DECLARE
     active bigint;
-    tx bigint := pg_current_xact_id()::text::bigint;
+    tx bigint;
+    few boolean;
+    skip bigint;
+    written integer;
 BEGIN
+%4$s    tx := pg_current_xact_id()::text::bigint;
     SELECT last_value INTO active FROM %2$s;
 %3$s    END IF;
     RETURN NULL;
 EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
     OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
-    INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', tx, clock_timestamp());
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
     RETURN NULL;
 END
-$f$, p_capture.relid, p_capture.active::regclass, body);
+$f$, p_capture.relid, p_capture.active::regclass, body, CASE WHEN NOT p_capture.by_row THEN $f$
+    IF TG_OP = 'DELETE' THEN
+        SELECT count(*) = 1 INTO few FROM (SELECT FROM bucardo_old LIMIT 2) x HAVING count(*) > 0;
+    ELSE
+        SELECT count(*) = 1 INTO few FROM (SELECT FROM bucardo_new LIMIT 2) x HAVING count(*) > 0;
+    END IF;
+    -- Nothing changed: no transaction id is taken for it.
+    IF few IS NULL THEN RETURN NULL; END IF;
+$f$ ELSE '' END);
 END
 $body$;
 
@@ -170,7 +219,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
     kind "char"; leaf boolean; inherits boolean;
-    columns text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
+    columns text; arrays text; stored text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
 BEGIN
     SELECT n.nspname, r.relname, r.relkind, r.relispartition,
            EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
@@ -181,13 +230,22 @@ BEGIN
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
     c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
-    INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, active, segments)
-        VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, 0, '{}') RETURNING id INTO c.id;
-    SELECT string_agg(format('t.%I AS k%s', k, ord), ', ' ORDER BY ord) INTO columns FROM unnest(p_keys) WITH ORDINALITY u(k, ord);
+    SELECT bool_and(t.typarray <> 0) INTO c.batched FROM unnest(p_keys) k
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
+    INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
+        VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
+    SELECT string_agg(format('t.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[t.%I] AS ks%s', k, ord), '' ORDER BY ord),
+           string_agg(format('ALTER ks%s SET STORAGE EXTERNAL', ord), ', ' ORDER BY ord)
+      INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
-        EXECUTE format('CREATE TABLE %s WITH (autovacuum_enabled = false) AS SELECT %s, NULL::bigint AS xid, '
-            'NULL::timestamptz AS at, NULL::text AS origin, NULL::boolean AS existed FROM %s t WITH NO DATA', base, columns, p_rel::regclass);
+        -- Arrays stay in the row as far as a page goes, and are never compressed.
+        EXECUTE format('CREATE TABLE %s WITH (autovacuum_enabled = false, toast_tuple_target = 8160) AS SELECT %s, NULL::bigint AS xid, '
+            'NULL::timestamptz AS at, NULL::text AS origin, NULL::boolean AS existed%s FROM %s t WITH NO DATA', base, columns,
+            CASE WHEN c.batched THEN arrays ELSE '' END, p_rel::regclass);
+        IF c.batched THEN
+            EXECUTE format('ALTER TABLE %s %s', base, stored);
+        END IF;
         PERFORM bucardo.capture_adopt('TABLE', base, true);
         made := made || base::regclass::oid;
     END LOOP;
@@ -469,16 +527,17 @@ DECLARE
     parts text;
     condition text;
 BEGIN
-    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, u.sync AS name
+    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, k.batched, u.sync AS name
                FROM bucardo.capture k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
         CONTINUE WHEN condition IS NULL;
-        SELECT string_agg(format('SELECT xid, at FROM %s', g::regclass), ' UNION ALL ') INTO parts
+        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s', CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
+            g::regclass), ' UNION ALL ') INTO parts
           FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
-        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at FROM bucardo.capture_mark WHERE relid = %s', c.relid));
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s', c.relid));
         sync := c.name; schemaname := c.s; relname := c.r;
-        EXECUTE format('SELECT count(*), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest;
+        EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest;
         IF changes > 0 THEN
             RETURN NEXT;
         END IF;
@@ -520,7 +579,8 @@ BEGIN
             BEGIN
                 EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', c.segments[i]::regclass);
                 -- Each statement of a volatile function has its own snapshot: it sees all who wrote here before the lock.
-                EXECUTE format('SELECT count(*), coalesce(bool_or(%s), false) FROM %s', condition, c.segments[i]::regclass) INTO n, unserved;
+                EXECUTE format('SELECT coalesce(sum(%s), 0), coalesce(bool_or(%s), false) FROM %s',
+                    CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, condition, c.segments[i]::regclass) INTO n, unserved;
                 IF NOT unserved THEN
                     EXECUTE format('TRUNCATE %s', c.segments[i]::regclass);
                     freed := freed + n;

@@ -4,7 +4,8 @@
 -- The relations of a sync with anything in the windows of the given receivers, one row for each relation and each
 -- distinct snapshot that receivers were served last.
 CREATE OR REPLACE FUNCTION bucardo.capture_changes(p_control text, p_sync text, p_source text, p_members text[])
-RETURNS TABLE (served text, relid oid, keys text, segments text, changes bigint, existed bigint, truncated boolean, whole boolean)
+RETURNS TABLE (served text, relid oid, keys text, segments text, batched boolean, changes bigint, existed bigint, truncated boolean,
+    whole boolean)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $body$
@@ -24,7 +25,7 @@ BEGIN
          GROUP BY t.served
     LOOP
         FOR c IN
-            SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts,
+            SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches,
                    coalesce(m.truncated, false) AS truncated, coalesce(m.whole, false) AS whole
               FROM bucardo.capture k
               JOIN bucardo.capture_sync s ON s.capture = k.id
@@ -36,11 +37,13 @@ BEGIN
                AND (m.marked IS NOT NULL OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
         LOOP
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
-            changes := 0; existed := 0;
+            batched := c.in_batches; changes := 0; existed := 0;
             truncated := c.truncated; whole := c.whole;
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-                EXECUTE format('SELECT count(*), count(existed) FROM %s WHERE xid >= $1 OR xid = ANY ($2)', segment::regclass)
+                EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0) '
+                    'FROM (SELECT existed, %s AS n FROM %s WHERE xid >= $1 OR xid = ANY ($2)) d',
+                    CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, segment::regclass)
                    INTO n, e USING w.xmax, w.xip;
                 changes := changes + n; existed := existed + e;
             END LOOP;

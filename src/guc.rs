@@ -56,6 +56,11 @@ pub fn purge_interval() -> Duration {
     milliseconds(&PURGE_INTERVAL)
 }
 
+/// `bucardo.kid_work_mem`, in kilobytes.
+pub fn kid_work_mem() -> i32 {
+    KID_WORK_MEM.get()
+}
+
 /// How long runs and conflicts are kept.
 pub fn history_retention() -> Duration {
     Duration::from_secs(HISTORY_RETENTION.get().max(0) as u64 * 60)

@@ -7,7 +7,7 @@ use super::members::Session;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{Reading, Window, Writing};
+use super::statements::{Join, Reading, Window, Writing};
 use super::stream::stream;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
@@ -104,6 +104,7 @@ impl Work<'_> {
             key: &self.change.key,
             columns: &self.columns,
             segments: &self.change.segments,
+            batched: self.change.batched,
             fitting: self.fitting.as_deref(),
         }
     }
@@ -248,15 +249,24 @@ impl<'a> Pass<'a> {
             let create = item.writing(receiver).map(|w| w.create_stage());
             receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
         }
-        let out = if item.change.whole { item.reading().whole(binary) } else { item.reading().many(&self.window, binary) };
+        let out = if item.change.whole {
+            item.reading().whole(binary)
+        } else {
+            item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary)
+        };
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
         stream(source, &out, receivers, &item.name, into)?;
         for receiver in receivers.iter_mut() {
-            let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w));
+            let merge = receiver.session.conn.version() >= 150_000;
+            let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w, merge));
+            // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
+            let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
+            let join = if lookup { Join::Lookup } else { Join::Free };
             receiver.attempt_on(&item.name, |conn| {
+                conn.query(join.settings())?;
                 conn.pipeline_begin()?;
                 for sql in &statements? {
-                    conn.pipeline_add(sql, &[], &[])?;
+                    conn.pipeline_add_unprepared(sql)?;
                 }
                 conn.pipeline_send()
             });
@@ -269,8 +279,8 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn stage_statements(&self, item: &Work, writing: &Writing) -> Vec<String> {
-        let mut all = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage() };
+    fn stage_statements(&self, item: &Work, writing: &Writing, merge: bool) -> Vec<String> {
+        let mut all = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage(merge) };
         if item.change.whole {
             all.insert(0, writing.delete_unstaged());
         }

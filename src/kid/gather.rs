@@ -16,6 +16,8 @@ pub struct Change {
     pub order: usize,
     pub key: Vec<String>,
     pub segments: Vec<String>,
+    /// Whether the segments hold arrays of keys too.
+    pub batched: bool,
     pub changes: u64,
     /// How many of the deltas are of rows that were there before.
     pub existed: u64,
@@ -123,10 +125,11 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
             order,
             key: strings(changes.get(row, 2))?,
             segments: strings(changes.get(row, 3))?,
-            changes: changes.number(row, 4).unwrap_or_default(),
-            existed: changes.number(row, 5).unwrap_or_default(),
-            truncated: changes.bool(row, 6),
-            whole: changes.bool(row, 7),
+            batched: changes.bool(row, 4),
+            changes: changes.number(row, 5).unwrap_or_default(),
+            existed: changes.number(row, 6).unwrap_or_default(),
+            truncated: changes.bool(row, 7),
+            whole: changes.bool(row, 8),
         };
         if let Some(group) = groups.iter_mut().find(|g| changes.get(row, 0) == Some(&g.served)) {
             group.changes.push(change);

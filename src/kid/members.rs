@@ -47,7 +47,7 @@ impl Pool {
         if conn.version() < 130_000 {
             return Err(Error::new(SqlState::NOT_SUPPORTED, format!("db \"{}\" is older than PostgreSQL 13", db.name)));
         }
-        conn.query(SESSION).map_err(|e| {
+        conn.query(&format!("{SESSION}; SET work_mem = {}", guc::kid_work_mem())).map_err(|e| {
             e.at(format_args!("db \"{}\"", db.name))
                 .hint("The role in the conninfo must be a superuser (or may set session_replication_role).")
         })?;

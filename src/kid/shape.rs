@@ -26,6 +26,8 @@ pub struct Table {
     /// The sets of columns that some unique index covers.
     pub unique: Vec<Vec<String>>,
     pub fingerprint: String,
+    /// How many rows it has, as its statistics say; at least 1.
+    pub rows: u64,
 }
 
 impl Table {
@@ -145,5 +147,5 @@ fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fin
     if !d.primary_key.is_empty() {
         unique.push(d.primary_key);
     }
-    Table { oid: d.oid, name, only, columns: d.columns, equals, key, unique, fingerprint }
+    Table { oid: d.oid, name, only, columns: d.columns, equals, key, unique, fingerprint, rows: d.rows }
 }

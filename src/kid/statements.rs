@@ -10,6 +10,43 @@ pub struct Window {
     pub xip: String,
 }
 
+/// How changed keys find their rows. The planner knows nothing of our tables (they are never analyzed) and chooses badly;
+/// the run knows how many keys there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Join {
+    /// Each key by the index, in the order of the keys: work grows with the changes, not with the table.
+    Lookup,
+    /// All at once, by merge or hash: for a good part of the table.
+    Bulk,
+    /// As the planner likes.
+    Free,
+}
+
+impl Join {
+    /// How many keys there are for each so many rows of the table, before all at once is cheaper.
+    pub fn of(changes: u64, rows: u64) -> Self {
+        if changes.saturating_mul(5) >= rows { Join::Bulk } else { Join::Lookup }
+    }
+
+    /// The settings to put before a statement, for the rest of the transaction.
+    pub fn settings(self) -> &'static str {
+        match self {
+            Join::Lookup => {
+                "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; "
+            }
+            Join::Bulk => {
+                "SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = on; "
+            }
+            Join::Free => {
+                "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
+                 SET LOCAL enable_hashagg = on; SET LOCAL enable_material = on; "
+            }
+        }
+    }
+}
+
 /// One table of a run: what is captured, and what is read from the source.
 pub struct Reading<'a> {
     pub source: &'a Table,
@@ -19,6 +56,8 @@ pub struct Reading<'a> {
     pub columns: &'a [String],
     /// The delta segments, quoted.
     pub segments: &'a [String],
+    /// Whether they hold arrays of keys too.
+    pub batched: bool,
     /// Keys of deleted rows that cannot be written in this encoding are left out.
     pub fitting: Option<&'a str>,
 }
@@ -34,7 +73,17 @@ impl Reading<'_> {
 
     /// The keys of the window, with duplicates.
     fn deltas(&self, condition: &str) -> String {
-        let part = |i: usize| format!("SELECT {} FROM {} WHERE {condition}", self.keys(""), self.segments[i]);
+        let n = self.key.len();
+        let arrays = list(n, |i| format!("coalesce(ks{0}, ARRAY[k{0}])", i + 1), ", ");
+        let part = |i: usize| match self.batched {
+            true => format!(
+                "SELECT {keys} FROM {} d, LATERAL unnest({arrays}) u({plain}) WHERE {condition}",
+                self.segments[i],
+                keys = self.keys("u."),
+                plain = self.keys("")
+            ),
+            false => format!("SELECT {} FROM {} WHERE {condition}", self.keys(""), self.segments[i]),
+        };
         list(self.segments.len(), part, " UNION ALL ")
     }
 
@@ -79,11 +128,12 @@ impl Reading<'_> {
         )
     }
 
-    /// Many keys with their current rows, as COPY: keys, whether the row lives, the columns.
-    pub fn many(&self, window: &Window, binary: bool) -> String {
+    /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns.
+    pub fn many(&self, window: &Window, join: Join, binary: bool) -> String {
         format!(
-            "COPY (SELECT {keys}, t.alive, {columns} FROM (SELECT DISTINCT {plain} FROM ({deltas}) d) k \
+            "{join}COPY (SELECT {keys}, t.alive, {columns} FROM (SELECT DISTINCT {plain} FROM ({deltas}) d) k \
              LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}{fits}) TO STDOUT{format}",
+            join = join.settings(),
             fits = self.fits("t.alive"),
             keys = self.keys("k."),
             columns = self.select_columns(),
@@ -98,7 +148,8 @@ impl Reading<'_> {
     /// The current rows of keys that were all new, as COPY of the bare columns.
     pub fn fresh(&self, window: &Window, binary: bool) -> String {
         format!(
-            "COPY (SELECT {columns} FROM ({deltas}) k JOIN {only} t ON {on}) TO STDOUT{format}",
+            "{join}COPY (SELECT {columns} FROM ({deltas}) k JOIN {only} t ON {on}) TO STDOUT{format}",
+            join = Join::Lookup.settings(),
             columns = self.select_columns(),
             deltas = self.deltas(&Self::literal(window)),
             only = self.source.only,
@@ -258,7 +309,8 @@ impl Writing<'_> {
     }
 
     /// Makes the table equal to the stage for the staged keys: deletes first, then updates, then inserts.
-    pub fn apply_stage(&self) -> Vec<String> {
+    /// `merge`: the receiver knows MERGE, which looks each row up only once.
+    pub fn apply_stage(&self, merge: bool) -> Vec<String> {
         let mut all = vec![self.delete_gone()];
         if self.has_fixed_identity() {
             all.push(format!(
@@ -268,6 +320,10 @@ impl Writing<'_> {
                 self.on_stage(),
                 self.differs(&self.stored(), Self::staged)
             ));
+        }
+        if merge {
+            all.push(self.merge());
+            return all;
         }
         if self.can_update() {
             all.push(format!(
@@ -281,6 +337,27 @@ impl Writing<'_> {
         }
         all.push(self.insert_missing());
         all
+    }
+
+    /// Updates and inserts in one pass.
+    fn merge(&self) -> String {
+        let stored = self.stored();
+        let update = match self.can_update() {
+            true => format!(
+                "WHEN MATCHED AND {} THEN UPDATE SET {} ",
+                self.differs(&self.settable(), Self::staged),
+                self.set(Self::staged)
+            ),
+            false => String::new(),
+        };
+        format!(
+            "MERGE INTO {} t USING (SELECT * FROM {} WHERE alive) s ON {} {update}WHEN NOT MATCHED THEN INSERT ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+            self.table.only,
+            self.stage_name(),
+            self.on_stage(),
+            self.names(&stored, ""),
+            stored.iter().map(|i| Self::staged(*i)).collect::<Vec<_>>().join(", ")
+        )
     }
 
     fn delete_gone(&self) -> String {

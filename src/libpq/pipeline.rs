@@ -33,6 +33,27 @@ impl Conn {
         if sent == 0 { Err(self.lost()) } else { Ok(()) }
     }
 
+    /// Queues one statement that is planned now, for what it finds now, and not kept.
+    pub fn pipeline_add_unprepared(&mut self, sql: &str) -> Result<()> {
+        let command = c_sql(sql)?;
+        let given = Params::new(&[]);
+        // SAFETY: the text is NUL-terminated; there are no parameters.
+        let sent = unsafe {
+            ffi::PQsendQueryParams(
+                self.raw,
+                command.as_ptr(),
+                0,
+                ptr::null(),
+                given.values(),
+                given.lengths(),
+                given.formats(),
+                0,
+            )
+        };
+        self.queued.push(true);
+        if sent == 0 { Err(self.lost()) } else { Ok(()) }
+    }
+
     fn statement(&mut self, sql: &str, types: &[u32]) -> Result<CString> {
         if let Some(name) = self.prepared.get(sql) {
             return Ok(name.clone());

@@ -5,17 +5,22 @@
 //! The loops call the server's functions raw, inside one guard: an ERROR jumps over their frames, which therefore own
 //! nothing but memory of the server.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 
 use pgrx::pg_sys::{self, AttrNumber, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
 
-/// How many deltas are written at once.
-const BATCH: usize = 1000;
+/// How many rows are written at once.
+const ROWS: usize = 1000;
+/// How many keys go into one row's arrays at most, and how many bytes of them: the row must fit into a page, where it
+/// is written as fast as any other.
+const BATCH: usize = 1500;
+const BATCH_BYTES: usize = 6000;
 /// A key may have this many columns, as an index may.
 pub const MAX_KEYS: usize = pg_sys::INDEX_MAX_KEYS as usize;
-/// What follows the keys in a segment: xid, at, origin, existed.
+/// What follows the keys in a segment: xid, at, origin, existed. Then come the arrays of keys, if it has them.
 const EXTRA: usize = 4;
+const COLUMNS: usize = 2 * MAX_KEYS + EXTRA;
 
 unsafe extern "C-unwind" {
     fn tuplestore_gettupleslot(state: *mut Tuplestorestate, forward: bool, copy: bool, slot: *mut TupleTableSlot) -> bool;
@@ -31,14 +36,21 @@ unsafe extern "C-unwind" {
         bistate: pg_sys::BulkInsertState,
     );
     fn datum_image_eq(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
+    #[link_name = "datumCopy"]
+    fn datum_copy(value: Datum, by_value: bool, length: c_int) -> Datum;
+    #[link_name = "datumGetSize"]
+    fn datum_size(value: Datum, by_value: bool, length: c_int) -> usize;
+    fn construct_array(values: *mut Datum, n: c_int, kind: Oid, length: c_int, by_value: bool, align: c_char) -> *mut c_void;
 }
 
 /// One key column of a captured table.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     pub attnum: AttrNumber,
-    pub by_value: bool,
-    pub length: i16,
+    kind: Oid,
+    by_value: bool,
+    length: i16,
+    align: c_char,
 }
 
 /// A captured table, resolved for this backend.
@@ -67,9 +79,10 @@ pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> 
             if attnum <= 0 || pg_sys::get_atttype(table, attnum) != pg_sys::get_atttype(found[1], (i + 1) as AttrNumber) {
                 return Some(Err(()));
             }
-            let (mut length, mut by_value) = (0, false);
-            pg_sys::get_typlenbyval(pg_sys::get_atttype(table, attnum), &mut length, &mut by_value);
-            columns.push(Key { attnum, by_value, length });
+            let kind = pg_sys::get_atttype(table, attnum);
+            let (mut length, mut by_value, mut align) = (0, false, 0);
+            pg_sys::get_typlenbyvalalign(kind, &mut length, &mut by_value, &mut align);
+            columns.push(Key { attnum, kind, by_value, length, align });
         }
         Some(Ok(Captured { active: found[0], segments: [found[1], found[2], found[3]], keys: columns }))
     }
@@ -101,45 +114,60 @@ struct Writer {
     desc: TupleDesc,
     keys: *const Key,
     key_count: usize,
+    /// Rows that are formed and not yet written.
     slots: *mut *mut TupleTableSlot,
     made: usize,
     filled: usize,
+    /// Keys that are not yet in a row, `BATCH` places for each column; None of them when the segment has no arrays.
+    batched: bool,
+    waiting: *mut Datum,
+    waits: usize,
+    bytes: usize,
     cid: pg_sys::CommandId,
-    batch: pg_sys::MemoryContext,
-    values: [Datum; MAX_KEYS + EXTRA],
-    nulls: [bool; MAX_KEYS + EXTRA],
+    /// What lives until the rows are written.
+    memory: pg_sys::MemoryContext,
+    values: [Datum; COLUMNS],
+    nulls: [bool; COLUMNS],
 }
 
 impl Writer {
     /// # Safety
     /// In a transaction; `captured` outlives the writer; [`Writer::finish`] follows unless an ERROR does.
-    unsafe fn new(captured: &Captured) -> Self {
+    unsafe fn new(captured: &Captured, existed: bool) -> Self {
         // SAFETY: opens a heap of ours with the lock that every INSERT takes, kept to the end of the transaction.
         unsafe {
             let rel = pg_sys::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
             let n = captured.keys.len();
-            let mut values = [Datum::null(); MAX_KEYS + EXTRA];
-            let mut nulls = [false; MAX_KEYS + EXTRA];
+            let desc = (*rel).rd_att;
+            let mut values = [Datum::null(); COLUMNS];
+            let mut nulls = [false; COLUMNS];
             values[n] = Datum::from(pg_sys::GetTopFullTransactionId().value as i64);
             values[n + 1] = Datum::from(pg_sys::GetCurrentTimestamp());
             nulls[n + 2] = true;
-            let batch = pg_sys::AllocSetContextCreateExtended(
+            values[n + 3] = Datum::from(true);
+            nulls[n + 3] = !existed;
+            let memory = pg_sys::AllocSetContextCreateExtended(
                 pg_sys::CurrentMemoryContext,
                 c"bucardo deltas".as_ptr(),
                 0,
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
+            let batched = (*desc).natts as usize == 2 * n + EXTRA;
             Self {
                 rel,
-                desc: (*rel).rd_att,
+                desc,
                 keys: captured.keys.as_ptr(),
                 key_count: n,
-                slots: pg_sys::palloc(BATCH * size_of::<*mut TupleTableSlot>()).cast(),
+                slots: pg_sys::palloc(ROWS * size_of::<*mut TupleTableSlot>()).cast(),
                 made: 0,
                 filled: 0,
+                batched,
+                waiting: if batched { pg_sys::palloc(n * BATCH * size_of::<Datum>()).cast() } else { std::ptr::null_mut() },
+                waits: 0,
+                bytes: 0,
                 cid: pg_sys::GetCurrentCommandId(true),
-                batch,
+                memory,
                 values,
                 nulls,
             }
@@ -151,60 +179,132 @@ impl Writer {
     /// # Safety
     /// Inside the guard; the slot holds a row of the captured table.
     #[inline(always)]
-    unsafe fn add(&mut self, slot: *mut TupleTableSlot, existed: bool) {
-        // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs.
+    unsafe fn add(&mut self, slot: *mut TupleTableSlot) {
+        // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs; places of
+        // `waiting` are within BATCH, because it is emptied when it is full. Keys are never null: their columns are NOT NULL.
         unsafe {
             for i in 0..self.key_count {
-                let attnum = (*self.keys.add(i)).attnum;
-                if (*slot).tts_nvalid < attnum {
-                    slot_getsomeattrs_int(slot, c_int::from(attnum));
+                let key = &*self.keys.add(i);
+                if (*slot).tts_nvalid < key.attnum {
+                    slot_getsomeattrs_int(slot, c_int::from(key.attnum));
                 }
-                let at = attnum as usize - 1;
-                self.values[i] = *(*slot).tts_values.add(at);
-                self.nulls[i] = *(*slot).tts_isnull.add(at);
+                let at = key.attnum as usize - 1;
+                let value = *(*slot).tts_values.add(at);
+                if !self.batched {
+                    self.values[i] = value;
+                    self.nulls[i] = *(*slot).tts_isnull.add(at);
+                } else {
+                    self.put(i, value);
+                }
             }
-            self.push(existed);
+            if !self.batched {
+                self.form();
+            } else {
+                self.waits += 1;
+                if self.waits == BATCH || self.bytes >= BATCH_BYTES {
+                    self.batch();
+                }
+            }
+        }
+    }
+
+    /// Keeps one key column for the next batch.
+    ///
+    /// # Safety
+    /// Inside the guard; the segment has arrays.
+    #[inline(always)]
+    unsafe fn put(&mut self, column: usize, value: Datum) {
+        // SAFETY: see `add`; what is passed by reference is copied, because the slot's row goes.
+        unsafe {
+            let key = &*self.keys.add(column);
+            let place = self.waiting.add(column * BATCH + self.waits);
+            if key.by_value {
+                *place = value;
+                self.bytes += key.length as usize;
+            } else {
+                let outer = pg_sys::CurrentMemoryContext;
+                pg_sys::CurrentMemoryContext = self.memory;
+                *place = datum_copy(value, false, c_int::from(key.length));
+                pg_sys::CurrentMemoryContext = outer;
+                // With the room that alignment and a longer header may take.
+                self.bytes += datum_size(value, false, c_int::from(key.length)) + 8;
+            }
+        }
+    }
+
+    /// Makes one row of the waiting keys: as it is when there is one, else arrays.
+    ///
+    /// # Safety
+    /// Inside the guard; the segment has arrays.
+    unsafe fn batch(&mut self) {
+        if self.waits == 0 {
+            return;
+        }
+        let arrays = self.key_count + EXTRA;
+        let single = self.waits == 1;
+        // SAFETY: `waiting` holds `waits` values for each column.
+        unsafe {
+            let outer = pg_sys::CurrentMemoryContext;
+            pg_sys::CurrentMemoryContext = self.memory;
+            for i in 0..self.key_count {
+                let values = self.waiting.add(i * BATCH);
+                self.nulls[i] = !single;
+                self.nulls[arrays + i] = single;
+                if single {
+                    self.values[i] = *values;
+                } else {
+                    let key = &*self.keys.add(i);
+                    let array =
+                        construct_array(values, self.waits as c_int, key.kind, c_int::from(key.length), key.by_value, key.align);
+                    self.values[arrays + i] = Datum::from(array.cast::<u8>());
+                }
+            }
+            pg_sys::CurrentMemoryContext = outer;
+            self.waits = 0;
+            self.bytes = 0;
+            self.form();
+            // A batch is as large as many rows.
+            if self.filled >= ROWS / 16 {
+                self.write();
+            }
         }
     }
 
     /// # Safety
-    /// Inside the guard; the key stands in `values`.
+    /// Inside the guard; the row stands in `values` and `nulls`.
     #[inline(always)]
-    unsafe fn push(&mut self, existed: bool) {
-        let last = self.key_count + EXTRA - 1;
-        self.values[last] = Datum::from(true);
-        self.nulls[last] = !existed;
-        // SAFETY: the arrays have a value for each column of the segment; a slot exists for each place of the batch.
+    unsafe fn form(&mut self) {
+        // SAFETY: the arrays have a value for each column of the segment; a slot exists for each row.
         unsafe {
             let outer = pg_sys::CurrentMemoryContext;
             if self.filled == self.made {
                 *self.slots.add(self.made) = pg_sys::MakeSingleTupleTableSlot(self.desc, &pg_sys::TTSOpsHeapTuple);
                 self.made += 1;
             }
-            pg_sys::CurrentMemoryContext = self.batch;
+            pg_sys::CurrentMemoryContext = self.memory;
             let tuple = heap_form_tuple(self.desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
             pg_sys::CurrentMemoryContext = outer;
             ExecStoreHeapTuple(tuple, *self.slots.add(self.filled), false);
             self.filled += 1;
-            if self.filled == BATCH {
-                self.flush();
+            if self.filled == ROWS {
+                self.write();
             }
         }
     }
 
     /// # Safety
-    /// Inside the guard.
-    unsafe fn flush(&mut self) {
+    /// Inside the guard; no key waits for a batch.
+    unsafe fn write(&mut self) {
         if self.filled == 0 {
             return;
         }
         // SAFETY: a plain heap without indexes or triggers; the slots hold tuples of its shape.
         unsafe {
             let outer = pg_sys::CurrentMemoryContext;
-            pg_sys::CurrentMemoryContext = self.batch;
+            pg_sys::CurrentMemoryContext = self.memory;
             heap_multi_insert(self.rel, self.slots, self.filled as c_int, self.cid, 0, std::ptr::null_mut());
             pg_sys::CurrentMemoryContext = outer;
-            pg_sys::MemoryContextReset(self.batch);
+            pg_sys::MemoryContextReset(self.memory);
         }
         self.filled = 0;
     }
@@ -214,11 +314,12 @@ impl Writer {
     unsafe fn finish(&mut self) {
         // SAFETY: writes what is left, drops the slots and closes the relation, keeping its lock.
         unsafe {
-            self.flush();
+            self.batch();
+            self.write();
             for i in 0..self.made {
                 pg_sys::ExecDropSingleTupleTableSlot(*self.slots.add(i));
             }
-            pg_sys::MemoryContextDelete(self.batch);
+            pg_sys::MemoryContextDelete(self.memory);
             pg_sys::table_close(self.rel, pg_sys::NoLock as i32);
         }
     }
@@ -265,9 +366,9 @@ unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captu
     unsafe {
         let slot = reader(store, desc);
         if tuplestore_gettupleslot(store, true, false, slot) {
-            let mut writer = Writer::new(captured);
+            let mut writer = Writer::new(captured, existed);
             loop {
-                writer.add(slot, existed);
+                writer.add(slot);
                 if !tuplestore_gettupleslot(store, true, false, slot) {
                     break;
                 }
@@ -292,13 +393,13 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
                 continue;
             }
             if !begun {
-                writer.write(Writer::new(captured));
+                writer.write(Writer::new(captured, true));
                 begun = true;
             }
             let writer = writer.assume_init_mut();
-            writer.add(after, true);
+            writer.add(after);
             if paired && !same_key(before, after, &captured.keys) {
-                writer.add(before, true);
+                writer.add(before);
             }
         }
         if begun {
@@ -362,12 +463,12 @@ pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) {
             };
             let first = slot((*trigger).tg_trigtuple);
             let inserted = (*trigger).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_INSERT;
-            let mut writer = Writer::new(captured);
-            writer.add(first, !inserted);
+            let mut writer = Writer::new(captured, !inserted);
+            writer.add(first);
             if !(*trigger).tg_newtuple.is_null() {
                 let second = slot((*trigger).tg_newtuple);
                 if !same_key(first, second, &captured.keys) {
-                    writer.add(second, true);
+                    writer.add(second);
                 }
                 pg_sys::ExecDropSingleTupleTableSlot(second);
             }
