@@ -3,7 +3,7 @@
 -- than PostgreSQL 13 and a superuser, and everything may be run again. It must never collide with a Bucardo 5 in the
 -- same schema (delta_*, track_*, stage_*, bucardo_*).
 --
--- A delta holds one key in k1, k2, …, or, where a statement changed many rows, many keys in the arrays ks1, ks2, …:
+-- A delta holds one key in k1, k2 and so on, or, where a statement changed many rows, many keys in the arrays ks1, ks2:
 -- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and are never batched.
 --
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the

@@ -90,6 +90,8 @@ def main():
         for number, line in enumerate(text.splitlines(), 1):
             if MACHINE_PATH.search(line):
                 fault(path, number, "names a path of one machine")
+            if path.startswith("sql/capture") and not line.isascii():
+                fault(path, number, "goes to members of any encoding, so it must be ASCII")
         check_opening(path, text)
         if path.startswith("src/") and path.endswith(".rs"):
             check_source(path, text)

@@ -8,7 +8,7 @@ use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
 use super::statements::{Join, Reading, Window, Writing};
-use super::stream::stream;
+use super::stream::{Parts, stream, stream_parts};
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Rows};
@@ -249,34 +249,44 @@ impl<'a> Pass<'a> {
             let create = item.writing(receiver).map(|w| w.create_stage());
             receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
         }
-        let out = if item.change.whole {
-            item.reading().whole(binary)
-        } else {
-            item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary)
-        };
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
-        stream(source, &out, receivers, &item.name, into)?;
-        for receiver in receivers.iter_mut() {
-            let merge = receiver.session.conn.version() >= 150_000;
-            let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w, merge));
-            // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
-            let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
-            let join = if lookup { Join::Lookup } else { Join::Free };
-            receiver.attempt_on(&item.name, |conn| {
-                conn.query(join.settings())?;
-                conn.pipeline_begin()?;
-                for sql in &statements? {
-                    conn.pipeline_add_unprepared(sql)?;
-                }
-                conn.pipeline_send()
-            });
-        }
-        for receiver in receivers.iter_mut() {
-            if let Some(answers) = receiver.attempt_on(&item.name, |conn| conn.pipeline_collect()) {
-                self.count(&answers, item, receiver);
+        let send = |r: &mut Receiver| self.send_stage(item, r);
+        let collect = |r: &mut Receiver| {
+            if let Some(answers) = r.attempt_on(&item.name, |conn| conn.pipeline_collect()) {
+                self.count(&answers, item, r);
             }
+        };
+        // What must see all rows at once: a whole table, and values that move between rows.
+        if item.change.whole || self.care.thorough {
+            let out = match item.change.whole {
+                true => item.reading().whole(binary),
+                false => item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary),
+            };
+            stream(source, &out, receivers, &item.name, into)?;
+            receivers.iter_mut().for_each(send);
+            receivers.iter_mut().for_each(collect);
+            return Ok(());
         }
-        Ok(())
+        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary);
+        let parts = Parts { into: &into, send: &send, collect: &collect, binary };
+        stream_parts(source, &out, receivers, &item.name, &parts)
+    }
+
+    /// Sends off the statements that bring what is staged into the table.
+    fn send_stage(&self, item: &Work, receiver: &mut Receiver) {
+        let merge = receiver.session.conn.version() >= 150_000;
+        let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w, merge));
+        // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
+        let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
+        let join = if lookup { Join::Lookup } else { Join::Free };
+        receiver.attempt_on(&item.name, |conn| {
+            conn.query(join.settings())?;
+            conn.pipeline_begin()?;
+            for sql in &statements? {
+                conn.pipeline_add_unprepared(sql)?;
+            }
+            conn.pipeline_send()
+        });
     }
 
     fn stage_statements(&self, item: &Work, writing: &Writing, merge: bool) -> Vec<String> {
@@ -284,6 +294,7 @@ impl<'a> Pass<'a> {
         if item.change.whole {
             all.insert(0, writing.delete_unstaged());
         }
+        all.push(writing.empty_stage());
         all
     }
 

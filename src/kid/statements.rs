@@ -23,25 +23,30 @@ pub enum Join {
 }
 
 impl Join {
-    /// How many keys there are for each so many rows of the table, before all at once is cheaper.
+    /// All at once is cheaper from half of the table on; but it must be built before the first row comes, while receivers
+    /// work on what single lookups bring.
     pub fn of(changes: u64, rows: u64) -> Self {
-        if changes.saturating_mul(5) >= rows { Join::Bulk } else { Join::Lookup }
+        if changes.saturating_mul(2) >= rows { Join::Bulk } else { Join::Lookup }
     }
 
     /// The settings to put before a statement, for the rest of the transaction.
     pub fn settings(self) -> &'static str {
         match self {
             Join::Lookup => {
+                // A table that was empty when it was planned for would be scanned once for each key.
                 "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
-                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; "
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; SET LOCAL enable_seqscan = off; \
+                 SET LOCAL enable_bitmapscan = off; "
             }
             Join::Bulk => {
                 "SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
-                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = on; "
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = on; SET LOCAL enable_seqscan = on; \
+                 SET LOCAL enable_bitmapscan = on; "
             }
             Join::Free => {
                 "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
-                 SET LOCAL enable_hashagg = on; SET LOCAL enable_material = on; "
+                 SET LOCAL enable_hashagg = on; SET LOCAL enable_material = on; SET LOCAL enable_seqscan = on; \
+                 SET LOCAL enable_bitmapscan = on; "
             }
         }
     }
@@ -162,7 +167,8 @@ impl Reading<'_> {
     pub fn whole(&self, binary: bool) -> String {
         let keys = list(self.key.len(), |i| format!("t.{}", quote_ident(&self.key[i])), ", ");
         format!(
-            "COPY (SELECT {keys}, true, {} FROM {} t) TO STDOUT{}",
+            "{}COPY (SELECT {keys}, true, {} FROM {} t) TO STDOUT{}",
+            Join::Free.settings(),
             self.select_columns(),
             self.source.only,
             format_of(binary)
@@ -294,6 +300,11 @@ impl Writing<'_> {
 
     pub fn copy_stage(&self, binary: bool) -> String {
         format!("COPY {} FROM STDIN{}", self.stage_name(), format_of(binary))
+    }
+
+    /// Makes room for the next part.
+    pub fn empty_stage(&self) -> String {
+        format!("TRUNCATE {}", self.stage_name())
     }
 
     fn stage_name(&self) -> String {

@@ -82,12 +82,18 @@ impl CopyOut<'_> {
     /// Fills the buffer with the next rows; false when the COPY has ended well.
     pub fn next_chunk(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
         buffer.clear();
-        while !self.done && buffer.len() < CHUNK {
+        self.append(buffer)
+    }
+
+    /// Appends the next whole rows to the buffer, waiting for the first; false when the COPY has ended well.
+    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
+        let before = buffer.len();
+        while !self.done && buffer.len() - before < CHUNK {
             let mut row: *mut c_char = ptr::null_mut();
             // SAFETY: raw is live and copying out; the row is malloc'ed by libpq and ours to free.
             let length = unsafe { ffi::PQgetCopyData(self.conn.raw, &mut row, 1) };
             match length {
-                0 if !buffer.is_empty() => break,
+                0 if buffer.len() > before => break,
                 0 => self.conn.wait_io(Ready::Read)?,
                 -1 => {
                     self.done = true;
@@ -103,6 +109,6 @@ impl CopyOut<'_> {
                 _ => return Err(self.conn.lost()),
             }
         }
-        Ok(!buffer.is_empty())
+        Ok(buffer.len() > before)
     }
 }

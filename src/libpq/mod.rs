@@ -11,4 +11,5 @@ mod result;
 
 pub use conn::{Conn, Opening, Step, Target, cancel_all};
 pub use conninfo::Conninfo;
+pub use copy::CopyOut;
 pub use result::Rows;

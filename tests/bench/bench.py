@@ -133,10 +133,13 @@ def backlog(bench):
     """A backlog until both sides are equal, against binary COPY of the same rows by a pipe."""
     inserts, updates = bench.rows(1_000_000), bench.rows(200_000)
     bench.databases("source")
-    bench.databases("target", "copied", server=bench.two)
-    for conn in (bench.one.connect("source"), bench.two.connect("target"), bench.two.connect("copied")):
+    bench.databases("target", "copied", "updated", server=bench.two)
+    for conn in (bench.one.connect("source"), *(bench.two.connect(db) for db in ("target", "copied", "updated"))):
         conn.run(TABLE)
         conn.close()
+    updated = bench.two.connect("updated")
+    updated.run(f"INSERT INTO t {ROW} FROM generate_series(1, {inserts}) g")
+    limit = []
     control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
     source, target = bench.one.connect("source"), bench.two.connect("target")
     copied = bench.two.connect("copied")
@@ -159,10 +162,14 @@ def backlog(bench):
             copied.run("TRUNCATE t; CHECKPOINT")
             where = "true" if kind == "insert" else f"id <= {updates}"
             reference[kind].append(bench.place.copy(bench.one, "source", f"SELECT * FROM t WHERE {where}", bench.two, "copied", "t"))
+        updated.run("VACUUM t")
+        updated.run("CHECKPOINT")
+        limit.append(timed(lambda: updated.run(f"UPDATE t SET a = a + 1 WHERE id <= {updates}")))
     for kind, count in (("insert", inserts), ("update", updates)):
         work = f"backlog of {count:,} {kind}s"
         bench.report(work, "COPY", reference[kind], "s")
         bench.report(work, "bucardo", ours[kind], "s", reference[kind], "<= 1.5")
+    bench.report(work, "the UPDATE alone, there", limit, "s", reference["update"])
     details = control.rows("SELECT details FROM bucardo.syncrun WHERE upserts > 1000 ORDER BY run DESC LIMIT 2")
     for row in details:
         print(f"      {row[0]}")
@@ -277,7 +284,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(BENCHES)}; all when left out")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     unknown = [name for name in args.names if name not in BENCHES]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}")
