@@ -180,6 +180,10 @@ fn format_of(binary: bool) -> &'static str {
     if binary { " (FORMAT binary)" } else { "" }
 }
 
+/// Built-in types of which two values are equal only if they are the same to the byte: bool, bytea, "char", name, int8,
+/// int2, int4, text, oid, varchar, date, time, timestamp, timestamptz, uuid.
+const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 1114, 1184, 2950];
+
 /// One table of a run on one receiver.
 pub struct Writing<'a> {
     pub table: &'a Table,
@@ -197,10 +201,22 @@ impl Writing<'_> {
         (0..self.columns.len()).filter(stores).collect()
     }
 
-    /// The stored columns that an UPDATE may set: GENERATED ALWAYS AS IDENTITY takes values only at INSERT.
+    /// The stored columns that an UPDATE sets. Not GENERATED ALWAYS AS IDENTITY, which takes values only at INSERT; not
+    /// a key column whose equal values are the same: setting it would lock out whoever inserts rows that refer to it.
     fn settable(&self) -> Vec<usize> {
-        let may = |i: &usize| self.table.column(&self.columns[*i]).is_none_or(|c| c.identity != 'a');
+        let may = |i: &usize| {
+            let column = self.table.column(&self.columns[*i]);
+            column.is_none_or(|c| c.identity != 'a') && !self.is_fixed_key(*i)
+        };
         self.stored().into_iter().filter(may).collect()
+    }
+
+    fn is_exact(&self, i: usize) -> bool {
+        self.table.column(&self.columns[i]).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
+    }
+
+    fn is_fixed_key(&self, i: usize) -> bool {
+        self.key.contains(&self.columns[i]) && self.is_exact(i)
     }
 
     fn names(&self, which: &[usize], prefix: &str) -> String {
@@ -223,10 +239,19 @@ impl Writing<'_> {
             .join(", ")
     }
 
-    /// Whether the row there differs in any byte: works for every type, also those without an equality.
+    /// Whether the row there differs in any byte. Columns whose equal values are the same are compared one by one; the
+    /// others as an image, which works for every type, also those without an equality.
     fn differs(&self, which: &[usize], value: impl Fn(usize) -> String) -> String {
-        let new = which.iter().map(|i| value(*i)).collect::<Vec<_>>().join(", ");
-        format!("ROW({})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({new})::pg_catalog.record", self.names(which, "t."))
+        let (exact, other): (Vec<usize>, Vec<usize>) =
+            which.iter().filter(|i| !self.is_fixed_key(**i)).partition(|i| self.is_exact(**i));
+        let one = |i: &usize| format!("t.{} IS DISTINCT FROM {}", quote_ident(&self.columns[*i]), value(*i));
+        let mut conditions: Vec<String> = exact.iter().map(one).collect();
+        if !other.is_empty() {
+            let new = other.iter().map(|i| value(*i)).collect::<Vec<_>>().join(", ");
+            let old = self.names(&other, "t.");
+            conditions.push(format!("ROW({old})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({new})::pg_catalog.record"));
+        }
+        if conditions.is_empty() { "false".into() } else { format!("({})", conditions.join(" OR ")) }
     }
 
     fn key_param(i: usize) -> String {
@@ -281,7 +306,8 @@ impl Writing<'_> {
 
     /// Whether an UPDATE cannot carry the change of an identity column that always generates.
     pub fn has_fixed_identity(&self) -> bool {
-        self.settable().len() != self.stored().len()
+        let fixed = |i: &usize| self.table.column(&self.columns[*i]).is_some_and(|c| c.identity == 'a');
+        self.stored().iter().any(|i| fixed(i) && !self.is_fixed_key(*i))
     }
 
     pub fn copy_straight(&self, binary: bool) -> String {
