@@ -93,7 +93,7 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
-    IF TG_NAME = 'bucardo_capture_t' THEN
+    IF TG_NAME LIKE 'bucardo\_capture\_t%' THEN
         INSERT INTO bucardo.capture_mark (relid, kind, xid, at)
             VALUES (TG_RELID, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp());
     ELSE
@@ -266,16 +266,17 @@ BEGIN
     END IF;
     FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
             ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
-        EXECUTE format('CREATE TRIGGER bucardo_capture_%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, event.name, p_rel::regclass,
+        EXECUTE format('CREATE TRIGGER bucardo_capture_%s%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, c.id, event.name, p_rel::regclass,
             CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
                  ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
             CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
-        PERFORM bucardo.capture_bind(format('bucardo_capture_%s', event.letter), p_rel);
+        PERFORM bucardo.capture_bind(format('bucardo_capture_%s%s', event.letter, c.id), p_rel);
     END LOOP;
     IF kind = 'p' THEN
         FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
-            EXECUTE format('CREATE TRIGGER bucardo_capture_root_t AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()', leafs::regclass);
-            PERFORM bucardo.capture_bind('bucardo_capture_root_t', leafs);
+            EXECUTE format('CREATE TRIGGER bucardo_capture_root%s AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()',
+                c.id, leafs::regclass);
+            PERFORM bucardo.capture_bind(format('bucardo_capture_root%s', c.id), leafs);
         END LOOP;
     END IF;
     RETURN c.id;
@@ -307,9 +308,9 @@ DECLARE
     o record;
 BEGIN
     SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
-    FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-             WHERE NOT g.tgisinternal AND g.tgparentid = 0 AND g.tgname LIKE 'bucardo\_capture\_%'
-               AND (g.tgrelid = c.relid OR (g.tgname = 'bucardo_capture_root_t' AND g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)))
+    FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g
+             WHERE g.tgparentid = 0 AND g.tgname = ANY (ARRAY(SELECT format('bucardo_capture_%s%s', w, p_id) FROM unnest(ARRAY['i', 'u', 'd', 't', 'root']) w))
+               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s))
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass);
     END LOOP;
@@ -341,7 +342,7 @@ BEGIN
     IF p_capture.native AND to_regprocedure('bucardo.capture()') IS NULL THEN
         RETURN 'the native capture function is gone';
     END IF;
-    FOR t IN SELECT w.name, g.tgenabled FROM unnest(ARRAY['bucardo_capture_i', 'bucardo_capture_u', 'bucardo_capture_d', 'bucardo_capture_t']) w(name)
+    FOR t IN SELECT w.name, g.tgenabled FROM (SELECT format('bucardo_capture_%s%s', x, p_capture.id) FROM unnest(ARRAY['i', 'u', 'd', 't']) x) w(name)
                LEFT JOIN pg_trigger g ON g.tgrelid = p_capture.relid AND g.tgname = w.name LOOP
         IF t.tgenabled IS NULL THEN
             RETURN format('the trigger %s is missing', t.name);

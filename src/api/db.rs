@@ -7,6 +7,7 @@ use super::{Answer, notice, required};
 use crate::catalog::{Noun, change, check, db, group, options};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name};
+use crate::libpq::Target;
 use crate::master::notify;
 
 fn refuse_makedelta(makedelta: Option<bool>) -> Result<()> {
@@ -103,9 +104,32 @@ fn update_db(
         for sync in &syncs {
             change::engage(sync, None, "update_db", None, Vec::new())?;
         }
+        if let Some(target) = &target {
+            leave(&before, target, &syncs)?;
+        }
     }
     notify::catalog_changed();
     Ok(name.to_string())
+}
+
+/// Has capture taken off the place that a member is moved away from, if that is another database.
+fn leave(before: &db::Db, now: &Target, syncs: &[String]) -> Result<()> {
+    if before.target == *now || syncs.is_empty() {
+        return Ok(());
+    }
+    match (check::open(&before.target, "update_db"), check::open(now, "update_db")) {
+        (Ok((_, old)), Ok((_, new))) if old != new => {
+            for sync in syncs {
+                let capture = change::load(sync)?.capture_name();
+                change::queue_cleanup_at(&before.name, &before.conninfo, Some(&capture))?;
+            }
+        }
+        (Err(error), _) => {
+            warning!("where db \"{}\" was before, capture may be left, because it cannot be reached: {error}", before.name)
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Removes a member.
@@ -118,8 +142,8 @@ fn remove_db(name: Option<&str>, force: default!(Option<bool>, "false")) -> Answ
     if !force.unwrap_or(false) {
         change::refuse_in_use(Noun::Db, name, &syncs)?;
     }
-    if !syncs.is_empty() {
-        change::queue_cleanup(name, None)?;
+    for sync in &syncs {
+        change::queue_cleanup(name, Some(&change::load(sync)?.capture_name()))?;
     }
     db::delete(name)?;
     for sync in &syncs {

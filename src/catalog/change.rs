@@ -109,7 +109,11 @@ pub fn disengage(before: &Sync, after: Option<&Sync>) -> Result<()> {
 
 /// Has the master take capture off a member after this transaction: of one sync, or all that is ours.
 pub fn queue_cleanup(member: &str, sync: Option<&str>) -> Result<()> {
-    let conninfo = db::secret(member)?.unwrap_or_default();
+    queue_cleanup_at(member, &db::secret(member)?.unwrap_or_default(), sync)
+}
+
+/// The same at a place that the member may have left.
+pub fn queue_cleanup_at(member: &str, conninfo: &str, sync: Option<&str>) -> Result<()> {
     let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo, sync) VALUES ($1, $2, $3, $4)";
     spi::execute(sql, &[super::control_id()?.into(), member.into(), conninfo.into(), sync.into()])?;
     Ok(())

@@ -9,6 +9,8 @@ use crate::pg::spi;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Db {
     pub name: String,
+    /// As it was given, password and all: for libpq and for the list of what is to be cleaned up.
+    pub conninfo: String,
     pub target: Target,
     pub makedelta: bool,
     pub active: bool,
@@ -27,7 +29,7 @@ fn load_where(name: Option<&str>) -> Result<Vec<Db>> {
             Some(own) if text.trim().is_empty() => own.clone(),
             _ => Conninfo::parse(&text)?,
         };
-        Ok(Db { target: Target { name: name.clone(), info }, name, makedelta, active })
+        Ok(Db { target: Target { name: name.clone(), info }, name, conninfo: text, makedelta, active })
     };
     rows.into_iter().map(make).collect()
 }

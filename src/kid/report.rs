@@ -163,7 +163,8 @@ impl Progress {
         xact::transaction(|| {
             spi::execute(
                 "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details) \
-                 VALUES ($1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb)",
+                 SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb \
+                 WHERE EXISTS (SELECT FROM bucardo.sync WHERE id = $11)",
                 &[
                     self.run.into(),
                     sync.name.as_str().into(),
@@ -175,6 +176,7 @@ impl Progress {
                     error.as_deref().into(),
                     sqlstate.as_deref().into(),
                     details.as_str().into(),
+                    sync.id.into(),
                 ],
             )
             .map(drop)

@@ -50,7 +50,7 @@ impl Master {
 
     fn source_answered(&mut self, name: &str, token: u64, result: Result<String>, now: Instant) -> Result<()> {
         let stale = match (token, &result) {
-            (LISTING, Ok(listing)) => self.stale(listing, name),
+            (LISTING, Ok(listing)) => self.stale(listing),
             _ => Ok(None),
         };
         let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
@@ -75,14 +75,14 @@ impl Master {
 
     /// What of a member's listing is to be released. None: it cannot be told now, because a transaction that installs
     /// capture is under way, or because the catalog has changed since it was read.
-    fn stale(&self, listing: &str, member: &str) -> Result<Option<Listing>> {
+    fn stale(&self, listing: &str) -> Result<Option<Listing>> {
         let listing = Listing::parse(listing)?;
         let unclear = shmem::read(|s| {
             s.undo.iter().any(|u| u.db == self.db && u.owner != 0)
                 || s.masters.iter().any(|m| m.db == self.db && m.generation != self.generation)
         });
         let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
-        Ok((!unclear).then(|| listing.stale(member, &syncs)))
+        Ok((!unclear).then(|| listing.stale(&syncs)))
     }
 
     /// The capture of a sync is broken: its next run looks at everything again, and mends what it can.
@@ -109,12 +109,12 @@ impl Master {
     }
 
     fn removal_answered(&mut self, token: u64, result: Result<String>, now: Instant) -> Result<()> {
-        let Some(Removal { step, watcher, .. }) = self.removals.get(&token) else { return Ok(()) };
+        let Some(Removal { step, .. }) = self.removals.get(&token) else { return Ok(()) };
         let next = match (step, result) {
             (_, Err(e)) if install::is_missing(&e) => None,
             // A member that is away has nothing that a crash of this server could have cut off, as far as can be told.
             (Step::List | Step::Release { .. }, Err(_)) => None,
-            (Step::List, Ok(listing)) => match self.stale(&listing, &watcher.target.name)? {
+            (Step::List, Ok(listing)) => match self.stale(&listing)? {
                 Some(stale) if stale.is_empty() => None,
                 Some(stale) => Some((Step::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
                 None => Some((Step::List, now + SOON)),

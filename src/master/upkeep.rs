@@ -95,24 +95,20 @@ impl Listing {
         self.tables.is_empty() && self.receivers.is_empty()
     }
 
-    /// What of it no sync of the catalog needs on that member. Pure.
-    pub fn stale(self, member: &str, syncs: &[&Sync]) -> Self {
-        let find = |name: &str| {
-            let captures = |s: &&&Sync| s.capture_name() == name && s.captures();
-            syncs.iter().find(captures).filter(|s| s.members.iter().any(|m| m.role == Role::Source && m.db.name == member))
-        };
+    /// What of it no sync of the catalog needs. Pure. A database may be known under several names: by which of them a
+    /// sync has it as a source is told by the receivers that are listed.
+    pub fn stale(self, syncs: &[&Sync]) -> Self {
+        let find = |name: &str| syncs.iter().find(|s| s.capture_name() == name && s.captures());
+        let is_source = |s: &Sync, db: &str| s.members.iter().any(|m| m.role == Role::Source && m.db.name == db);
+        let (held, stale): (Vec<_>, Vec<_>) = self.receivers.into_iter().partition(|r| {
+            find(&r.sync).is_some_and(|s| is_source(s, &r.source) && s.members.iter().any(|m| m.db.name == r.member))
+        });
         let tables = self.tables.into_iter().filter(|t| {
-            let holds = |sync: &&Sync| {
-                let same = |r: &Relation| t.schema == r.schema && t.name == r.name;
-                sync.relations.iter().any(|r| !r.is_sequence && same(r))
-            };
-            !find(&t.sync).is_some_and(holds)
+            let same = |r: &Relation| !r.is_sequence && t.schema == r.schema && t.name == r.name;
+            let needed = held.iter().any(|r| r.sync == t.sync) && find(&t.sync).is_some_and(|s| s.relations.iter().any(same));
+            !needed
         });
-        let receivers = self.receivers.into_iter().filter(|r| {
-            let holds = |sync: &&Sync| r.source == member && sync.members.iter().any(|m| m.db.name == r.member);
-            !find(&r.sync).is_some_and(holds)
-        });
-        Self { tables: tables.collect(), receivers: receivers.collect() }
+        Self { tables: tables.collect(), receivers: stale }
     }
 }
 

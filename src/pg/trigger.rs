@@ -24,7 +24,8 @@ enum Known {
 }
 
 thread_local! {
-    static KNOWN: RefCell<HashMap<Oid, Known>> = RefCell::new(HashMap::new());
+    /// By table and trigger: a partition has the triggers of all that capture it.
+    static KNOWN: RefCell<HashMap<(Oid, Oid), Known>> = RefCell::new(HashMap::new());
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction captured anything.
     static CAPTURED: Cell<bool> = const { Cell::new(false) };
@@ -73,7 +74,9 @@ pub unsafe extern "C-unwind" fn bucardo_capture(fcinfo: FunctionCallInfo) -> Dat
 }
 
 fn known(table: Oid, trigger: *mut TriggerData) -> Known {
-    if let Some(known) = KNOWN.with_borrow(|k| k.get(&table).cloned()) {
+    // SAFETY: the trigger's definition is there while it runs.
+    let key = (table, unsafe { (*(*trigger).tg_trigger).tgoid });
+    if let Some(known) = KNOWN.with_borrow(|k| k.get(&key).cloned()) {
         return known;
     }
     // SAFETY: the trigger has tgnargs NUL-terminated arguments.
@@ -86,7 +89,7 @@ fn known(table: Oid, trigger: *mut TriggerData) -> Known {
         Some(Err(())) => Known::Altered,
         None => Known::Absent,
     };
-    KNOWN.with_borrow_mut(|k| k.insert(table, known.clone()));
+    KNOWN.with_borrow_mut(|k| k.insert(key, known.clone()));
     known
 }
 
@@ -105,7 +108,7 @@ fn register_once() {
 unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
     let _ = KNOWN.try_with(|known| {
         if let Ok(mut known) = known.try_borrow_mut() {
-            let uses = |table: &Oid, entry: &Known| match entry {
+            let uses = |(table, _): &(Oid, Oid), entry: &Known| match entry {
                 _ if relation == Oid::INVALID || *table == relation => true,
                 Known::Ready(c) => c.active == relation || c.segments.contains(&relation),
                 Known::Altered | Known::Absent => true,
