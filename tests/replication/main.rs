@@ -41,6 +41,7 @@ mod harness;
 mod keys;
 mod late;
 mod lost;
+mod multi;
 mod oneway;
 mod security;
 mod truncate;
