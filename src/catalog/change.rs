@@ -34,9 +34,6 @@ fn check_shape(sync: &Sync) -> Result<()> {
         check_strategy(Some(strategy), &sources)?;
     }
     let later = |what: &str| Error::new(SqlState::NOT_SUPPORTED, format!("sync \"{}\": {what} is not supported yet", sync.name));
-    if sources.len() > 1 {
-        return Err(later("more than one source").hint("Make one db the source and the others targets."));
-    }
     if sync.members.iter().any(|m| m.role == Role::Fullcopy) {
         return Err(later("the role fullcopy").hint("Make it a target."));
     }

@@ -94,7 +94,7 @@ pub fn begin(sync: &Sync) -> &'static str {
     if sync.serializable { "BEGIN ISOLATION LEVEL SERIALIZABLE" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ" }
 }
 
-fn capture_missing(error: Error) -> Error {
+pub fn capture_missing(error: Error) -> Error {
     if matches!(error.code.as_str(), "42883" | "42P01" | "3F000") && error.message.contains("bucardo.") {
         return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
             .hint("Install them again with bucardo.update_sync('the sync').");
@@ -141,7 +141,8 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
     Ok(groups)
 }
 
-fn strings(json: Option<&str>) -> Result<Vec<String>> {
+/// Names out of a JSON array.
+pub fn strings(json: Option<&str>) -> Result<Vec<String>> {
     serde_json::from_str(json.unwrap_or("[]")).map_err(|e| Error::internal(format!("the source's answer is not an array: {e}")))
 }
 

@@ -40,11 +40,20 @@ impl Table {
         self.equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str)
     }
 
+    /// Whether two values of a column are equal only if they are the same to the byte.
+    pub fn is_exact(&self, column: &str) -> bool {
+        self.column(column).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
+    }
+
     /// Whether a unique index covers just the key, so that a row cannot be written twice.
     pub fn is_unique_on(&self, key: &[String]) -> bool {
         self.unique.iter().any(|u| u.len() == key.len() && u.iter().all(|c| key.contains(c)))
     }
 }
+
+/// Built-in types of which two values are equal only if they are the same to the byte: bool, bytea, "char", name, int8,
+/// int2, int4, text, oid, varchar, date, time, timestamp, timestamptz, uuid.
+const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 1114, 1184, 2950];
 
 /// Whether rows may travel between the two in binary: the same built-in types in the same order.
 pub fn is_binary_safe(source: &Table, receiver: &Table, columns: &[String]) -> bool {
@@ -101,16 +110,19 @@ pub fn name_on(relation: &Relation) -> (&str, &str) {
     (&relation.schema, &relation.name)
 }
 
+/// The error for a table of the sync that is not there.
+pub fn missing(sync: &Sync, relation: i32) -> Error {
+    let name = sync.relations.iter().find(|r| r.id == relation).map_or_else(String::new, |r| format!("{}.{}", r.schema, r.name));
+    Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
+        .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table.")
+}
+
 /// An error that names a table of the sync which the member does not have. On a source nothing may count as served then:
 /// its changes could not be told from those of a table that the sync no longer has.
 pub fn check_complete(sync: &Sync, shapes: &Shapes) -> Result<()> {
     match sync.relations.iter().find(|r| !r.is_sequence && !shapes.contains_key(&r.id)) {
         None => Ok(()),
-        Some(missing) => {
-            let name = format!("{}.{}", missing.schema, missing.name);
-            Err(Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
-                .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table."))
-        }
+        Some(relation) => Err(missing(sync, relation.id)),
     }
 }
 
