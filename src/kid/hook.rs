@@ -201,6 +201,13 @@ mod tests {
     }
 
     #[test]
+    fn numbers_stay_as_they_are_written() {
+        let row = r#"{"a":1.10,"b":12345678901234567890.123456789,"c":99999999999999999999}"#;
+        let said = answer(&format!(r#"{{"winners": [{{"key": {{"id": 1}}, "row": {row}}}]}}"#));
+        assert_eq!(said.winners[0].row.as_ref().map(Value::to_string).as_deref(), Some(row));
+    }
+
+    #[test]
     fn words() {
         let said = parse(Some(r#"{"message": "m", "warning": "w", "error": "e", "lastcode": true, "winer": 1}"#)).unwrap();
         let expected = Said {
