@@ -2,7 +2,6 @@
 
 pub mod apply;
 pub mod gather;
-#[expect(dead_code, reason = "no step of a run asks yet")]
 pub mod hook;
 pub mod main;
 pub mod members;

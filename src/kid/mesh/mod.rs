@@ -3,6 +3,7 @@
 //! changed is decided before a row travels. It must never let one source go on with a decision that another has not
 //! taken: if one fails before the commits, all begin again.
 
+mod ask;
 mod contend;
 mod decide;
 mod deliver;
@@ -28,6 +29,7 @@ pub(super) struct Mesh<'a> {
     plan: &'a mut Plan,
     care: Care,
     run: i64,
+    attempt: u32,
     members: Vec<Receiver>,
     /// For each of `members`: what it has for the others; None for a pure target.
     offers: Vec<Option<Offer>>,
@@ -39,6 +41,8 @@ pub(super) enum Broken {
     Members(Vec<Failure>),
     /// The run itself.
     Run { error: Error, pause: bool },
+    /// A customcode wants the run to end, with nothing changed.
+    Ended,
 }
 
 impl From<Error> for Broken {
@@ -60,6 +64,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
             Ok(failures) => (failures, false),
             Err(Broken::Members(failures)) => (failures, true),
+            Err(Broken::Ended) => return,
             Err(Broken::Run { error, pause }) => {
                 run::forget(plan, &error);
                 match retry::judge(&error, attempt, care, true) {
@@ -127,7 +132,7 @@ fn one_attempt(
     progress: &mut Progress,
 ) -> Result<Vec<Failure>, Broken> {
     progress.phase(Phase::Connect);
-    let (mut mesh, mut failures) = Mesh::open(plan, pool, todo, care, progress.run);
+    let (mut mesh, mut failures) = Mesh::open(plan, pool, todo, care, progress);
     progress.phase(Phase::Gather);
     crate::fault::point("kid.before_gather")?;
     let served = mesh.exchange(touched, progress);

@@ -12,6 +12,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::kid::apply::{Counts, Receiver};
 use crate::kid::gather::{self, Change, strings, window};
 use crate::kid::members::{self, Pool};
+use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::run::{Failure, Plan};
 use crate::libpq::Rows;
@@ -40,7 +41,7 @@ struct Begun {
 
 impl<'a> Mesh<'a> {
     /// Connects to the members; those that cannot be reached are left out and reported.
-    pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, run: i64) -> (Self, Vec<Failure>) {
+    pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, progress: &Progress) -> (Self, Vec<Failure>) {
         let mut opened = Vec::new();
         let mut failures = Vec::new();
         for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
@@ -55,7 +56,8 @@ impl<'a> Mesh<'a> {
             member.attempt(|conn| members::speak(conn, encoding));
             offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
         }
-        (Self { plan, care, run, members: opened, offers }, failures)
+        let (run, attempt) = (progress.run, progress.attempts);
+        (Self { plan, care, run, attempt, members: opened, offers }, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {

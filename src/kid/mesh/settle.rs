@@ -44,13 +44,24 @@ pub(super) struct Outcome {
 }
 
 /// A conflict with the rows of its contenders.
-struct Conflict {
+pub(super) struct Conflict {
     key: Vec<String>,
     changes: Vec<Change>,
-    contenders: Vec<Change>,
-    key_json: Value,
+    pub contenders: Vec<Change>,
+    pub key_json: Value,
     /// By member; null: deleted.
-    rows: Map<String, Value>,
+    pub rows: Map<String, Value>,
+}
+
+/// How a conflict was decided.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Ruling {
+    /// The row of this source, by its place in the sync, goes to everybody.
+    Winner(usize),
+    /// Every row stays as it is.
+    Nobody,
+    /// Another row is written everywhere; None: it is deleted everywhere.
+    Row(Option<Value>),
 }
 
 impl Mesh<'_> {
@@ -58,7 +69,7 @@ impl Mesh<'_> {
         self.members.iter().position(|m| m.index == index)
     }
 
-    fn member_name(&self, index: usize) -> &str {
+    pub(super) fn member_name(&self, index: usize) -> &str {
         &self.plan.sync.members[index].db.name
     }
 
@@ -170,20 +181,25 @@ impl Mesh<'_> {
         let strategy = Strategy::parse(&text, &names);
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
         let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
-        for conflict in conflicts {
+        let (gone, conflicts): (Vec<_>, Vec<_>) = conflicts.into_iter().partition(|c| c.rows.values().all(Value::is_null));
+        for conflict in gone {
+            // Deleted by all: there is nothing to decide.
+            let first = conflict.contenders.first().map(|c| c.source);
+            self.keep_others(outcome, &conflict.key, &conflict.changes, first);
+        }
+        let ruled = self.ask_codes(relation, &conflicts)?;
+        for (conflict, ruled) in conflicts.into_iter().zip(ruled) {
             let random = RandomState::new().build_hasher().finish();
             let given = Circumstances { latest: &latest, present, random };
-            if conflict.rows.values().all(Value::is_null) {
-                // Deleted by all: there is nothing to decide.
-                let first = conflict.contenders.first().map(|c| c.source);
-                self.keep_others(outcome, &conflict.key, &conflict.changes, first);
-                continue;
-            }
-            let choice = decide::choose(&strategy, &conflict.contenders, &given);
-            if choice == Choice::Abort {
-                return Err(self.abort(relation, &conflict.key_json));
-            }
-            self.carry_out(relation, conflict, choice, &text, outcome)?;
+            let (ruling, by) = match ruled {
+                Some(ruled) => ruled,
+                None => match decide::choose(&strategy, &conflict.contenders, &given) {
+                    Choice::Winner(winner) => (Ruling::Winner(winner), text.clone()),
+                    Choice::Nobody => (Ruling::Nobody, text.clone()),
+                    Choice::Abort => return Err(self.abort(relation, &conflict.key_json)),
+                },
+            };
+            self.carry_out(relation, conflict, ruling, by, outcome)?;
         }
         Ok(())
     }
@@ -219,29 +235,32 @@ impl Mesh<'_> {
         &mut self,
         relation: i32,
         conflict: Conflict,
-        choice: Choice,
-        strategy: &str,
+        ruling: Ruling,
+        strategy: String,
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
-        let winner = match choice {
-            Choice::Winner(winner) => Some(winner),
-            Choice::Nobody | Choice::Abort => None,
-        };
-        for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
-            if let Some(place) = self.place(change.source) {
-                outcome.lost.entry(place).or_default().push(conflict.key.clone());
-            }
-        }
+        let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
-        // A named source wins although it has not changed the key: then its row, as it is there, goes to everybody.
-        if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-            let row = self.row_of(winner, relation, &conflict.key)?;
-            outcome.written.push(Written { key: conflict.key.clone(), row });
+        match ruling {
+            // What all write alike has lost nowhere: whoever commits first tells the rest.
+            Ruling::Row(row) => outcome.written.push(Written { key: conflict.key, row }),
+            Ruling::Winner(_) | Ruling::Nobody => {
+                for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
+                    if let Some(place) = self.place(change.source) {
+                        outcome.lost.entry(place).or_default().push(conflict.key.clone());
+                    }
+                }
+                // One that has not changed the key wins: then its row, as it is there, goes to everybody.
+                if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
+                    let row = self.row_of(winner, relation, &conflict.key)?;
+                    outcome.written.push(Written { key: conflict.key, row });
+                }
+            }
         }
         outcome.decisions.push(Decision {
             relation,
             key: conflict.key_json,
-            strategy: strategy.to_string(),
+            strategy,
             winner: winner.map(|w| self.member_name(w).to_string()),
             rows: Value::Object(conflict.rows),
         });
