@@ -267,6 +267,17 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    /// Brings the rows of a table into the receivers' staging tables, and no further.
+    pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+        for receiver in receivers.iter_mut() {
+            let create = item.writing(receiver).map(|w| w.create_stage());
+            receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
+        }
+        let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(false)).unwrap_or_default();
+        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), false);
+        stream(source, &out, receivers, &item.name, into)
+    }
+
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
         for receiver in receivers.iter_mut() {
             let create = item.writing(receiver).map(|w| w.create_stage());

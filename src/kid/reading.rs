@@ -92,6 +92,21 @@ impl Reading<'_> {
         list(self.key.len(), |i| format!("t.{} AS k{}", quote_ident(&self.key[i]), i + 1), ", ")
     }
 
+    /// The columns that travel.
+    pub fn column_list(&self) -> String {
+        list(self.columns.len(), |i| quote_ident(&self.columns[i]), ", ")
+    }
+
+    /// The living rows of a query of keys, but for some, with more columns of `k`.
+    pub fn rows_of(&self, keys: &str, left_out: &str, also: &str) -> String {
+        format!(
+            "SELECT {}, {also} FROM ({keys}) k JOIN {} t ON {}{left_out}",
+            self.select_columns(),
+            self.source.only,
+            self.matches()
+        )
+    }
+
     /// Keys out of parameters: for each key column the texts of its values, as an array; then `more` values for each row,
     /// which must be a number and an array of numbers.
     pub fn typed_keys(&self, more: usize) -> String {

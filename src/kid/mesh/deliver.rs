@@ -52,24 +52,35 @@ impl Mesh<'_> {
             let outcome = self.settle(*relation, contended)?;
             outcomes.insert(*relation, outcome);
         }
-        let mut kept = HashMap::new();
         let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
+        let mut kept = HashMap::new();
         for relation in &many {
-            let outcome = outcomes.get(relation).cloned().unwrap_or_default();
+            let mut outcome = outcomes.remove(relation).unwrap_or_default();
+            if self.care.thorough {
+                self.decide_clashes(*relation, &mut outcome)?;
+            }
             for at in self.changed(*relation) {
-                if let Some(table) = self.kept_table(at, *relation, &outcome)? {
+                if let Some(table) = self.kept_table(at, *relation, "", &outcome)? {
                     kept.insert((at, *relation), table);
                 }
             }
             self.truncate(*relation, &kept)?;
             self.copy_whole(*relation, &kept)?;
+            self.write(*relation, &outcome.removed)?;
+            outcomes.insert(*relation, outcome);
         }
         self.check()?;
-        for at in self.sources() {
-            self.send(at, &few, &outcomes, &kept, progress)?;
-            self.check()?;
-        }
         let mut decisions = Vec::new();
+        if self.care.thorough {
+            for relation in relations {
+                decisions.extend(self.send_thoroughly(*relation, &kept)?);
+            }
+        } else {
+            for at in self.sources() {
+                self.send(at, &few, &outcomes, &kept, progress)?;
+                self.check()?;
+            }
+        }
         for relation in relations {
             let Some(outcome) = outcomes.remove(relation) else { continue };
             self.write(*relation, &outcome.written)?;

@@ -11,6 +11,8 @@ mod offer;
 mod open;
 mod record;
 mod settle;
+mod thorough;
+mod unique;
 
 use std::collections::HashSet;
 use std::time::Duration;

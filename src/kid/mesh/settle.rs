@@ -40,6 +40,8 @@ pub(super) struct Outcome {
     /// Keys whose change at a source (by place) is handled for everybody.
     pub lost: HashMap<usize, Vec<Vec<String>>>,
     pub written: Vec<Written>,
+    /// Keys that are deleted on every member, before anything is sent.
+    pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
 }
 
@@ -64,8 +66,13 @@ pub(super) enum Ruling {
     Row(Option<Value>),
 }
 
+/// A number that nobody can foresee.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 impl Mesh<'_> {
-    fn place(&self, index: usize) -> Option<usize> {
+    pub(super) fn place(&self, index: usize) -> Option<usize> {
         self.members.iter().position(|m| m.index == index)
     }
 
@@ -129,7 +136,7 @@ impl Mesh<'_> {
     }
 
     /// Asks a source for the rows of keys as JSON.
-    fn ask_rows(&mut self, at: usize, relation: i32, keys: &[&[String]]) -> Result<(), Broken> {
+    pub(super) fn ask_rows(&mut self, at: usize, relation: i32, keys: &[&[String]]) -> Result<(), Broken> {
         let sql = self.any_reading(at, relation, |reading| reading.as_json())?;
         let n = keys.first().map_or(0, |k| k.len());
         let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
@@ -142,7 +149,7 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    fn take_rows(&mut self, at: usize) -> Result<Vec<(Value, Value)>, Broken> {
+    pub(super) fn take_rows(&mut self, at: usize) -> Result<Vec<(Value, Value)>, Broken> {
         let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { return Ok(Vec::new()) };
         let Some(rows) = answers.first() else { return Ok(Vec::new()) };
         let json = |row: usize, column: usize| match rows.get(row, column) {
@@ -189,8 +196,7 @@ impl Mesh<'_> {
         }
         let ruled = self.ask_codes(relation, &conflicts)?;
         for (conflict, ruled) in conflicts.into_iter().zip(ruled) {
-            let random = RandomState::new().build_hasher().finish();
-            let given = Circumstances { latest: &latest, present, random };
+            let given = Circumstances { latest: &latest, present, random: random() };
             let (ruling, by) = match ruled {
                 Some(ruled) => ruled,
                 None => match decide::choose(&strategy, &conflict.contenders, &given) {
@@ -204,16 +210,16 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    fn strategy_of(&self, relation: i32) -> String {
+    pub(super) fn strategy_of(&self, relation: i32) -> String {
         let own = self.plan.sync.relations.iter().find(|r| r.id == relation).and_then(|r| r.conflict_strategy.clone());
         own.unwrap_or_else(|| self.plan.sync.conflict_strategy.clone())
     }
 
-    fn latest_of(&self, index: usize) -> i64 {
+    pub(super) fn latest_of(&self, index: usize) -> i64 {
         self.place(index).and_then(|at| self.offers[at].as_ref()).map_or(i64::MIN, |o| o.latest)
     }
 
-    fn abort(&self, relation: i32, key: &Value) -> Broken {
+    pub(super) fn abort(&self, relation: i32, key: &Value) -> Broken {
         let name = self.relation_name(relation);
         let error = Error::new(
             SqlState(*b"40000"),
@@ -252,7 +258,7 @@ impl Mesh<'_> {
                 }
                 // One that has not changed the key wins: then its row, as it is there, goes to everybody.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-                    let row = self.row_of(winner, relation, &conflict.key)?;
+                    let row = Some(self.image_of(winner, relation, &conflict.key)?.1).filter(|row| !row.is_null());
                     outcome.written.push(Written { key: conflict.key, row });
                 }
             }
@@ -265,12 +271,6 @@ impl Mesh<'_> {
             rows: Value::Object(conflict.rows),
         });
         Ok(())
-    }
-
-    fn row_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<Option<Value>, Broken> {
-        let Some(at) = self.place(index) else { return Ok(None) };
-        self.ask_rows(at, relation, &[key])?;
-        Ok(self.take_rows(at)?.into_iter().next().map(|(_, row)| row).filter(|row| !row.is_null()))
     }
 
     /// A table of the changes of a relation that are handled already, on the source that has some.
@@ -311,13 +311,19 @@ impl Mesh<'_> {
     }
 
     /// On a source, the table of the keys of a relation that it keeps to itself; None: it keeps none.
-    pub(super) fn kept_table(&mut self, at: usize, relation: i32, outcome: &Outcome) -> Result<Option<String>, Broken> {
+    pub(super) fn kept_table(
+        &mut self,
+        at: usize,
+        relation: i32,
+        tag: &str,
+        outcome: &Outcome,
+    ) -> Result<Option<String>, Broken> {
         let kept = outcome.kept.get(&at);
         let settled = self.settled_table(at, relation)?;
         if kept.is_none() && settled.is_none() {
             return Ok(None);
         }
-        let name = format!("bucardo_kept_{relation}");
+        let name = format!("bucardo_kept_{relation}{tag}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
         let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
         let create = format!(
