@@ -117,6 +117,7 @@ impl Work<'_> {
         Reading {
             source: self.table,
             key: &self.change.key,
+            slots: &self.change.slots,
             columns: &self.columns,
             segments: &self.change.segments,
             batched: self.change.batched,

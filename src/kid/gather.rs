@@ -15,6 +15,8 @@ pub struct Change {
     /// The place of the relation in the sync.
     pub order: usize,
     pub key: Vec<String>,
+    /// Where the segments have each column of the key, from 1; empty: in the same order.
+    pub slots: Vec<usize>,
     pub segments: Vec<String>,
     /// Whether the segments hold arrays of keys too.
     pub batched: bool,
@@ -124,6 +126,7 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
             relation: relation.id,
             order,
             key: strings(changes.get(row, 2))?,
+            slots: Vec::new(),
             segments: strings(changes.get(row, 3))?,
             batched: changes.bool(row, 4),
             changes: changes.number(row, 5).unwrap_or_default(),

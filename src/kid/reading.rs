@@ -11,8 +11,10 @@ const BY_PARAMETERS: &str = "(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_ca
 /// One table of a run: what is captured, and what is read from the source.
 pub struct Reading<'a> {
     pub source: &'a Table,
-    /// The key columns in the order of the delta's k1, k2, …
+    /// The key columns, which go by the names k1, k2, …
     pub key: &'a [String],
+    /// Where the segments have each of them, from 1; empty: in the same order.
+    pub slots: &'a [usize],
     /// The columns that travel: all of the source that are not generated.
     pub columns: &'a [String],
     /// The delta segments, quoted.
@@ -37,7 +39,9 @@ impl Reading<'_> {
     fn deltas_with(&self, condition: &str, also: &str) -> String {
         let n = self.key.len();
         let news = self.news;
-        let arrays = list(n, |i| format!("coalesce(ks{0}, ARRAY[k{0}])", i + 1), ", ");
+        let slot = |i: usize| self.slots.get(i).copied().unwrap_or(i + 1);
+        let arrays = list(n, |i| format!("coalesce(ks{0}, ARRAY[k{0}])", slot(i)), ", ");
+        let columns = list(n, |i| format!("d.k{} AS k{}", slot(i), i + 1), ", ");
         let part = |i: usize| match self.batched {
             true => format!(
                 "SELECT {keys}{also} FROM (SELECT * FROM {} WHERE {condition}{news} OFFSET 0) d, LATERAL unnest({arrays}) u({plain})",
@@ -45,7 +49,7 @@ impl Reading<'_> {
                 keys = self.keys("u."),
                 plain = self.keys("")
             ),
-            false => format!("SELECT {}{also} FROM {} d WHERE {condition}{news}", self.keys(""), self.segments[i]),
+            false => format!("SELECT {columns}{also} FROM {} d WHERE {condition}{news}", self.segments[i]),
         };
         list(self.segments.len(), part, " UNION ALL ")
     }
@@ -70,7 +74,7 @@ impl Reading<'_> {
         let also = format!(", d.xid AS xid, {time} AS time, {to} AS towards");
         let left_out = settled.map_or_else(String::new, |settled| {
             format!(
-                " WHERE NOT EXISTS (SELECT FROM {settled} s WHERE {} AND d.xid < s.xmax AND d.xid <> ALL (s.xip))",
+                " WHERE NOT EXISTS (SELECT FROM {settled} s WHERE {} AND d.xid < s.ended AND d.xid <> ALL (s.running))",
                 self.same("d.", "s.")
             )
         });

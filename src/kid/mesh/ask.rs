@@ -94,10 +94,17 @@ fn completed(row: &Value, conflict: &Conflict) -> Result<Value, Error> {
         )
         .hint("Give a row as by to_jsonb."));
     }
-    whole.extend(given.clone());
     if let Value::Object(key) = &conflict.key_json {
+        if let Some((column, _)) = key.iter().find(|(column, value)| given.get(*column).is_some_and(|v| v != *value)) {
+            return Err(Error::new(
+                SqlState::INVALID_PARAMETER,
+                format!("a row in the answer has another \"{column}\" than its key"),
+            )
+            .hint("A merged row keeps the key of its conflict."));
+        }
         whole.extend(key.clone());
     }
+    whole.extend(given.clone());
     Ok(Value::Object(whole))
 }
 

@@ -46,6 +46,12 @@ impl Mesh<'_> {
         (0..self.members.len()).filter(has).collect()
     }
 
+    /// The key of a relation in the order in which it goes through this run: as on the first source.
+    pub(super) fn key_of(&self, relation: i32) -> Vec<String> {
+        let key = |at: &usize| self.members[*at].shapes.get(&relation).and_then(|t| t.key.clone());
+        self.sources().iter().find_map(key).unwrap_or_default()
+    }
+
     fn total(&self, relation: i32) -> u64 {
         self.offers.iter().flatten().filter_map(|o| o.change(relation)).map(|c| c.changes).sum()
     }

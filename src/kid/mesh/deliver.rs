@@ -152,7 +152,7 @@ impl Mesh<'_> {
             let own = self.own_keys(at, relation, kept)?;
             let name = self.relation_name(relation);
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
-            let key = table.key.clone().unwrap_or_default();
+            let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new() };
             match own {
                 None => apply::truncate_table(&writing, &name, &mut self.members[at]),
@@ -203,11 +203,12 @@ impl Mesh<'_> {
             }
         }
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
-        let key = table.key.clone().unwrap_or_default();
+        let key = self.key_of(relation);
         let columns: Vec<String> = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let reading = crate::kid::reading::Reading {
             source: &table,
             key: &key,
+            slots: &[],
             columns: &columns,
             segments: &[],
             batched: false,
@@ -271,7 +272,7 @@ impl Mesh<'_> {
     fn write(&mut self, relation: i32, written: &[Written]) -> Result<(), Broken> {
         let Some(at) = self.sources().first().copied().filter(|_| !written.is_empty()) else { return Ok(()) };
         let Some(model) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
-        let key = model.key.clone().unwrap_or_default();
+        let key = self.key_of(relation);
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
         for receiver in &mut self.members {

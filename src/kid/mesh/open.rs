@@ -195,6 +195,29 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
+    /// Every source has the columns of a key in its own order: all are read in that of the first.
+    fn order_keys(&mut self) -> Result<(), Broken> {
+        for at in self.sources() {
+            let Some(mut offer) = self.offers[at].take() else { continue };
+            for change in &mut offer.changes {
+                let key = self.key_of(change.relation);
+                let slot = |k: &String| change.key.iter().position(|own| own == k).map(|i| i + 1);
+                let slots: Option<Vec<usize>> = key.iter().map(slot).collect();
+                change.slots = slots.filter(|s| s.len() == change.key.len()).ok_or_else(|| {
+                    let name = self.relation_name(change.relation);
+                    Error::new(
+                        SqlState::WRONG_STATE,
+                        format!("table {name} has another key on db \"{}\" than on the first source", self.name(at)),
+                    )
+                    .hint("Give it the same primary key on all sources.")
+                })?;
+                change.key = key;
+            }
+            self.offers[at] = Some(offer);
+        }
+        Ok(())
+    }
+
     fn changes(&mut self) -> Result<(), Broken> {
         let sources = self.sources();
         let captured = self.plan.sync.capture_name();
@@ -222,6 +245,7 @@ impl<'a> Mesh<'a> {
             }
             offer.changes.sort_by_key(|c| c.order);
         }
+        self.order_keys()?;
         self.check()
     }
 }
@@ -280,6 +304,7 @@ fn take_change(
         relation: relation.id,
         order,
         key: strings(rows.get(row, 1))?,
+        slots: Vec::new(),
         segments: strings(rows.get(row, 2))?,
         batched: rows.bool(row, 3),
         changes: rows.number(row, 4).unwrap_or_default(),

@@ -168,10 +168,11 @@ impl Mesh<'_> {
     ) -> Result<String, Broken> {
         let table =
             self.members[at].shapes.get(&relation).ok_or_else(|| crate::kid::shape::missing(&self.plan.sync, relation))?;
-        let key = table.key.clone().unwrap_or_default();
+        let key = self.key_of(relation);
         let reading = crate::kid::reading::Reading {
             source: table,
             key: &key,
+            slots: &[],
             columns: &[],
             segments: &[],
             batched: false,
@@ -202,7 +203,7 @@ impl Mesh<'_> {
                 None => match decide::choose(&strategy, &conflict.contenders, &given) {
                     Choice::Winner(winner) => (Ruling::Winner(winner), text.clone()),
                     Choice::Nobody => (Ruling::Nobody, text.clone()),
-                    Choice::Abort => return Err(self.abort(relation, &conflict.key_json)),
+                    Choice::Abort => return Err(self.abort(relation, conflict)?),
                 },
             };
             self.carry_out(relation, conflict, ruling, by, outcome)?;
@@ -219,7 +220,17 @@ impl Mesh<'_> {
         self.place(index).and_then(|at| self.offers[at].as_ref()).map_or(i64::MIN, |o| o.latest)
     }
 
-    pub(super) fn abort(&self, relation: i32, key: &Value) -> Broken {
+    /// The conflict that stops the sync is recorded at once: nobody has won it.
+    fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
+        let stopped = self.stopped(relation, &conflict.key_json);
+        let strategy = self.strategy_of(relation);
+        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows: Value::Object(conflict.rows) };
+        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), &[decision])?;
+        Ok(stopped)
+    }
+
+    /// The error by which a conflict stops the sync.
+    pub(super) fn stopped(&self, relation: i32, key: &Value) -> Broken {
         let name = self.relation_name(relation);
         let error = Error::new(
             SqlState(*b"40000"),
@@ -280,8 +291,8 @@ impl Mesh<'_> {
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
         let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
         let create = format!(
-            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS xmax, \
-             '{{}}'::pg_catalog.int8[] AS xip FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
+            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
+             '{{}}'::pg_catalog.int8[] AS running FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));

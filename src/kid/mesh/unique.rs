@@ -27,7 +27,7 @@ impl Mesh<'_> {
         let sources = self.changed(relation);
         let Some(hub) = sources.first().copied().filter(|_| sources.len() > 1) else { return Ok(()) };
         let Some(table) = self.members[hub].shapes.get(&relation).cloned() else { return Ok(()) };
-        let key = table.key.clone().unwrap_or_default();
+        let key = self.key_of(relation);
         let indexes: Vec<UniqueIndex> = table.uniques.iter().filter(|u| !u.is_on(&key)).cloned().collect();
         if indexes.is_empty() {
             return Ok(());
@@ -126,7 +126,7 @@ impl Mesh<'_> {
         let winner = match choice {
             Choice::Abort => {
                 let shown = Value::from(group[0].key.clone());
-                return Err(self.abort(relation, &shown));
+                return Err(self.stopped(relation, &shown));
             }
             Choice::Winner(winner) => Some(winner),
             Choice::Nobody => None,
@@ -176,7 +176,7 @@ impl Mesh<'_> {
         let mut decisions = Vec::new();
         let (winner, loser) = (self.member_name(from).to_string(), self.name(at).to_string());
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(decisions) };
-        let key = table.key.clone().unwrap_or_default();
+        let key = self.key_of(relation);
         let Some(columns) = self.place(from).and_then(|place| {
             let source = self.members[place].shapes.get(&relation)?;
             Some(source.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect::<Vec<_>>())
