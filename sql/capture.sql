@@ -115,6 +115,46 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
      WHERE c.relid = p_rel OR c.relid IN (SELECT a.relid FROM pg_partition_ancestors(p_rel) a)
 $body$;
 
+-- Captures what a run writes here, for whom else it concerns: other syncs, or members that its source cannot reach any
+-- more. p_query gives the columns k1, k2, ... of p_keys, and the time of each change as "at". Nothing is written for a
+-- table that is not captured. How many were.
+CREATE OR REPLACE FUNCTION bucardo.capture_note(p_rel oid, p_keys text[], p_query text, p_origin text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    active integer;
+    n bigint;
+BEGIN
+    SELECT * INTO c FROM bucardo.capture k WHERE k.relid = p_rel;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
+    EXECUTE format('INSERT INTO %s (%s, xid, at, origin, existed) SELECT %s, pg_current_xact_id()::text::bigint, q.at, $1, true FROM (%s) q',
+        c.segments[active]::regclass,
+        (SELECT string_agg('k' || ord, ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
+        (SELECT string_agg('q.k' || array_position(p_keys, k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
+        p_query) USING p_origin;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+    RETURN n;
+END
+$body$;
+
+-- The same for a TRUNCATE.
+CREATE OR REPLACE FUNCTION bucardo.capture_note_truncate(p_rel oid, p_origin text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
+        SELECT c.relid, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
+    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+END
+$body$;
+
 -- The TRUNCATE trigger of every captured table, and of the partitions of a captured one.
 CREATE OR REPLACE FUNCTION bucardo.capture_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -535,7 +575,8 @@ BEGIN
         total := total + coalesce(c.size, 0);
         FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
                    FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip, v.sync LOOP
-            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip)));
+            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
+                AND (m.origin IS NULL OR m.origin <> ALL (w.echoes)));
             FOREACH segment IN ARRAY c.segments LOOP
                 EXIT WHEN found_one;
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
@@ -576,7 +617,7 @@ BEGIN
         SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR origin <> ALL ($1)',
             CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, g::regclass), ' UNION ALL ') INTO parts
           FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
-        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s', c.relid));
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR origin <> ALL ($1))', c.relid));
         sync := c.name; schemaname := c.s; relname := c.r;
         EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest
             USING bucardo.capture_echoes(p_control, c.name);

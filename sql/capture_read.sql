@@ -32,7 +32,7 @@ BEGIN
               JOIN bucardo.capture_sync s ON s.capture = k.id
               LEFT JOIN (SELECT b.relid AS marked, bool_or(b.kind = 'truncate') AS truncated, bool_or(b.kind = 'whole') AS whole
                            FROM bucardo.capture_mark b
-                          WHERE b.xid >= w.xmax OR b.xid = ANY (w.xip)
+                          WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR b.origin <> ALL (echoes))
                           GROUP BY b.relid) m ON m.marked = k.relid
              WHERE s.control = p_control AND s.sync = p_sync
                AND (m.marked IS NOT NULL OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
@@ -73,7 +73,7 @@ DECLARE
     newest timestamptz;
     echoes text[] := bucardo.capture_echoes(p_control, p_sync);
     committed text := CASE WHEN current_setting('track_commit_timestamp')::boolean
-        THEN 'coalesce(pg_xact_commit_timestamp((xid % 4294967296)::text::xid), at)' ELSE 'at' END;
+        THEN 'CASE WHEN origin IS NULL THEN coalesce(pg_xact_commit_timestamp((xid % 4294967296)::text::xid), at) ELSE at END' ELSE 'at' END;
 BEGIN
     FOR c IN
         SELECT k.id, k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches

@@ -94,6 +94,12 @@ pub struct Pass<'a> {
     pub excluded: HashMap<i32, String>,
     /// Whether all receivers were served up to the same place: then a row that is new is new to all.
     pub level: bool,
+    /// The receivers that capture what they get, as bits, by relation; and those of them that capture all of it, changed
+    /// or not.
+    pub noted: HashMap<i32, u64>,
+    pub relayed: u64,
+    /// The origin that such deltas are given.
+    pub origin: String,
     /// What tells this pass's staging tables from those of others in the same transactions.
     pub tag: String,
 }
@@ -110,6 +116,8 @@ pub struct Work<'a> {
     news: &'a str,
     excluded: Option<&'a str>,
     tag: &'a str,
+    /// The receivers that capture what they get.
+    noted: u64,
 }
 
 impl Work<'_> {
@@ -124,12 +132,14 @@ impl Work<'_> {
             fitting: self.fitting.as_deref(),
             news: self.news,
             excluded: self.excluded,
+            noted: self.noted != 0,
         }
     }
 
     pub fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
         let stage = format!("bucardo_stage_{}{}", self.change.relation, self.tag);
-        Ok(Writing { table: receiver.table(self.change.relation)?, key: &self.change.key, columns: &self.columns, stage })
+        let table = receiver.table(self.change.relation)?;
+        Ok(Writing { table, key: &self.change.key, columns: &self.columns, stage, noted: self.noted != 0 })
     }
 }
 
@@ -145,13 +155,18 @@ impl<'a> Pass<'a> {
             let relation = &self.sync.relations[change.order];
             let name = format!("{}.{}", relation.schema, relation.name);
             let excluded = self.excluded.get(&change.relation).map(String::as_str);
-            Ok(Work { change, table, columns, name, fitting: fitting.clone(), news: &self.news, excluded, tag: &self.tag })
+            let noted = self.noted.get(&change.relation).copied().unwrap_or(0);
+            Ok(Work { change, table, columns, name, fitting: fitting.clone(), news: &self.news, excluded, tag: &self.tag, noted })
         };
         self.changes.iter().map(one).collect()
     }
 
     pub fn is_few(&self, change: &Change) -> bool {
-        change.changes <= FEW && !change.truncated && !change.whole && !self.care.thorough
+        change.changes <= FEW
+            && !self.noted.contains_key(&change.relation)
+            && !change.truncated
+            && !change.whole
+            && !self.care.thorough
     }
 
     /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
@@ -247,6 +262,11 @@ impl<'a> Pass<'a> {
         if item.change.truncated {
             for receiver in receivers.iter_mut() {
                 truncate(item, receiver);
+                if item.noted & receiver.bit() != 0 {
+                    let Some(oid) = receiver.table(item.change.relation).ok().map(|t| t.oid) else { continue };
+                    let sql = note_truncate(oid, &self.origin);
+                    receiver.attempt_on(&item.name, |conn| conn.query(&sql));
+                }
             }
         }
         let alive = || receivers.iter().filter(|r| r.failed.is_none());
@@ -314,14 +334,25 @@ impl<'a> Pass<'a> {
         // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
         let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
         let join = if lookup { Join::Lookup } else { Join::Free };
+        let note = self.note(item, receiver);
         receiver.attempt_on(&item.name, |conn| {
             conn.query(join.settings())?;
+            if let Some(note) = note {
+                conn.query(&note)?;
+            }
             conn.pipeline_begin()?;
             for sql in &statements? {
                 conn.pipeline_add_unprepared(sql)?;
             }
             conn.pipeline_send()
         });
+    }
+
+    /// The statement by which a receiver captures what is staged, if it does.
+    pub fn note(&self, item: &Work, receiver: &Receiver) -> Option<String> {
+        let wants = item.noted & receiver.bit() != 0;
+        let all = self.relayed & receiver.bit() != 0;
+        item.writing(receiver).ok().filter(|_| wants).map(|w| w.note(all, &self.origin))
     }
 
     fn stage_statements(&self, item: &Work, writing: &Writing, merge: bool) -> Vec<String> {
@@ -348,10 +379,15 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Captures a TRUNCATE that a run brings.
+pub fn note_truncate(oid: u32, origin: &str) -> String {
+    format!("SELECT bucardo.capture_note_truncate({oid}, {})", crate::ident::quote_literal(origin))
+}
+
 /// Empties the table: by TRUNCATE where PostgreSQL allows it, else (a foreign key points to it) by DELETE.
 fn truncate(item: &Work, receiver: &mut Receiver) {
     let Some(table) = receiver.shapes.get(&item.change.relation).cloned() else { return };
-    let writing = Writing { table: &table, key: &item.change.key, columns: &item.columns, stage: String::new() };
+    let writing = Writing { table: &table, key: &item.change.key, columns: &item.columns, stage: String::new(), noted: false };
     truncate_table(&writing, &item.name, receiver);
 }
 

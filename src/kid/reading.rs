@@ -27,7 +27,13 @@ pub struct Reading<'a> {
     pub news: &'a str,
     /// A table of keys that are left out, whatever happened to them.
     pub excluded: Option<&'a str>,
+    /// Whether the time of each change travels too, for receivers that capture it.
+    pub noted: bool,
 }
+
+/// The time of a delta, whether the server keeps the times of commits or not.
+const TIME: &str = "CASE WHEN d.origin IS NULL AND pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool \
+    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
 
 impl Reading<'_> {
     /// The key columns k1, k2, … of a table of keys.
@@ -65,6 +71,16 @@ impl Reading<'_> {
             Some(excluded) => format!("SELECT {plain} FROM ({deltas}) d EXCEPT SELECT {plain} FROM {excluded}"),
             None => format!("SELECT DISTINCT {plain} FROM ({deltas}) d"),
         }
+    }
+
+    /// The same with the time of each key's last change.
+    fn distinct_timed(&self, condition: &str) -> String {
+        let plain = self.keys("");
+        let left_out = self.excluded.map_or_else(String::new, |excluded| {
+            format!(" WHERE NOT EXISTS (SELECT FROM {excluded} x WHERE {})", self.same("d.", "x."))
+        });
+        let deltas = self.deltas_with(condition, &format!(", {TIME} AS at"));
+        format!("SELECT {plain}, max(d.at) AS at FROM ({deltas}) d{left_out} GROUP BY {plain}")
     }
 
     /// The keys of the window, each once, with the time of its last change (microseconds since 1970) and with the members
@@ -206,13 +222,14 @@ impl Reading<'_> {
     /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns.
     pub fn many(&self, window: &Window, join: Join, binary: bool) -> String {
         format!(
-            "{join}COPY (SELECT {keys}, t.alive, {columns} FROM ({distinct}) k \
+            "{join}COPY (SELECT {keys}, t.alive, {columns}{at} FROM ({distinct}) k \
              LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}{fits}) TO STDOUT{format}",
             join = join.settings(),
             fits = self.fits("t.alive"),
             keys = self.keys("k."),
             columns = self.select_columns(),
-            distinct = self.distinct(&window.condition()),
+            at = if self.noted { ", k.at" } else { "" },
+            distinct = if self.noted { self.distinct_timed(&window.condition()) } else { self.distinct(&window.condition()) },
             only = self.source.only,
             on = self.matches(),
             format = format_of(binary),
@@ -239,9 +256,10 @@ impl Reading<'_> {
     pub fn whole(&self, binary: bool) -> String {
         let keys = list(self.key.len(), |i| format!("t.{}", quote_ident(&self.key[i])), ", ");
         format!(
-            "{}COPY (SELECT {keys}, true, {} FROM {} t) TO STDOUT{}",
+            "{}COPY (SELECT {keys}, true, {}{} FROM {} t) TO STDOUT{}",
             Join::Free.settings(),
             self.select_columns(),
+            if self.noted { ", pg_catalog.now()" } else { "" },
             self.source.only,
             format_of(binary)
         )

@@ -110,6 +110,20 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     }
 }
 
+/// What deltas are marked with that a run writes for other syncs: through which sync they came, and from whom.
+pub(super) fn origin(plan: &Plan, source: usize) -> String {
+    format!("{}:{}:{}", plan.control, plan.sync.capture_name(), plan.sync.members[source].db.name)
+}
+
+/// The members that capture what they get because `makedelta` says so, as bits, by relation.
+pub(super) fn noted(sync: &Sync) -> HashMap<i32, u64> {
+    let wants = |r: &crate::catalog::sync::Relation| {
+        let one = |(i, m): (usize, &crate::catalog::sync::Member)| u64::from(r.makedelta.unwrap_or(m.db.makedelta)) << i;
+        (r.id, sync.members.iter().enumerate().map(one).fold(0, |a, b| a | b))
+    };
+    sync.relations.iter().filter(|r| !r.is_sequence).map(wants).filter(|(_, bits)| *bits != 0).collect()
+}
+
 /// The members that are active, as bits.
 pub(super) fn active(sync: &Sync) -> u64 {
     sync.members.iter().enumerate().filter(|(_, m)| m.db.active).fold(0, |bits, (i, _)| bits | (1 << i))
@@ -239,6 +253,9 @@ fn serve(
         news: String::new(),
         excluded: HashMap::new(),
         level: true,
+        noted: noted(&plan.sync),
+        relayed: 0,
+        origin: origin(plan, plan.sync.members.iter().position(|m| m.role == Role::Source).unwrap_or(0)),
         tag: String::new(),
     };
     pass.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;

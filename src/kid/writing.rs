@@ -3,7 +3,7 @@
 
 use super::shape::Table;
 use super::statements::{format_of, list};
-use crate::ident::quote_ident;
+use crate::ident::{quote_ident, quote_literal};
 
 /// One table of a run on one receiver.
 pub struct Writing<'a> {
@@ -13,6 +13,8 @@ pub struct Writing<'a> {
     pub columns: &'a [String],
     /// The name of the staging table.
     pub stage: String,
+    /// Whether the time of each change comes too.
+    pub noted: bool,
 }
 
 impl Writing<'_> {
@@ -140,8 +142,34 @@ impl Writing<'_> {
         let keys = list(self.key.len(), |i| format!("t.{} AS k{}", quote_ident(&self.key[i]), i + 1), ", ");
         let columns = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
         format!(
-            "CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {keys}, true AS alive, {columns} FROM {} t WITH NO DATA",
-            self.stage, self.table.only
+            "CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {keys}, true AS alive, {columns}{} FROM {} t WITH NO DATA",
+            self.stage,
+            if self.noted { ", NULL::pg_catalog.timestamptz AS at" } else { "" },
+            self.table.only
+        )
+    }
+
+    /// Captures what is staged: all of it, or only what will change a row. To be called before anything is written.
+    pub fn note(&self, all: bool, origin: &str) -> String {
+        let keys = list(self.key.len(), |i| format!("s.k{}", i + 1), ", ");
+        let changed = match (all, self.key.first()) {
+            (false, Some(first)) => format!(
+                " LEFT JOIN {} t ON {} WHERE CASE WHEN s.alive THEN t.{first} IS NULL OR {} ELSE t.{first} IS NOT NULL END",
+                self.table.only,
+                self.on_stage(),
+                self.differs(&self.stored(), Self::staged),
+                first = quote_ident(first)
+            ),
+            _ => String::new(),
+        };
+        let query = format!("SELECT {keys}, s.at FROM {} s{changed}", self.stage_name());
+        let names: Vec<&str> = self.key.iter().map(String::as_str).collect();
+        format!(
+            "SELECT bucardo.capture_note({}, {}, {}, {})",
+            self.table.oid,
+            quote_literal(&super::gather::text_array(&names)),
+            quote_literal(&query),
+            quote_literal(origin)
         )
     }
 

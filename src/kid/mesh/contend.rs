@@ -73,7 +73,37 @@ impl Mesh<'_> {
     /// Whether the changes of a relation travel with their rows at once.
     pub(super) fn is_few(&self, relation: i32) -> bool {
         let copied = self.offers.iter().flatten().any(|o| o.copy_all != 0 || o.copy_empty != 0);
-        self.total(relation) <= FEW && !copied && !self.care.thorough && !self.is_special(relation) && self.is_exact(relation)
+        self.total(relation) <= FEW
+            && !copied
+            && !self.noted().contains_key(&relation)
+            && !self.care.thorough
+            && !self.is_special(relation)
+            && self.is_exact(relation)
+    }
+
+    /// The members that capture what they get, by relation: because `makedelta` says so, or for members that are away,
+    /// whom the change may reach only through them.
+    pub(super) fn noted(&self) -> HashMap<i32, u64> {
+        let mut noted = crate::kid::run::noted(&self.plan.sync);
+        let relayed = self.relayed();
+        if relayed != 0 {
+            for relation in self.plan.sync.relations.iter().filter(|r| !r.is_sequence) {
+                *noted.entry(relation.id).or_default() |= relayed;
+            }
+        }
+        noted
+    }
+
+    /// The sources that keep what they get for members that do not take part.
+    pub(super) fn relayed(&self) -> u64 {
+        if self.members.len() == self.plan.sync.members.len() {
+            return 0;
+        }
+        self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit())
+    }
+
+    pub(super) fn origin(&self, source: usize) -> String {
+        crate::kid::run::origin(self.plan, source)
     }
 
     /// Whether equal keys have equal texts on every source.
@@ -99,6 +129,9 @@ impl Mesh<'_> {
             news: self.news(),
             excluded: HashMap::new(),
             level: offer.is_level(),
+            noted: HashMap::new(),
+            relayed: 0,
+            origin: String::new(),
             tag: String::new(),
         })
     }

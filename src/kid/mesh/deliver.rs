@@ -117,6 +117,9 @@ impl Mesh<'_> {
             news,
             excluded,
             level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
+            noted: self.noted(),
+            relayed: self.relayed(),
+            origin: self.origin(from.index),
             tag: format!("_{at}"),
         };
         let others = &mut self.members;
@@ -153,7 +156,7 @@ impl Mesh<'_> {
             let name = self.relation_name(relation);
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
             let key = self.key_of(relation);
-            let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new() };
+            let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
             match own {
                 None => apply::truncate_table(&writing, &name, &mut self.members[at]),
                 Some(own) => {
@@ -215,6 +218,7 @@ impl Mesh<'_> {
             fitting: None,
             news: "",
             excluded: None,
+            noted: false,
         };
         let out = reading.whole(false);
         self.apart(at, towards, |from, receivers| {
@@ -222,20 +226,20 @@ impl Mesh<'_> {
                 r.shapes.get(&relation).cloned().map(|t| (t, format!("bucardo_stage_{relation}_whole")))
             };
             for receiver in receivers.iter_mut() {
-                let create =
-                    writing(receiver).map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage }.create_stage());
+                let create = writing(receiver)
+                    .map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage, noted: false }.create_stage());
                 receiver.attempt_on(&name, |conn| conn.query(&create.unwrap_or_default()));
             }
             let into = |r: &Receiver| {
                 writing(r)
-                    .map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage }.copy_stage(false))
+                    .map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage, noted: false }.copy_stage(false))
                     .unwrap_or_default()
             };
             let copied = stream::stream(&mut from.session.conn, &out, receivers, &name, into);
             from.attempt(|_| copied);
             for receiver in receivers.iter_mut() {
                 let Some((t, stage)) = writing(receiver) else { continue };
-                let writing = Writing { table: &t, key: &key, columns: &columns, stage };
+                let writing = Writing { table: &t, key: &key, columns: &columns, stage, noted: false };
                 let merge = receiver.session.conn.version() >= 150_000;
                 let spare = own.get(&receiver.bit()).map(String::as_str);
                 for (deletes, sql) in writing.apply_whole(merge, spare) {
@@ -277,7 +281,7 @@ impl Mesh<'_> {
         let name = self.relation_name(relation);
         for receiver in &mut self.members {
             let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
-            let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new() };
+            let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
             for one in written {
                 let done = receiver.attempt_on(&name, |conn| write_one(conn, &writing, one));
                 if let Some((upserts, deletes)) = done {

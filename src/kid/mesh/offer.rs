@@ -91,13 +91,13 @@ impl Offer {
 
     /// The expression for the time of a delta `d`.
     pub fn time(&self) -> &'static str {
-        if self.commit_times {
-            "coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at)"
-        } else {
-            "d.at"
-        }
+        if self.commit_times { COMMITTED } else { "d.at" }
     }
 }
+
+/// What was written for another sync keeps the time of the original change.
+const COMMITTED: &str = "CASE WHEN d.origin IS NULL \
+    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
 
 /// The window that holds what any of these holds: from the lowest end on, and whatever ran for any of them.
 pub fn union(windows: &[(usize, Window)]) -> Window {

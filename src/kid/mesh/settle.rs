@@ -179,6 +179,7 @@ impl Mesh<'_> {
             fitting: None,
             news: "",
             excluded: None,
+            noted: false,
         };
         Ok(body(&reading))
     }

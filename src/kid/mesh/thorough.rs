@@ -16,6 +16,7 @@ struct Staged {
     /// The source, likewise.
     source: usize,
     stage: String,
+    note: Option<String>,
     deletes: Vec<String>,
     inserts: Vec<String>,
 }
@@ -36,6 +37,9 @@ impl Mesh<'_> {
             let Some(at) = self.place(one.receiver) else { continue };
             let member = &mut self.members[at];
             member.attempt(|conn| conn.query(Join::Free.settings()));
+            if let Some(note) = &one.note {
+                member.attempt_on(&name, |conn| conn.query(note));
+            }
             for (i, sql) in one.deletes.iter().enumerate() {
                 let rows = member.attempt_on(&name, |conn| conn.query(sql));
                 // Only the first deletes for good; what the others delete comes back.
@@ -85,6 +89,9 @@ impl Mesh<'_> {
             news,
             excluded,
             level: false,
+            noted: self.noted(),
+            relayed: self.relayed(),
+            origin: self.origin(from.index),
             tag: format!("_{at}"),
         };
         let others = &mut self.members;
@@ -96,7 +103,8 @@ impl Mesh<'_> {
                 let mut deletes = writing.apply_stage_thoroughly();
                 let inserts = deletes.split_off(3);
                 let stage = writing.stage.clone();
-                staged.push(Staged { receiver: receiver.index, source: from.index, stage, deletes, inserts });
+                let note = pass.note(item, receiver);
+                staged.push(Staged { receiver: receiver.index, source: from.index, stage, note, deletes, inserts });
             }
             Ok(())
         });
