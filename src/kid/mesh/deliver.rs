@@ -154,6 +154,7 @@ impl Mesh<'_> {
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
             let own = self.own_keys(at, relation, kept)?;
             let name = self.relation_name(relation);
+            self.note_truncate(at, relation);
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
@@ -168,6 +169,17 @@ impl Mesh<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A member that captures what it gets captures a TRUNCATE too.
+    fn note_truncate(&mut self, at: usize, relation: i32) {
+        if self.noted().get(&relation).copied().unwrap_or(0) & self.members[at].bit() == 0 {
+            return;
+        }
+        let by = self.offers.iter().position(|o| o.as_ref().is_some_and(|o| o.truncated.contains_key(&relation)));
+        let (Some(by), Some(oid)) = (by, self.members[at].shapes.get(&relation).map(|t| t.oid)) else { return };
+        let sql = apply::note_truncate(oid, &self.origin(self.members[by].index));
+        self.members[at].attempt(|conn| conn.query(&sql));
     }
 
     /// The statement for the keys that a member has changed itself and does not keep to itself.
@@ -346,7 +358,11 @@ impl Mesh<'_> {
     fn commit(&mut self, decisions: &[Decision], progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
         let sync = self.plan.sync.name.clone();
-        let recorded = record::record(self.run, &sync, |r| self.relation_name(r), decisions)?;
+        record::record(self.run, &sync, |r| self.relation_name(r), decisions)?;
+        // Until it is known that all have committed, the members must be asked.
+        if !decisions.is_empty() {
+            self.plan.doubt.get_or_insert_default().push(self.run);
+        }
         for member in &mut self.members {
             member.attempt(|conn| conn.send("COMMIT"));
             fault::point("kid.between_commits")?;
@@ -358,9 +374,13 @@ impl Mesh<'_> {
             }
         }
         fault::point("kid.after_commit")?;
-        match recorded {
-            Some(first) if committed == 0 => record::take_back(self.run, first)?,
-            _ => progress.conflicts += decisions.len() as u64,
+        if committed != 0 {
+            progress.conflicts += decisions.len() as u64;
+        }
+        if self.members.iter().all(|m| m.failed.is_none()) {
+            for run in self.plan.doubt.iter_mut().flat_map(std::mem::take).filter(|run| *run != self.run) {
+                record::close(&sync, run)?;
+            }
         }
         Ok(committed)
     }

@@ -15,6 +15,7 @@ use crate::kid::members::{self, Pool};
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::run::{Failure, Plan};
+use crate::kid::statements::Window;
 use crate::libpq::Rows;
 
 /// A member's snapshot, who it is, and whether it keeps the times of commits.
@@ -130,20 +131,47 @@ impl<'a> Mesh<'a> {
         Ok(begun)
     }
 
-    /// What runs that died have recorded holds if a member has committed it, and is forgotten if all say that none has.
+    /// What runs that died have recorded holds if a member has committed it: then it is carried to the others, and not
+    /// decided again. It is forgotten if all say that none has.
     fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
         let all_there = self.sources().len() == self.plan.sync.sources().count();
-        let Some(doubt) = self.plan.doubt.as_mut().filter(|d| !d.is_empty()) else { return Ok(()) };
-        let committed: HashSet<i64> = begun
-            .iter()
-            .flatten()
-            .filter_map(|b| b.progress.as_ref())
-            .flat_map(|rows| (0..rows.len()).filter_map(|row| rows.number(row, 3)))
-            .collect();
-        doubt.retain(|run| !committed.contains(run));
-        if all_there {
-            for run in std::mem::take(doubt) {
+        let Some(doubt) = self.plan.doubt.clone().filter(|d| !d.is_empty()) else { return Ok(()) };
+        let progress = || begun.iter().flatten().filter_map(|b| b.progress.as_ref());
+        let last: Option<i64> = progress().flat_map(|rows| (0..rows.len()).filter_map(|row| rows.number(row, 3))).max();
+        for run in doubt {
+            if last.is_some_and(|last| last >= run) {
+                let served: HashMap<String, Window> = progress()
+                    .flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)))
+                    .filter(|(rows, row)| rows.number(*row, 3) == Some(run))
+                    .map(|(rows, row)| (rows.text(row, 0), window(&rows.text(row, 1))))
+                    .collect();
+                self.carry_on(run, &served)?;
+            } else if all_there {
                 super::record::forget_run(&self.plan.sync.name, run)?;
+                self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != run));
+            }
+        }
+        Ok(())
+    }
+
+    /// The changes that lost in a run which some members have committed have lost for the others too.
+    fn carry_on(&mut self, run: i64, served: &HashMap<String, Window>) -> Result<(), Broken> {
+        for decision in super::record::decided(&self.plan.sync.name, run)? {
+            let found = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == decision.relation);
+            let Some(relation) = found.map(|r| r.id) else { continue };
+            let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(decision.key.get(k)?)).collect();
+            let Some(key) = texts else { continue };
+            for at in self.sources() {
+                let name = self.name(at).to_string();
+                let (Some(snapshot), Some(oid)) = (served.get(&name), self.members[at].shapes.get(&relation).map(|t| t.oid))
+                else {
+                    continue;
+                };
+                if decision.lost.contains(&name)
+                    && let Some(offer) = &mut self.offers[at]
+                {
+                    offer.settled.entry(oid).or_default().push(Settled { snapshot: snapshot.clone(), keys: vec![key.clone()] });
+                }
             }
         }
         Ok(())
@@ -197,10 +225,12 @@ impl<'a> Mesh<'a> {
 
     /// Every source has the columns of a key in its own order: all are read in that of the first.
     fn order_keys(&mut self) -> Result<(), Broken> {
+        let keys: HashMap<i32, Vec<String>> =
+            self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| (c.relation, self.key_of(c.relation))).collect();
         for at in self.sources() {
             let Some(mut offer) = self.offers[at].take() else { continue };
             for change in &mut offer.changes {
-                let key = self.key_of(change.relation);
+                let key = keys.get(&change.relation).cloned().unwrap_or_default();
                 let slot = |k: &String| change.key.iter().position(|own| own == k).map(|i| i + 1);
                 let slots: Option<Vec<usize>> = key.iter().map(slot).collect();
                 change.slots = slots.filter(|s| s.len() == change.key.len()).ok_or_else(|| {
@@ -334,4 +364,14 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
 pub(super) fn keys_json(keys: &[Vec<String>]) -> String {
     let all: Vec<Value> = keys.iter().map(|k| Value::from(k.clone())).collect();
     Value::from(all).to_string()
+}
+
+/// A value of a key as text that casts to its type; None: it has none.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
 }
