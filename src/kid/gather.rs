@@ -63,7 +63,7 @@ pub struct Asker<'a> {
     pub source: usize,
 }
 
-const TRACK: &str = "SELECT member, served FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
@@ -87,8 +87,19 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
     let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
         return Err(Error::internal("the source's answer was not complete"));
     };
+    let copied = |row: usize| track.get(row, 2).is_some() && track.get(row, 0).is_some_and(|m| wanted.contains(&m));
+    if (0..track.len()).any(copied) {
+        return Err(Error::internal(WANTS_COPY));
+    }
     let groups = groups(sync, members, &track, &changes, shapes)?;
     Ok(Gathered { snapshot: snapshot.text(0, 0), groups, sequences: answers.next() })
+}
+
+const WANTS_COPY: &str = "a receiver gets whole tables";
+
+/// Whether a run ended at once because a receiver gets whole tables.
+pub fn wants_copy(error: &Error) -> bool {
+    error.code == SqlState::INTERNAL && error.message == WANTS_COPY
 }
 
 /// How the transactions of a run begin.

@@ -252,6 +252,16 @@ impl Reading<'_> {
         )
     }
 
+    /// All rows of the table, as COPY of the bare columns.
+    pub fn bare(&self, binary: bool) -> String {
+        // A plain COPY of the table is quicker than one of a query, but leaves out the rows of partitions.
+        let format = format_of(binary);
+        match self.source.only.starts_with("ONLY ") {
+            true => format!("COPY {} ({}) TO STDOUT{format}", self.source.name, self.column_list()),
+            false => format!("COPY (SELECT {} FROM {} t) TO STDOUT{format}", self.select_columns(), self.source.only),
+        }
+    }
+
     /// All rows of the table, in the form of [`Reading::many`].
     pub fn whole(&self, binary: bool) -> String {
         let keys = list(self.key.len(), |i| format!("t.{}", quote_ident(&self.key[i])), ", ");

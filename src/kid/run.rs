@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::apply::{Counts, Pass, Receiver};
+use super::copy;
 use super::gather::{self, Asker, Gathered, Group};
 use super::members::{self, Pool, Session};
 use super::mend;
@@ -68,6 +69,10 @@ impl Plan {
 
 /// Runs the sync for the given receivers and fills in how it went.
 pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) {
+    if let Err(error) = copy::begin(plan, pool) {
+        let away = plan.sync.members.iter().position(|m| m.role == Role::Source).filter(|_| retry::is_away(error.code));
+        return progress.failed(away.map_or(0, |i| 1 << i), error);
+    }
     if plan.sync.sources().count() > 1 {
         return mesh::run(plan, pool, members, progress);
     }
@@ -82,6 +87,8 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         progress.attempts += 1;
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
+            // Whole tables are copied as between several sources.
+            Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, members, progress),
             Err((error, fresh)) => {
                 forget(plan, &error);
                 match retry::judge(&error, attempt, care, fresh) {

@@ -278,6 +278,7 @@ impl Master {
         entry.controller.active = sync.active && sources_active;
         entry.controller.paused = sync.paused;
         entry.controller.checktime = sync.checktime;
+        entry.controller.changed |= sync.onetimecopy != 0 && sync.autokick;
         entry.controller.mesh = sync.sources().count() > 1;
         if entry.sync.members != sync.members || entry.controller.members != members {
             entry.controller.set_members(members);

@@ -8,11 +8,11 @@ use super::settle::{Decision, Outcome, Written};
 use super::{Broken, Mesh, record};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::kid::apply::{self, Pass, Receiver};
+use crate::kid::apply::{self, Pass};
 use crate::kid::gather::text_array;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
-use crate::kid::{progress as track, sequence, stream};
+use crate::kid::{progress as track, sequence};
 use crate::libpq::Rows;
 use crate::master::slot::Phase;
 
@@ -183,7 +183,12 @@ impl Mesh<'_> {
     }
 
     /// The statement for the keys that a member has changed itself and does not keep to itself.
-    fn own_keys(&self, at: usize, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<Option<String>, Broken> {
+    pub(super) fn own_keys(
+        &self,
+        at: usize,
+        relation: i32,
+        kept: &HashMap<(usize, i32), String>,
+    ) -> Result<Option<String>, Broken> {
         if !self.changed(relation).contains(&at) {
             return Ok(None);
         }
@@ -193,95 +198,6 @@ impl Mesh<'_> {
             reading.distinct(&offer.union().condition())
         })?;
         Ok(own)
-    }
-
-    /// Copies a whole table where that is wanted: a new member, or a source that does not know what has changed. Of several
-    /// such sources the first is the model.
-    fn copy_whole(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
-        let wants =
-            |offer: &super::offer::Offer| offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all | offer.copy_empty;
-        let Some(at) = (0..self.members.len()).find(|at| self.offers[*at].as_ref().is_some_and(|o| wants(o) != 0)) else {
-            return Ok(());
-        };
-        let Some(offer) = &self.offers[at] else { return Ok(()) };
-        let sure = offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all;
-        let mut towards = sure | offer.copy_empty;
-        let name = self.relation_name(relation);
-        let mut own = HashMap::new();
-        for to in (0..self.members.len()).filter(|to| *to != at).collect::<Vec<_>>() {
-            let bit = self.members[to].bit();
-            if towards & bit != 0 && sure & bit == 0 && !self.is_empty(to, relation) {
-                towards &= !bit;
-            }
-            if let Some(keys) = self.own_keys(to, relation, kept)? {
-                own.insert(bit, keys);
-            }
-        }
-        let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
-        let key = self.key_of(relation);
-        let columns: Vec<String> = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
-        let reading = crate::kid::reading::Reading {
-            source: &table,
-            key: &key,
-            slots: &[],
-            columns: &columns,
-            segments: &[],
-            batched: false,
-            fitting: None,
-            news: "",
-            excluded: None,
-            noted: false,
-        };
-        let out = reading.whole(false);
-        self.apart(at, towards, |from, receivers| {
-            let writing = |r: &Receiver| -> Option<(crate::kid::shape::Table, String)> {
-                r.shapes.get(&relation).cloned().map(|t| (t, format!("bucardo_stage_{relation}_whole")))
-            };
-            for receiver in receivers.iter_mut() {
-                let create = writing(receiver)
-                    .map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage, noted: false }.create_stage());
-                receiver.attempt_on(&name, |conn| conn.query(&create.unwrap_or_default()));
-            }
-            let into = |r: &Receiver| {
-                writing(r)
-                    .map(|(t, stage)| Writing { table: &t, key: &key, columns: &columns, stage, noted: false }.copy_stage(false))
-                    .unwrap_or_default()
-            };
-            let copied = stream::stream(&mut from.session.conn, &out, receivers, &name, into);
-            from.attempt(|_| copied);
-            for receiver in receivers.iter_mut() {
-                let Some((t, stage)) = writing(receiver) else { continue };
-                let writing = Writing { table: &t, key: &key, columns: &columns, stage, noted: false };
-                let merge = receiver.session.conn.version() >= 150_000;
-                let spare = own.get(&receiver.bit()).map(String::as_str);
-                for (deletes, sql) in writing.apply_whole(merge, spare) {
-                    let Some(rows) = receiver.attempt_on(&name, |conn| conn.query(&sql)) else { break };
-                    match deletes {
-                        true => receiver.counts.deletes += rows.affected(),
-                        false => receiver.counts.upserts += rows.affected(),
-                    }
-                }
-            }
-        });
-        self.check()
-    }
-
-    fn is_empty(&mut self, at: usize, relation: i32) -> bool {
-        let Some(only) = self.members[at].shapes.get(&relation).map(|t| t.only.clone()) else { return false };
-        let asked = self.members[at].attempt(|conn| conn.query(&format!("SELECT NOT EXISTS (SELECT FROM {only})")));
-        asked.is_some_and(|rows| rows.bool(0, 0))
-    }
-
-    /// Calls with one source and some of the other members.
-    fn apart<T>(&mut self, at: usize, towards: u64, body: impl FnOnce(&mut Receiver, &mut [Receiver]) -> T) -> T {
-        let mut all = std::mem::take(&mut self.members);
-        let mut from = all.remove(at);
-        let (mut chosen, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|r| r.bit() & towards != 0);
-        let answer = body(&mut from, &mut chosen);
-        let mut all: Vec<Receiver> = rest.into_iter().chain(chosen).chain([from]).collect();
-        all.sort_by_key(|r| r.index);
-        self.members = all;
-        answer
     }
 
     /// Writes rows that no source has as they are, on every member.

@@ -13,6 +13,7 @@ mod record;
 mod settle;
 mod thorough;
 mod unique;
+mod whole;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub(super) struct Mesh<'a> {
     members: Vec<Receiver>,
     /// For each of `members`: what it has for the others; None for a pure target.
     offers: Vec<Option<Offer>>,
+    /// The relations that were copied whole, and to which members.
+    copied: Vec<(i32, u64)>,
 }
 
 /// What ends an attempt before anything is committed.
@@ -146,6 +149,7 @@ fn one_attempt(
         progress.phase(Phase::Mark);
         crate::fault::point("kid.before_mark")?;
         mesh.mark(served);
+        mesh.after_copy();
         crate::fault::point("kid.after_mark")?;
     }
     let Mesh { members, .. } = mesh;

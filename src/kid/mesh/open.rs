@@ -58,7 +58,7 @@ impl<'a> Mesh<'a> {
             offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
         }
         let (run, attempt) = (progress.run, progress.attempts);
-        (Self { plan, care, run, attempt, members: opened, offers }, failures)
+        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new() }, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {
