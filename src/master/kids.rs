@@ -95,6 +95,7 @@ impl Kids {
             let slot = &mut shared.kids[kid.slot];
             slot.sync = sync;
             slot.members = job.members;
+            slot.main = job.main;
             slot.last = last;
             slot.close = !manners.stayalive;
             slot.state = KidState::Assigned;

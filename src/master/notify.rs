@@ -9,7 +9,7 @@ use pgrx::{PgXactCallbackEvent, register_xact_callback};
 use super::slot::{Shared, Text, UndoSlot};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::hook::Statement;
-use crate::pg::{latch, shmem, worker};
+use crate::pg::{latch, shmem, spi, worker};
 
 /// Says 55000 with the setting to change when the library was not preloaded.
 pub fn require_preload() -> Result<()> {
@@ -162,10 +162,10 @@ fn end_workers(db: u32, with_master: bool) {
     }
 }
 
-/// Says 55000 when the master of this database is stopped.
+/// Says 55000 when the master of this database is stopped. What the catalog says counts: soon after the start of the
+/// server a master that shall run may not be there yet, and one that shall not may be about to learn it.
 pub fn require_master() -> Result<()> {
-    let db = shmem::my_database();
-    if shmem::read(|s| s.masters.iter().any(|m| m.db == db && m.wanted && !m.stop)) {
+    if spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])? != Some(true) {
         return Ok(());
     }
     Err(Error::new(SqlState::WRONG_STATE, "bucardo is stopped in this database").hint("SELECT bucardo.start();"))
