@@ -100,7 +100,7 @@ impl Mesh<'_> {
         progress: &mut Progress,
     ) -> Result<(), Broken> {
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
-        let news = self.news();
+        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
         let few_relations: Vec<i32> = few.keys().filter(|(place, _)| *place == at).map(|(_, r)| *r).collect();
         let Some(offer) = self.offers[at].take() else { return Ok(()) };
         let mut from = self.members.remove(at);
@@ -117,9 +117,9 @@ impl Mesh<'_> {
             news,
             excluded,
             level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
-            noted: self.noted(),
-            relayed: self.relayed(),
-            origin: self.origin(from.index),
+            noted,
+            relayed,
+            origin,
             tag: format!("_{at}"),
         };
         let others = &mut self.members;

@@ -72,7 +72,7 @@ impl Mesh<'_> {
         kept: &HashMap<(usize, i32), String>,
         staged: &mut Vec<Staged>,
     ) -> Result<(), Broken> {
-        let news = self.news();
+        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
         let excluded = kept.get(&(at, relation)).map(|t| (relation, t.clone())).into_iter().collect();
         let Some(offer) = self.offers[at].take() else { return Ok(()) };
         let mut from = self.members.remove(at);
@@ -89,9 +89,9 @@ impl Mesh<'_> {
             news,
             excluded,
             level: false,
-            noted: self.noted(),
-            relayed: self.relayed(),
-            origin: self.origin(from.index),
+            noted,
+            relayed,
+            origin,
             tag: format!("_{at}"),
         };
         let others = &mut self.members;
