@@ -11,6 +11,18 @@ use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_ident;
 use crate::libpq::{Conn, Rows};
 
+/// A foreign key on one member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The table that it refers to.
+    pub parent: u32,
+    pub columns: Vec<String>,
+    /// The parent's columns, in the same order.
+    pub to: Vec<String>,
+    /// Whether a row whose parent goes only loses the reference.
+    pub set_null: bool,
+}
+
 /// A unique index on one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UniqueIndex {
@@ -103,6 +115,8 @@ pub struct Table {
     pub unique: Vec<Vec<String>>,
     /// All unique indexes, whatever they are over.
     pub uniques: Vec<UniqueIndex>,
+    /// What its rows refer to.
+    pub references: Vec<ForeignKey>,
     pub fingerprint: String,
     /// How many rows it has, as its statistics say; at least 1.
     pub rows: u64,
@@ -167,6 +181,26 @@ const UNIQUES: &str = "SELECT i.indrelid, \
         OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
             AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))) \
     FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
+
+/// The foreign keys among tables: table, parent, columns, the parent's columns, whether a deletion sets them to null.
+const REFERENCES: &str = "SELECT c.conrelid, c.confrelid, \
+    to_json(ARRAY(SELECT a.attname FROM unnest(c.conkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
+        ON a.attrelid = c.conrelid AND a.attnum = u.n ORDER BY u.ord)), \
+    to_json(ARRAY(SELECT a.attname FROM unnest(c.confkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
+        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), c.confdeltype = 'n' \
+    FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1::pg_catalog.oid[]) \
+    AND c.confrelid = ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
+
+fn references(rows: &Rows) -> HashMap<u32, Vec<ForeignKey>> {
+    let mut all: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
+    let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
+    for row in 0..rows.len() {
+        let (parent, set_null) = (rows.number(row, 1).unwrap_or_default(), rows.bool(row, 4));
+        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), set_null };
+        all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(key);
+    }
+    all
+}
 
 fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
     let mut all: HashMap<u32, Vec<UniqueIndex>> = HashMap::new();
@@ -236,6 +270,7 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
     let oids = oid_array(described.iter().flatten().map(|d| d.oid));
     let fingerprints = read_fingerprints(&conn.query_params(FINGERPRINT, &[Some(&oids)])?);
     let operators = conn.query_params(EQUALS, &[Some(&oids)])?;
+    let mut references = references(&conn.query_params(REFERENCES, &[Some(&oids)])?);
     let mut uniques = uniques(&conn.query_params(UNIQUES, &[Some(&oids)])?);
     let mut equals: HashMap<u32, HashMap<String, String>> = HashMap::new();
     for i in 0..operators.len() {
@@ -249,7 +284,8 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
             let fingerprint = fingerprints.get(&d.oid).cloned().unwrap_or_default();
             let equals = equals.remove(&d.oid).unwrap_or_default();
             let uniques = uniques.remove(&d.oid).unwrap_or_default();
-            shapes.insert(relation.id, Table { uniques, ..table(relation, d, equals, fingerprint) });
+            let references = references.remove(&d.oid).unwrap_or_default();
+            shapes.insert(relation.id, Table { uniques, references, ..table(relation, d, equals, fingerprint) });
         }
     }
     Ok(shapes)
@@ -263,5 +299,17 @@ fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fin
     if !d.primary_key.is_empty() {
         unique.push(d.primary_key);
     }
-    Table { oid: d.oid, name, only, columns: d.columns, equals, key, unique, uniques: Vec::new(), fingerprint, rows: d.rows }
+    Table {
+        oid: d.oid,
+        name,
+        only,
+        columns: d.columns,
+        equals,
+        key,
+        unique,
+        uniques: Vec::new(),
+        references: Vec::new(),
+        fingerprint,
+        rows: d.rows,
+    }
 }

@@ -87,6 +87,7 @@ impl Mesh<'_> {
             self.note_lost(*relation, &outcome)?;
             decisions.extend(outcome.decisions);
         }
+        decisions.extend(self.adopt_orphans(relations)?);
         Ok(decisions)
     }
 
@@ -201,7 +202,7 @@ impl Mesh<'_> {
     }
 
     /// Writes rows that no source has as they are, on every member.
-    fn write(&mut self, relation: i32, written: &[Written]) -> Result<(), Broken> {
+    pub(super) fn write(&mut self, relation: i32, written: &[Written]) -> Result<(), Broken> {
         let Some(at) = self.sources().first().copied().filter(|_| !written.is_empty()) else { return Ok(()) };
         let Some(model) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let key = self.key_of(relation);

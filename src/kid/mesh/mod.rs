@@ -7,6 +7,7 @@ mod ask;
 mod contend;
 mod decide;
 mod deliver;
+mod foreign;
 mod offer;
 mod open;
 mod record;
