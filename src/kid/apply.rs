@@ -274,8 +274,12 @@ impl<'a> Pass<'a> {
             r.session.conn.version() / 10_000 == self.source_version / 10_000
                 && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
         });
-        let all_new =
-            self.level && item.change.existed == 0 && item.change.changes > 0 && !item.change.whole && !self.care.thorough;
+        let all_new = self.level
+            && item.noted == 0
+            && item.change.existed == 0
+            && item.change.changes > 0
+            && !item.change.whole
+            && !self.care.thorough;
         if all_new && alive().all(|r| item.writing(r).is_ok_and(|w| w.takes_copy())) {
             let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;

@@ -39,6 +39,8 @@ pub(super) struct Mesh<'a> {
     offers: Vec<Option<Offer>>,
     /// The relations that were copied whole, and to which members.
     copied: Vec<(i32, u64)>,
+    /// Rows that an earlier run has made and only some have committed: relation, key, and who has it, by place.
+    made: Vec<(i32, Vec<String>, usize)>,
 }
 
 /// What ends an attempt before anything is committed.

@@ -58,7 +58,7 @@ impl<'a> Mesh<'a> {
             offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
         }
         let (run, attempt) = (progress.run, progress.attempts);
-        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new() }, failures)
+        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), made: Vec::new() }, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {
@@ -145,7 +145,11 @@ impl<'a> Mesh<'a> {
                     .filter(|(rows, row)| rows.number(*row, 3) == Some(run))
                     .map(|(rows, row)| (rows.text(row, 0), window(&rows.text(row, 1))))
                     .collect();
-                self.carry_on(run, &served)?;
+                let has = |b: &Begun| {
+                    b.progress.as_ref().is_some_and(|rows| (0..rows.len()).any(|row| rows.number(row, 3) == Some(run)))
+                };
+                let holder = begun.iter().position(|b| b.as_ref().is_some_and(has));
+                self.carry_on(run, &served, holder)?;
             } else if all_there {
                 super::record::forget_run(&self.plan.sync.name, run)?;
                 self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != run));
@@ -155,12 +159,15 @@ impl<'a> Mesh<'a> {
     }
 
     /// The changes that lost in a run which some members have committed have lost for the others too.
-    fn carry_on(&mut self, run: i64, served: &HashMap<String, Window>) -> Result<(), Broken> {
+    fn carry_on(&mut self, run: i64, served: &HashMap<String, Window>, holder: Option<usize>) -> Result<(), Broken> {
         for decision in super::record::decided(&self.plan.sync.name, run)? {
             let found = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == decision.relation);
             let Some(relation) = found.map(|r| r.id) else { continue };
             let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(decision.key.get(k)?)).collect();
             let Some(key) = texts else { continue };
+            if let Some(holder) = holder.filter(|_| decision.made) {
+                self.made.push((relation, key.clone(), holder));
+            }
             for at in self.sources() {
                 let name = self.name(at).to_string();
                 let (Some(snapshot), Some(oid)) = (served.get(&name), self.members[at].shapes.get(&relation).map(|t| t.oid))

@@ -52,17 +52,19 @@ pub struct Decided {
     pub key: Value,
     /// The sources whose changes have lost.
     pub lost: Vec<String>,
+    /// Whether a row was made that none of them had: whoever has committed it has it for the others.
+    pub made: bool,
 }
 
-/// The decisions of a run whose losers are known: not those where a row was made anew, which whoever has it tells the rest.
+/// The decisions of a run.
 pub fn decided(sync: &str, run: i64) -> Result<Vec<Decided>> {
-    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner) \
-        FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND (winner IS NOT NULL OR strategy = 'bucardo_skip')";
+    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
+        winner IS NULL AND strategy <> 'bucardo_skip' FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'";
     xact::transaction(|| {
         spi::select(sql, &[sync.into(), run.into()], |row| {
             let key = serde_json::from_str(&row.get::<String>(2)?)
                 .map_err(|e| Error::internal(format!("a conflict's key cannot be read: {e}")))?;
-            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)? })
+            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)?, made: row.get(4)? })
         })
     })
 }

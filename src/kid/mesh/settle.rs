@@ -83,6 +83,11 @@ impl Mesh<'_> {
     /// Decides all contended keys of a relation.
     pub(super) fn settle(&mut self, relation: i32, contended: Vec<Contended>) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
+        for (_, key, holder) in self.made.clone().into_iter().filter(|(r, ..)| *r == relation) {
+            let index = self.members[holder].index;
+            let row = Some(self.image_of(index, relation, &key)?.1).filter(|row| !row.is_null());
+            outcome.written.push(Written { key, row });
+        }
         let mut conflicts = Vec::new();
         for one in contended {
             match decide::judge(&one.changes) {
