@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::kids::{Kids, Manners};
+use super::notify;
 use super::slot::{Outcome, Report, Shown, SyncSlot, Text};
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
@@ -115,7 +116,7 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     }
 }
 
-/// However the master ends, its kids end with it and nobody waits for it.
+/// However the master ends, its kids end with it. Kicks wait for the next one if there will be one.
 fn master_gone(slot: usize) {
     let (_, procno) = worker::me();
     shmem::forget_watches(procno);
@@ -123,8 +124,14 @@ fn master_gone(slot: usize) {
         let db = s.masters[slot].db;
         s.masters[slot].pid = 0;
         s.masters[slot].procno = -1;
+        let wanted = s.masters[slot].wanted;
         for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
-            fail_kicks(sync, "57P01", "the master was ended");
+            if wanted {
+                sync.begun = sync.done;
+            } else {
+                fail_kicks(sync, "55000", notify::STOPPED);
+                sync.hint = Text::new(notify::START);
+            }
         }
         let mut kids = [0; super::slot::MAX_KIDS];
         for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
@@ -230,10 +237,8 @@ impl Master {
         while !self.kids.end_all(Instant::now()) {
             latch::wait(None, Some(Duration::from_millis(20)));
         }
-        shmem::with(|s| {
-            s.masters[self.slot].wanted = false;
-            s.masters[self.slot].stop = false;
-        });
+        // Wanted it is no more, unless somebody has said so meanwhile.
+        shmem::with(|s| s.masters[self.slot].stop = false);
         worker::exit(0)
     }
 
@@ -342,7 +347,7 @@ impl Master {
             }
             // Only when the catalog was read since those transactions ended can it say what became of them.
             let read = s.master(db).is_some_and(|m| m.generation == generation);
-            if read { super::notify::take_installed(s, db) } else { Vec::new() }
+            if read { notify::take_installed(s, db) } else { Vec::new() }
         });
         for (name, conninfo, sync) in undone {
             // A sync that lives keeps its capture; what a rolled-back change of it added goes when members are compared.
@@ -416,7 +421,11 @@ impl Master {
         }
         let ticket = if job.main { entry.ticket } else { 0 };
         let away = report.down & job.members;
-        let warning = if away != 0 && !report.whole { report.message.get() } else { "" };
+        let warning = match entry.controller.left_out(job) {
+            _ if report.whole => "",
+            _ if away != 0 => report.message.get(),
+            left_out => left_out.unwrap_or(""),
+        };
         shmem::with(|s| {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
