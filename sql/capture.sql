@@ -321,6 +321,14 @@ BEGIN
 END
 $body$;
 
+-- Whether a partition may have been truncated before it was watched.
+CREATE OR REPLACE FUNCTION bucardo.capture_renewed(p_id integer, p_rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT EXISTS (SELECT FROM pg_class r CROSS JOIN LATERAL pg_partition_tree(r.oid) t
+        WHERE r.oid = p_rel AND r.relkind = 'p' AND t.isleaf AND pg_relation_filenode(t.relid) <> t.relid
+          AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', p_id)))
+$body$;
+
 -- Makes DROP EXTENSION take the trigger along.
 CREATE OR REPLACE FUNCTION bucardo.capture_bind(p_trigger text, p_rel oid) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
@@ -602,6 +610,10 @@ DECLARE
     empty integer;
     condition text;
 BEGIN
+    -- With one snapshot for all it would not see what was written since, and throw it away.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
     FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);

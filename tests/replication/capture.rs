@@ -104,7 +104,8 @@ fn truncated_new_partitions(capture: Capture) {
     net.settle(&["p"]);
     for (n, leaf) in ["p_2", "p_3", "p_4", "p_3_1", "p_2"].into_iter().enumerate() {
         a.exec(&format!("TRUNCATE {leaf}"));
-        net.settle(&["p"]);
+        net.kick();
+        net.assert_equal("p");
         a.exec(&format!("INSERT INTO p SELECT g, 1 + g % 4 FROM generate_series(41, {}) g ON CONFLICT DO NOTHING", 60 + n));
         net.settle(&["p"]);
     }
