@@ -258,6 +258,7 @@ impl Master {
         for sync in syncs {
             self.configure(sync, now);
         }
+        self.try_again_what_failed()?;
         self.watch_sources(now);
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
@@ -269,6 +270,21 @@ impl Master {
             }
         }
         self.sweep(now)
+    }
+
+    /// Once after its start: what the last master would have tried again is not known any more, but that there was something.
+    fn try_again_what_failed(&mut self) -> Result<()> {
+        if self.swept {
+            return Ok(());
+        }
+        let sql = "SELECT s.id FROM bucardo.sync s CROSS JOIN LATERAL (SELECT r.error FROM bucardo.syncrun r WHERE r.sync = s.name \
+                   ORDER BY r.run DESC LIMIT 1) last WHERE last.error IS NOT NULL";
+        for id in xact::transaction(|| spi::select(sql, &[], |row| row.get::<i32>(1)))? {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.controller.kicked = true;
+            }
+        }
+        Ok(())
     }
 
     /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
