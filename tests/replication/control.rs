@@ -248,6 +248,20 @@ fn a_waiting_kick_outlives_the_master_and_is_told_of_stop_and_removal() {
 }
 
 #[test]
+fn a_kid_on_its_way_out_is_given_no_run() {
+    let net = manual();
+    let mut control = net.control();
+    for manners in ["kidsalive => false", "kidsalive => true, maxkicks => 1"] {
+        control.exec(&format!("SELECT bucardo.update_sync('s', {manners})"));
+        // One statement after the other in one session: the next kick comes while the last kid still says goodbye.
+        for _ in 0..100 {
+            assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+        }
+    }
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
+}
+
+#[test]
 fn a_kick_that_goes_without_a_member_that_catches_up_names_it() {
     let net = manual();
     let (mut lock, mut control) = (net.on("B"), net.control());
