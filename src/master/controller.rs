@@ -347,13 +347,13 @@ mod tests {
         c.kicked = true;
         let both = c.due(now).unwrap();
         c.started(both);
-        c.finished(both, &report(Outcome::Good, 1, 0), now, MIN, MAX);
+        c.finished(both, &report(Outcome::Good, 0b10, 0), now, MIN, MAX);
         let later = now + MIN;
         let alone = c.due(later).unwrap();
         c.started(alone);
         c.kicked = true;
         let other = c.due(later).unwrap();
-        assert_eq!((alone.members, other.members & 1, other.main), (1, 0, true));
+        assert_eq!((alone.members, other.members, other.main), (0b10, 0b100, true));
         c.started(other);
         c.finished(other, &report(Outcome::Empty, 0, 0), later, MIN, MAX);
         assert!(c.left_out(other).is_some());
