@@ -4,7 +4,8 @@
 -- same schema (delta_*, track_*, stage_*, bucardo_*).
 --
 -- A delta holds one key in k1, k2 and so on, or, where a statement changed many rows, many keys in the arrays ks1, ks2:
--- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and are never batched.
+-- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and composite ones would fall
+-- apart in unnest: neither is ever batched.
 --
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
@@ -296,7 +297,7 @@ BEGIN
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
     c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
-    SELECT bool_and(t.typarray <> 0) INTO c.batched FROM unnest(p_keys) k
+    SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
@@ -340,13 +341,58 @@ BEGIN
     END LOOP;
     IF kind = 'p' THEN
         FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
-            EXECUTE format('CREATE TRIGGER bucardo_capture_root%s AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()',
-                c.id, leafs::regclass);
-            PERFORM bucardo.capture_bind(format('bucardo_capture_root%s', c.id), leafs);
+            PERFORM bucardo.capture_guard(c.id, leafs);
         END LOOP;
     END IF;
     RETURN c.id;
 END
+$body$;
+
+-- Watches a partition of a captured table for TRUNCATE: unlike row triggers, the trigger for that is not inherited.
+CREATE OR REPLACE FUNCTION bucardo.capture_guard(p_id integer, p_partition oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    EXECUTE format('CREATE TRIGGER bucardo_capture_root%s AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()',
+        p_id, p_partition::regclass);
+    PERFORM bucardo.capture_bind(format('bucardo_capture_root%s', p_id), p_partition);
+END
+$body$;
+
+-- Does the same for partitions that were made or attached since. One that has another file than it was made with may have
+-- been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
+CREATE OR REPLACE FUNCTION bucardo.capture_guard_new(p_control text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $body$
+DECLARE
+    p record;
+BEGIN
+    FOR p IN SELECT c.id, t.relid FROM bucardo.capture c
+               JOIN pg_class r ON r.oid = c.relid AND r.relkind = 'p'
+              CROSS JOIN LATERAL pg_partition_tree(c.relid) t
+               JOIN pg_class l ON l.oid = t.relid AND l.relkind IN ('r', 'p')
+              WHERE t.relid <> c.relid AND EXISTS (SELECT FROM bucardo.capture_sync s WHERE s.capture = c.id AND s.control = p_control)
+                AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)) LOOP
+        BEGIN
+            PERFORM bucardo.capture_guard(p.id, p.relid);
+            -- Asked under the trigger's lock, past all snapshots.
+            IF pg_relation_filenode(p.relid) <> p.relid THEN
+                PERFORM bucardo.capture_whole(p.relid);
+                IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+                    EXECUTE 'SELECT bucardo.capture_wake()';
+                END IF;
+            END IF;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected OR undefined_table OR duplicate_object THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$body$;
+
+-- Whether a partition may have been truncated before it was watched.
+CREATE OR REPLACE FUNCTION bucardo.capture_renewed(p_id integer, p_rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT EXISTS (SELECT FROM pg_class r CROSS JOIN LATERAL pg_partition_tree(r.oid) t
+        WHERE r.oid = p_rel AND r.relkind = 'p' AND t.isleaf AND pg_relation_filenode(t.relid) <> t.relid
+          AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', p_id)))
 $body$;
 
 -- Makes DROP EXTENSION take the trigger along.
@@ -376,7 +422,9 @@ BEGIN
     SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
     FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g
              WHERE g.tgparentid = 0 AND g.tgname = ANY (ARRAY(SELECT format('bucardo_capture_%s%s', w, p_id) FROM unnest(ARRAY['i', 'u', 'd', 't', 'root']) w))
-               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s))
+               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
+                    -- A detached partition keeps this one.
+                    OR (g.tgname LIKE '%root%' AND g.tgfoid = 'bucardo.capture_truncated()'::regprocedure))
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass);
     END LOOP;
@@ -427,11 +475,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id WHERE s.control = p_control AND s.sync = p_sync
 $body$;
 
--- The syncs whose capture is broken in a way that a run mends.
+-- The syncs whose capture is broken in a way that a run mends. What needs no run for it is mended here.
 CREATE OR REPLACE FUNCTION bucardo.capture_broken(p_control text) RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT DISTINCT s.sync FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
-     WHERE s.control = p_control AND bucardo.capture_fault(c) NOT LIKE '% disabled'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    PERFORM bucardo.capture_guard_new(p_control);
+    RETURN QUERY SELECT DISTINCT s.sync FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
+        WHERE s.control = p_control AND bucardo.capture_fault(c) NOT LIKE '% disabled';
+END
 $body$;
 
 -- Captures a table for a sync. Idempotent; p_whole: somebody may have written to it while it was not captured.
@@ -641,6 +692,10 @@ DECLARE
     empty integer;
     condition text;
 BEGIN
+    -- With one snapshot for all it would not see what was written since, and throw it away.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
         AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
     FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP

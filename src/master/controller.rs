@@ -210,6 +210,16 @@ impl Controller {
         self.troubles.iter().enumerate().filter(|(_, t)| t.is_some()).fold(0, |bits, (i, _)| bits | (1 << i))
     }
 
+    /// Why a member is not in this run: it catches up, or is being tried, in one of its own.
+    pub fn left_out(&self, job: Job) -> Option<&str> {
+        let out = self.members & !job.members;
+        self.troubles
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| out & (1 << i) != 0)
+            .find_map(|(_, t)| t.as_ref().map(|t| t.error.as_str()))
+    }
+
     /// The members of another catalog: troubles are forgotten, because bits may mean others now.
     pub fn set_members(&mut self, members: u64) {
         self.members = members;
@@ -361,6 +371,26 @@ mod tests {
         }
         c.kicked = true;
         assert!(c.due(now).is_some());
+    }
+
+    #[test]
+    fn who_catches_up_alone_is_told_to_the_kick_that_went_without_it() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.kicked = true;
+        let both = c.due(now).unwrap();
+        c.started(both);
+        c.finished(both, &report(Outcome::Good, 0b10, 0), now, MIN, MAX);
+        let later = now + MIN;
+        let alone = c.due(later).unwrap();
+        c.started(alone);
+        c.kicked = true;
+        let other = c.due(later).unwrap();
+        assert_eq!((alone.members, other.members, other.main), (0b10, 0b100, true));
+        c.started(other);
+        c.finished(other, &report(Outcome::Empty, 0, 0), later, MIN, MAX);
+        assert!(c.left_out(other).is_some());
+        assert!(c.left_out(both).is_none());
     }
 
     #[test]

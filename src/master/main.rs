@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::kids::{Kids, Manners};
+use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
 use super::slot::{Outcome, Report, Text};
 use super::upkeep::{self, FIRST_REMOVAL};
@@ -116,7 +117,7 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     }
 }
 
-/// However the master ends, its kids end with it and nobody waits for it.
+/// However the master ends, its kids end with it. Kicks wait for the next one if there will be one.
 fn master_gone(slot: usize) {
     let (_, procno) = worker::me();
     shmem::forget_watches(procno);
@@ -124,8 +125,14 @@ fn master_gone(slot: usize) {
         let db = s.masters[slot].db;
         s.masters[slot].pid = 0;
         s.masters[slot].procno = -1;
+        let wanted = s.masters[slot].wanted;
         for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
-            fail_kicks(sync, "57P01", "the master was ended");
+            if wanted {
+                sync.begun = sync.done;
+            } else {
+                fail_kicks(sync, "55000", notify::STOPPED);
+                sync.hint = Text::new(notify::START);
+            }
         }
         let mut kids = [0; super::slot::MAX_KIDS];
         for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
@@ -214,10 +221,8 @@ impl Master {
         while !self.kids.end_all(Instant::now()) {
             latch::wait(None, Some(Duration::from_millis(20)));
         }
-        shmem::with(|s| {
-            s.masters[self.slot].wanted = false;
-            s.masters[self.slot].stop = false;
-        });
+        // Wanted it is no more, unless somebody has said so meanwhile.
+        shmem::with(|s| s.masters[self.slot].stop = false);
         worker::exit(0)
     }
 
@@ -237,6 +242,7 @@ impl Master {
         for sync in syncs {
             self.configure(sync, now);
         }
+        self.try_again_what_failed()?;
         self.watch_sources(now);
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
@@ -248,6 +254,21 @@ impl Master {
             }
         }
         self.sweep(now)
+    }
+
+    /// Once after its start: what the last master would have tried again is not known any more, but that there was something.
+    fn try_again_what_failed(&mut self) -> Result<()> {
+        if self.swept {
+            return Ok(());
+        }
+        let sql = "SELECT s.id FROM bucardo.sync s CROSS JOIN LATERAL (SELECT r.error FROM bucardo.syncrun r WHERE r.sync = s.name \
+                   ORDER BY r.run DESC LIMIT 1) last WHERE last.error IS NOT NULL";
+        for id in xact::transaction(|| spi::select(sql, &[], |row| row.get::<i32>(1)))? {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.controller.kicked = true;
+            }
+        }
+        Ok(())
     }
 
     /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
@@ -374,7 +395,11 @@ impl Master {
         }
         let ticket = if job.main { entry.ticket } else { 0 };
         let away = report.down & job.members;
-        let warning = if away != 0 && !report.whole { report.message.get() } else { "" };
+        let warning = match entry.controller.left_out(job) {
+            _ if report.whole => "",
+            _ if away != 0 => report.message.get(),
+            left_out => left_out.unwrap_or(""),
+        };
         shmem::with(|s| {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
