@@ -20,7 +20,7 @@ mod armed {
 
     use crate::error::{Error, Result, SqlState};
     use crate::pg::fault::{self, Action};
-    use crate::pg::{latch, worker};
+    use crate::pg::{latch, shmem, worker};
 
     /// Every point, in the order in which a run passes them.
     const POINTS: [&str; 12] = [
@@ -55,12 +55,18 @@ mod armed {
                 Ok(())
             }
             Some(Action::Wait) => {
-                while fault::is_set(at) {
+                while fault::is_set(at) && !stopping() {
                     latch::wait(None, Some(Duration::from_millis(20)));
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Whether this is a master that was told to stop: it waits at a point no longer than it would for anything else.
+    fn stopping() -> bool {
+        let (pid, _) = worker::me();
+        shmem::read(|s| s.masters.iter().any(|m| m.pid == pid && m.stop))
     }
 
     fn unknown(point: &str) -> Error {
