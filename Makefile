@@ -21,7 +21,7 @@ PACKAGE = target/package/$(NAME)-$(VERSION)-$(PG_LABEL)
 SOURCES := Cargo.toml Cargo.lock build.rs $(NAME).control $(shell find src sql -type f 2>/dev/null)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup demo demo-stop test check bench bench-smoke fmt lint unit regress replication install uninstall package clean help
+.PHONY: all setup demo demo-stop test check bench bench-smoke fmt lint unit regress replication torture install uninstall package clean help
 .DELETE_ON_ERROR:
 
 all: $(STAGE)/.complete ## build the extension into target/stage
@@ -47,6 +47,10 @@ check: test
 
 fmt lint unit regress replication bench bench-smoke: ## one kind of test each (make setup comes first)
 	tests/run $@
+
+# Handed on by place: SECONDS means something else to the shell.
+torture: ## the random convergence test: SECONDS=600 SEED=7, both optional
+	tests/run torture "$(SECONDS)" "$(SEED)"
 
 install: all ## into the server of PG_CONFIG, below DESTDIR
 	$(INSTALL) -d "$(DESTDIR)$(PKGLIBDIR)" "$(DESTDIR)$(EXTDIR)"

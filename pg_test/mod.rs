@@ -1,5 +1,7 @@
 //! What `#[pg_test]` needs of the crate, and the list of tests that run inside a server.
 
+mod customcode;
+
 /// Called once before the first test of a run.
 pub fn setup(_options: Vec<&str>) {}
 

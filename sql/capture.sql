@@ -4,7 +4,8 @@
 -- same schema (delta_*, track_*, stage_*, bucardo_*).
 --
 -- A delta holds one key in k1, k2 and so on, or, where a statement changed many rows, many keys in the arrays ks1, ks2:
--- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and are never batched.
+-- a thousand keys then cost as much as a few rows. Keys of array types have no such arrays, and composite ones would fall
+-- apart in unnest: neither is ever batched.
 --
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
@@ -45,6 +46,32 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_track (
     PRIMARY KEY (control, sync, source, member)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE bucardo.capture_track IS 'How far each receiver has been served: the snapshot of its last run.';
+-- Whether the receiver gets whole tables in its next run, whatever is captured; 'empty': only those that are empty there.
+ALTER TABLE bucardo.capture_track ADD COLUMN IF NOT EXISTS copy text CHECK (copy IN ('all', 'empty'));
+
+-- For a receiver that is itself a source: written in the transaction that brings the rows, so that what has arrived is
+-- never decided again, whatever dies when. It goes before the source's own capture_track, unless that source has become
+-- another server (identity).
+CREATE TABLE IF NOT EXISTS bucardo.capture_progress (
+    control  text   NOT NULL,
+    sync     text   NOT NULL,
+    source   text   NOT NULL,
+    member   text   NOT NULL,
+    served   text   NOT NULL,
+    identity text   NOT NULL,
+    run      bigint NOT NULL,
+    PRIMARY KEY (control, sync, source, member)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE bucardo.capture_progress IS 'How far this database has been served by the other sources of a sync.';
+
+CREATE TABLE IF NOT EXISTS bucardo.capture_settled (
+    control  text   NOT NULL,
+    sync     text   NOT NULL,
+    relid    oid    NOT NULL,
+    snapshot text   NOT NULL,
+    keys     jsonb  NOT NULL
+);
+COMMENT ON TABLE bucardo.capture_settled IS 'Changes of this database that lost a conflict: they are handled for everybody, also for who was away.';
 
 CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
     id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -58,7 +85,7 @@ COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was tr
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 1 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 2 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -87,6 +114,46 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at)
     SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp() FROM bucardo.capture c
      WHERE c.relid = p_rel OR c.relid IN (SELECT a.relid FROM pg_partition_ancestors(p_rel) a)
+$body$;
+
+-- Captures what a run writes here, for whom else it concerns: other syncs, or members that its source cannot reach any
+-- more. p_query gives the columns k1, k2, ... of p_keys, and the time of each change as "at". Nothing is written for a
+-- table that is not captured. How many were.
+CREATE OR REPLACE FUNCTION bucardo.capture_note(p_rel oid, p_keys text[], p_query text, p_origin text) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c bucardo.capture;
+    active integer;
+    n bigint;
+BEGIN
+    SELECT * INTO c FROM bucardo.capture k WHERE k.relid = p_rel;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
+    EXECUTE format('INSERT INTO %s (%s, xid, at, origin, existed) SELECT %s, pg_current_xact_id()::text::bigint, q.at, $1, true FROM (%s) q',
+        c.segments[active]::regclass,
+        (SELECT string_agg('k' || ord, ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
+        (SELECT string_agg('q.k' || array_position(p_keys, k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
+        p_query) USING p_origin;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+    RETURN n;
+END
+$body$;
+
+-- The same for a TRUNCATE.
+CREATE OR REPLACE FUNCTION bucardo.capture_note_truncate(p_rel oid, p_origin text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
+        SELECT c.relid, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
+    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+END
 $body$;
 
 -- The TRUNCATE trigger of every captured table, and of the partitions of a captured one.
@@ -230,7 +297,7 @@ BEGIN
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
     c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
-    SELECT bool_and(t.typarray <> 0) INTO c.batched FROM unnest(p_keys) k
+    SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
@@ -274,13 +341,58 @@ BEGIN
     END LOOP;
     IF kind = 'p' THEN
         FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
-            EXECUTE format('CREATE TRIGGER bucardo_capture_root%s AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()',
-                c.id, leafs::regclass);
-            PERFORM bucardo.capture_bind(format('bucardo_capture_root%s', c.id), leafs);
+            PERFORM bucardo.capture_guard(c.id, leafs);
         END LOOP;
     END IF;
     RETURN c.id;
 END
+$body$;
+
+-- Watches a partition of a captured table for TRUNCATE: unlike row triggers, the trigger for that is not inherited.
+CREATE OR REPLACE FUNCTION bucardo.capture_guard(p_id integer, p_partition oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    EXECUTE format('CREATE TRIGGER bucardo_capture_root%s AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION bucardo.capture_truncated()',
+        p_id, p_partition::regclass);
+    PERFORM bucardo.capture_bind(format('bucardo_capture_root%s', p_id), p_partition);
+END
+$body$;
+
+-- Does the same for partitions that were made or attached since. One that has another file than it was made with may have
+-- been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
+CREATE OR REPLACE FUNCTION bucardo.capture_guard_new(p_control text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $body$
+DECLARE
+    p record;
+BEGIN
+    FOR p IN SELECT c.id, t.relid FROM bucardo.capture c
+               JOIN pg_class r ON r.oid = c.relid AND r.relkind = 'p'
+              CROSS JOIN LATERAL pg_partition_tree(c.relid) t
+               JOIN pg_class l ON l.oid = t.relid AND l.relkind IN ('r', 'p')
+              WHERE t.relid <> c.relid AND EXISTS (SELECT FROM bucardo.capture_sync s WHERE s.capture = c.id AND s.control = p_control)
+                AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)) LOOP
+        BEGIN
+            PERFORM bucardo.capture_guard(p.id, p.relid);
+            -- Asked under the trigger's lock, past all snapshots.
+            IF pg_relation_filenode(p.relid) <> p.relid THEN
+                PERFORM bucardo.capture_whole(p.relid);
+                IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+                    EXECUTE 'SELECT bucardo.capture_wake()';
+                END IF;
+            END IF;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected OR undefined_table OR duplicate_object THEN
+            NULL;
+        END;
+    END LOOP;
+END
+$body$;
+
+-- Whether a partition may have been truncated before it was watched.
+CREATE OR REPLACE FUNCTION bucardo.capture_renewed(p_id integer, p_rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT EXISTS (SELECT FROM pg_class r CROSS JOIN LATERAL pg_partition_tree(r.oid) t
+        WHERE r.oid = p_rel AND r.relkind = 'p' AND t.isleaf AND pg_relation_filenode(t.relid) <> t.relid
+          AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', p_id)))
 $body$;
 
 -- Makes DROP EXTENSION take the trigger along.
@@ -310,7 +422,9 @@ BEGIN
     SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
     FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g
              WHERE g.tgparentid = 0 AND g.tgname = ANY (ARRAY(SELECT format('bucardo_capture_%s%s', w, p_id) FROM unnest(ARRAY['i', 'u', 'd', 't', 'root']) w))
-               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s))
+               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
+                    -- A detached partition keeps this one.
+                    OR (g.tgname LIKE '%root%' AND g.tgfoid = 'bucardo.capture_truncated()'::regprocedure))
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass);
     END LOOP;
@@ -361,11 +475,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id WHERE s.control = p_control AND s.sync = p_sync
 $body$;
 
--- The syncs whose capture is broken in a way that a run mends.
+-- The syncs whose capture is broken in a way that a run mends. What needs no run for it is mended here.
 CREATE OR REPLACE FUNCTION bucardo.capture_broken(p_control text) RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT DISTINCT s.sync FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
-     WHERE s.control = p_control AND bucardo.capture_fault(c) NOT LIKE '% disabled'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    PERFORM bucardo.capture_guard_new(p_control);
+    RETURN QUERY SELECT DISTINCT s.sync FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
+        WHERE s.control = p_control AND bucardo.capture_fault(c) NOT LIKE '% disabled';
+END
 $body$;
 
 -- Captures a table for a sync. Idempotent; p_whole: somebody may have written to it while it was not captured.
@@ -408,12 +525,23 @@ END
 $body$;
 
 -- Makes sure that it is known how far each receiver of a sync was served. A new one begins here: with all that has not
--- ended yet, this transaction included, which a snapshot of its own would leave out.
+-- ended yet, this transaction included, which a snapshot of its own would leave out; and with all that any other receiver
+-- still waits for, because what that one has not got may not have reached where the new one's rows came from.
 CREATE OR REPLACE FUNCTION bucardo.capture_receivers(p_control text, p_sync text, p_source text, p_receivers text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
     INSERT INTO bucardo.capture_track AS t (control, sync, source, member, served)
-        SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', pg_snapshot_xmin(pg_current_snapshot())) FROM unnest(p_receivers) m
+        SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', least(pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+                (SELECT min(pg_snapshot_xmin(o.served::pg_snapshot)::text::bigint) FROM bucardo.capture_track o
+                  WHERE o.control = p_control AND o.sync = p_sync AND o.source = p_source AND o.member = ANY (p_receivers))))
+          FROM unnest(p_receivers) m
         ON CONFLICT (control, sync, source, member) DO UPDATE SET at = clock_timestamp()
+$body$;
+
+-- The origins of deltas that are no news for a sync: what its own living sources wrote here through it.
+CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce(array_agg(DISTINCT concat_ws(':', t.control, t.sync, m.name)), '{}') FROM bucardo.capture_track t,
+        LATERAL (VALUES (t.source), (t.member)) m(name) WHERE t.control = p_control AND t.sync = p_sync
 $body$;
 
 -- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
@@ -464,6 +592,8 @@ BEGIN
             FROM bucardo.capture_sync s WHERE s.control = p_control AND (p_sync IS NULL OR s.sync = p_sync)), '[]'),
         'receivers', coalesce((SELECT json_agg(json_build_object('sync', t.sync, 'source', t.source, 'member', t.member, 'at', t.at::text))
             FROM bucardo.capture_track t WHERE t.control = p_control AND (p_sync IS NULL OR t.sync = p_sync)), '[]')) INTO stale;
+    DELETE FROM bucardo.capture_progress g WHERE g.control = p_control AND (p_sync IS NULL OR g.sync = p_sync);
+    DELETE FROM bucardo.capture_settled g WHERE g.control = p_control AND (p_sync IS NULL OR g.sync = p_sync);
     RETURN bucardo.capture_release(p_control, stale);
 END
 $body$;
@@ -494,13 +624,15 @@ BEGIN
                FROM bucardo.capture k LOOP
         CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
         total := total + coalesce(c.size, 0);
-        FOR w IN SELECT v.xmax, v.xip, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
-                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip LOOP
-            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip)));
+        FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
+                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip, v.sync LOOP
+            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
+                AND (m.origin IS NULL OR m.origin <> ALL (w.echoes)));
             FOREACH segment IN ARRAY c.segments LOOP
                 EXIT WHEN found_one;
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE xid >= $1 OR xid = ANY ($2))', segment::regclass) INTO found_one USING w.xmax, w.xip;
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3)))',
+                    segment::regclass) INTO found_one USING w.xmax, w.xip, w.echoes;
             END LOOP;
             IF found_one THEN
                 FOR i IN 1 .. array_length(w.syncs, 1) LOOP
@@ -533,12 +665,13 @@ BEGIN
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
         CONTINUE WHEN condition IS NULL;
-        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s', CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
-            g::regclass), ' UNION ALL ') INTO parts
+        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR origin <> ALL ($1)',
+            CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, g::regclass), ' UNION ALL ') INTO parts
           FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
-        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s', c.relid));
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR origin <> ALL ($1))', c.relid));
         sync := c.name; schemaname := c.s; relname := c.r;
-        EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest;
+        EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest
+            USING bucardo.capture_echoes(p_control, c.name);
         IF changes > 0 THEN
             RETURN NEXT;
         END IF;
@@ -559,6 +692,12 @@ DECLARE
     empty integer;
     condition text;
 BEGIN
+    -- With one snapshot for all it would not see what was written since, and throw it away.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
+        AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
     FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);

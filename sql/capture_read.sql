@@ -15,6 +15,7 @@ DECLARE
     segment oid;
     n bigint;
     e bigint;
+    echoes text[] := bucardo.capture_echoes(p_control, p_sync);
 BEGIN
     FOR w IN
         SELECT t.served AS snapshot,
@@ -26,15 +27,16 @@ BEGIN
     LOOP
         FOR c IN
             SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches,
-                   coalesce(m.truncated, false) AS truncated, coalesce(m.whole, false) AS whole
+                   coalesce(m.truncated, false) AS truncated, coalesce(m.whole, false) OR p.renewed AS whole
               FROM bucardo.capture k
               JOIN bucardo.capture_sync s ON s.capture = k.id
+             CROSS JOIN LATERAL (SELECT bucardo.capture_renewed(k.id, k.relid) AS renewed) p
               LEFT JOIN (SELECT b.relid AS marked, bool_or(b.kind = 'truncate') AS truncated, bool_or(b.kind = 'whole') AS whole
                            FROM bucardo.capture_mark b
-                          WHERE b.xid >= w.xmax OR b.xid = ANY (w.xip)
+                          WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR b.origin <> ALL (echoes))
                           GROUP BY b.relid) m ON m.marked = k.relid
              WHERE s.control = p_control AND s.sync = p_sync
-               AND (m.marked IS NOT NULL OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
+               AND (m.marked IS NOT NULL OR p.renewed OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
         LOOP
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
             batched := c.in_batches; changes := 0; existed := 0;
@@ -42,15 +44,65 @@ BEGIN
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
                 EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0) '
-                    'FROM (SELECT existed, %s AS n FROM %s WHERE xid >= $1 OR xid = ANY ($2)) d',
+                    'FROM (SELECT existed, %s AS n FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3))) d',
                     CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, segment::regclass)
-                   INTO n, e USING w.xmax, w.xip;
+                   INTO n, e USING w.xmax, w.xip, echoes;
                 changes := changes + n; existed := existed + e;
             END LOOP;
             IF changes > 0 OR truncated OR whole THEN
                 RETURN NEXT;
             END IF;
         END LOOP;
+    END LOOP;
+END
+$body$;
+
+-- What one source of several has for the others: the captured relations of a sync with anything in a window, which is given
+-- as the numbers that it compares with. Times are microseconds since 1970, of the commit where the server keeps it.
+CREATE OR REPLACE FUNCTION bucardo.capture_gather(p_control text, p_sync text, p_xmax bigint, p_xip bigint[], p_latest boolean)
+RETURNS TABLE (relid oid, keys text, segments text, batched boolean, changes bigint, existed bigint, truncated bigint, whole boolean,
+    latest bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    c record;
+    segment oid;
+    n bigint;
+    e bigint;
+    l timestamptz;
+    newest timestamptz;
+    echoes text[] := bucardo.capture_echoes(p_control, p_sync);
+    committed text := CASE WHEN current_setting('track_commit_timestamp')::boolean
+        THEN 'CASE WHEN origin IS NULL THEN coalesce(pg_xact_commit_timestamp((xid % 4294967296)::text::xid), at) ELSE at END' ELSE 'at' END;
+BEGIN
+    FOR c IN
+        SELECT k.id, k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches
+          FROM bucardo.capture k JOIN bucardo.capture_sync s ON s.capture = k.id
+         WHERE s.control = p_control AND s.sync = p_sync
+           AND (EXISTS (SELECT FROM bucardo.capture_mark b WHERE b.relid = k.relid)
+                OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
+    LOOP
+        relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
+        batched := c.in_batches; changes := 0; existed := 0; newest := NULL;
+        EXECUTE format('SELECT (extract(epoch FROM max(%s) FILTER (WHERE kind = ''truncate'')) * 1000000)::bigint, '
+            'coalesce(bool_or(kind = ''whole''), false), max(%1$s) FROM bucardo.capture_mark '
+            'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3)) AND (origin IS NULL OR origin <> ALL ($4))', committed)
+            INTO truncated, whole, newest USING c.table_oid, p_xmax, p_xip, echoes;
+        FOREACH segment IN ARRAY c.parts LOOP
+            CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
+            EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0), max(d.time) '
+                'FROM (SELECT existed, %s AS n, %s AS time FROM %s '
+                'WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3))) d',
+                CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
+                CASE WHEN p_latest THEN committed ELSE 'NULL::timestamptz' END, segment::regclass)
+               INTO n, e, l USING p_xmax, p_xip, echoes;
+            changes := changes + n; existed := existed + e; newest := greatest(newest, l);
+        END LOOP;
+        latest := (extract(epoch FROM newest) * 1000000)::bigint;
+        IF changes > 0 OR truncated IS NOT NULL OR whole THEN
+            RETURN NEXT;
+        END IF;
     END LOOP;
 END
 $body$;
@@ -67,3 +119,4 @@ END
 $body$;
 REVOKE ALL ON FUNCTION bucardo.capture_fits(text, name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bucardo.capture_gather(text, text, bigint, bigint[], boolean) FROM PUBLIC;

@@ -1,4 +1,5 @@
--- Customcode, customname and customcols: what a user changes of a run's way. Written by src/api/custom.rs.
+-- Customcode, customname and customcols: what a user changes of a run's way. Written by src/api/customcode.rs and
+-- src/api/custom.rs. Functions, relations and roles stand here by name, not by number, so that a dump means the same elsewhere.
 -- A null db or sync means every one; the narrowest row wins.
 
 CREATE TABLE bucardo.customcode (
@@ -21,11 +22,11 @@ CREATE TABLE bucardo.customcode (
 COMMENT ON TABLE  bucardo.customcode          IS 'Code of the user''s that runs at named places of a run.';
 COMMENT ON COLUMN bucardo.customcode.name     IS 'The name.';
 COMMENT ON COLUMN bucardo.customcode.whenrun  IS 'The place of a run.';
-COMMENT ON COLUMN bucardo.customcode.code     IS 'The function, with its argument types; or null.';
+COMMENT ON COLUMN bucardo.customcode.code     IS 'The function, with its schema and its argument types, quoted where needed; or null.';
 COMMENT ON COLUMN bucardo.customcode.sql      IS 'The statements that run as they are; or null.';
 COMMENT ON COLUMN bucardo.customcode.db       IS 'The member on which sql runs; null: all.';
 COMMENT ON COLUMN bucardo.customcode.sync     IS 'The sync; null: all.';
-COMMENT ON COLUMN bucardo.customcode.relation IS 'The relation; null: all.';
+COMMENT ON COLUMN bucardo.customcode.relation IS 'The relation, as schema.table, quoted where needed; null: all.';
 COMMENT ON COLUMN bucardo.customcode.priority IS 'Lower ones run first.';
 COMMENT ON COLUMN bucardo.customcode.status   IS 'active or inactive.';
 COMMENT ON COLUMN bucardo.customcode.owner    IS 'The role that registered it, with whose rights it runs.';

@@ -27,6 +27,8 @@ impl SqlState {
     pub const DEADLOCK: Self = Self(*b"40P01");
     pub const UNIQUE_VIOLATION: Self = Self(*b"23505");
     pub const EXCLUSION_VIOLATION: Self = Self(*b"23P01");
+    /// What RAISE gives: code of the user's says that it will not.
+    pub const RAISED: Self = Self(*b"P0001");
     pub const INTERNAL: Self = Self(*b"XX000");
 
     /// Reads the five characters that libpq gives; anything else is an internal error.

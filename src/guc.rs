@@ -20,12 +20,16 @@ static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 static RETRY_MIN: GucSetting<i32> = GucSetting::<i32>::new(500);
 static RETRY_MAX: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 static PURGE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
-static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
+/// In milliseconds too, of which 32 bits would hold only 24 days.
+static HISTORY_RETENTION: GucSetting<f64> = GucSetting::<f64>::new(7.0 * 24.0 * 3_600_000.0);
 static POLL_MIN: GucSetting<i32> = GucSetting::<i32>::new(20);
 static POLL_MAX: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static KID_WORK_MEM: GucSetting<i32> = GucSetting::<i32>::new(64 * 1024);
 static LOG_LEVEL: GucSetting<LogLevel> = GucSetting::<LogLevel>::new(LogLevel::Normal);
 static MASTER: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// A hundred years.
+const HISTORY_MAX: f64 = 100.0 * 365.25 * 24.0 * 3_600_000.0;
 
 fn milliseconds(setting: &GucSetting<i32>) -> Duration {
     Duration::from_millis(setting.get().max(0) as u64)
@@ -63,7 +67,7 @@ pub fn kid_work_mem() -> i32 {
 
 /// How long runs and conflicts are kept.
 pub fn history_retention() -> Duration {
-    Duration::from_secs(HISTORY_RETENTION.get().max(0) as u64 * 60)
+    Duration::from_secs_f64(HISTORY_RETENTION.get().clamp(0.0, HISTORY_MAX) / 1000.0)
 }
 
 /// The wait between two polls of a source soon after a change.
@@ -127,15 +131,15 @@ pub fn init() {
         ms,
     );
     int(c"bucardo.purge_interval", c"How often served deltas are purged.", c"", &PURGE_INTERVAL, 100, 86_400_000, sighup(), ms);
-    int(
+    GucRegistry::define_float_guc(
         c"bucardo.history_retention",
         c"How long runs and conflicts are kept.",
         c"",
         &HISTORY_RETENTION,
-        0,
-        i32::MAX,
+        0.0,
+        HISTORY_MAX,
         sighup(),
-        GucFlags::UNIT_MIN,
+        ms,
     );
     int(
         c"bucardo.poll_min",

@@ -57,5 +57,6 @@ pub extern "C-unwind" fn _PG_init() {
 compile_error!("bucardo must be compiled with panic = \"unwind\": an error of PostgreSQL travels as a panic");
 
 #[cfg(any(test, feature = "pg_test"))]
+#[allow(clippy::unwrap_used, reason = "a test may fail by a panic; that is how it says so")]
 #[path = "../pg_test/mod.rs"]
 pub mod pg_test;

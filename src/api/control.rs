@@ -68,6 +68,9 @@ fn stop(reason: default!(Option<&str>, "NULL"), timeout: default!(Interval, "'30
 
 fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> {
     notify::require_preload()?;
+    if !spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false) {
+        notify::want_master_at_abort();
+    }
     spi::execute("UPDATE bucardo.control SET stopped = true, stop_reason = $1", &[reason.into()])?;
     let db = shmem::my_database();
     let deadline = Instant::now() + timeout;
@@ -85,7 +88,7 @@ fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> 
         worker::set_latch(procno);
         let Some(left) = latch::left(deadline) else {
             return Err(Error::new(SqlState::TIMED_OUT, "the master has not stopped in time")
-                .hint("It goes on stopping; call bucardo.stop() again to wait for it."));
+                .hint("It goes on; call bucardo.stop() again with a longer timeout."));
         };
         latch::wait(None, Some(left.min(LOOK)));
     }

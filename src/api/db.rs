@@ -10,13 +10,6 @@ use crate::ident::{Role, check_name};
 use crate::libpq::Target;
 use crate::master::notify;
 
-fn refuse_makedelta(makedelta: Option<bool>) -> Result<()> {
-    if makedelta == Some(true) {
-        return Err(Error::new(SqlState::NOT_SUPPORTED, "makedelta is not supported yet").hint("Leave it out."));
-    }
-    Ok(())
-}
-
 /// Adds a member.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
@@ -38,7 +31,6 @@ fn add_db(
             .hint("Give dbgroup => '…' too, or name the role in add_sync's dbs.")
             .into());
     }
-    refuse_makedelta(makedelta)?;
     let conninfo = conninfo.unwrap_or_default().trim();
     let target = db::target(name, conninfo)?;
     if Noun::Db.exists(name)? {
@@ -88,7 +80,6 @@ fn update_db(
 ) -> Answer {
     let name = required(name, "name")?;
     options::check_status(status)?;
-    refuse_makedelta(makedelta)?;
     let conninfo = conninfo.map(str::trim);
     let target = conninfo.map(|c| db::target(name, c)).transpose()?;
     Noun::Db.lock(name)?;

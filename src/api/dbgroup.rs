@@ -35,7 +35,7 @@ fn update_dbgroup(name: Option<&str>, dbs: Option<&str>) -> Answer {
     group::set_members(name, &members)?;
     for sync in &before {
         notify::require_preload()?;
-        change::engage(&sync.name, None, "update_dbgroup", None, Vec::new())?;
+        change::engage_changed(&sync.name, Some(sync), None, "update_dbgroup", None, Vec::new())?;
         change::disengage(sync, Some(&change::load(&sync.name)?))?;
     }
     Ok(name.to_string())

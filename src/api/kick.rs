@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use super::interval;
 use crate::error::{Error, Result, SqlState};
 use crate::master::notify;
-use crate::master::slot::Outcome;
+use crate::master::slot::{Outcome, SyncSlot};
 use crate::pg::{latch, shmem, spi, worker};
 
 /// Asks for a run of the sync. Without a timeout: `kicked`, at once. With one: waits for a run that began after the
@@ -24,16 +24,23 @@ fn kick(
 
 fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
     notify::require_preload()?;
-    let id = runnable(name)?;
+    let id = runnable(name, false)?;
     notify::require_master()?;
     let db = shmem::my_database();
     let (_, procno) = worker::me();
+    let ticket = ask(db, id, timeout.map(|_| procno))?;
+    let Some(timeout) = timeout else { return Ok("kicked") };
+    let _place = Place { db, id, procno };
+    wait(name, id, ticket, Instant::now().checked_add(timeout))
+}
+
+/// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then.
+fn ask(db: u32, id: i32, waiter: Option<i32>) -> Result<u64> {
     let asked = shmem::with(|s| {
         let slot = s.sync(db, id)?;
         slot.kicked += 1;
         let ticket = slot.kicked;
-        let place = slot.waiters.iter_mut().find(|w| **w < 0).filter(|_| timeout.is_some());
-        if let Some(place) = place {
+        if let (Some(procno), Some(place)) = (waiter, slot.waiters.iter_mut().find(|w| **w < 0)) {
             *place = procno;
         }
         Some((ticket, s.master(db).map_or(-1, |m| m.procno)))
@@ -42,15 +49,14 @@ fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
         return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
     };
     worker::set_latch(master);
-    let Some(timeout) = timeout else { return Ok("kicked") };
-    let _place = Place { db, id, procno };
-    wait(name, id, ticket, Instant::now().checked_add(timeout))
+    Ok(ticket)
 }
 
-/// The sync's number, if it may run.
-fn runnable(name: &str) -> Result<i32> {
+/// The sync's number, if it may run. `anew`: as it is by now, not as it was when the statement began.
+fn runnable(name: &str, anew: bool) -> Result<i32> {
     let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
-    let found = spi::select(sql, &[name.into()], |row| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?)))?;
+    let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?));
+    let found = if anew { spi::write(sql, &[name.into()], row) } else { spi::select(sql, &[name.into()], row) }?;
     let shown = crate::ident::shown(name);
     let literal = crate::ident::quote_literal(name);
     match found.into_iter().next() {
@@ -74,32 +80,49 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         shmem::with(|s| {
-            if let Some(place) = s.sync(self.db, self.id).and_then(|y| y.waiters.iter_mut().find(|w| **w == self.procno)) {
+            let slot = s.syncs.iter_mut().find(|y| y.db == self.db && y.sync == self.id);
+            if let Some(place) = slot.and_then(|y| y.waiters.iter_mut().find(|w| **w == self.procno)) {
                 *place = -1;
             }
         });
     }
 }
 
+/// What a finished run means for who kicked.
+fn answer(slot: &SyncSlot) -> Result<&'static str> {
+    if !slot.warning.is_empty() && slot.outcome != Outcome::Bad {
+        warning!("{}", slot.warning.get());
+    }
+    match slot.outcome {
+        Outcome::Good => Ok("good"),
+        Outcome::Empty => Ok("empty"),
+        Outcome::Bad | Outcome::None => {
+            let error = Error::new(SqlState(slot.sqlstate), slot.message.get());
+            Err(if slot.hint.is_empty() { error } else { error.hint(slot.hint.get()) })
+        }
+    }
+}
+
 /// Even without a wake-up (more waiters than places) a waiting kick looks this often.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn wait(name: &str, id: i32, ticket: u64, deadline: Option<Instant>) -> Result<&'static str> {
+fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Result<&'static str> {
     let db = shmem::my_database();
     loop {
-        let slot = shmem::with(|s| s.sync(db, id).map(|y| *y)).filter(|y| y.done >= ticket);
-        if let Some(slot) = slot {
-            if !slot.warning.is_empty() && slot.outcome != Outcome::Bad {
-                warning!("{}", slot.warning.get());
-            }
-            return match slot.outcome {
-                Outcome::Good => Ok("good"),
-                Outcome::Empty => Ok("empty"),
-                Outcome::Bad | Outcome::None => {
-                    let error = Error::new(SqlState(slot.sqlstate), slot.message.get());
-                    Err(if slot.hint.is_empty() { error } else { error.hint(slot.hint.get()) })
+        match shmem::read(|s| s.syncs.iter().find(|y| y.db == db && y.sync == id).copied()) {
+            Some(slot) if slot.kicked >= ticket && slot.done >= ticket => return answer(&slot),
+            Some(slot) if slot.kicked >= ticket => {}
+            // The master knew nothing of the sync: it was removed, or is so new that it must be asked for again.
+            _ => {
+                let now = runnable(name, true)?;
+                if now != id {
+                    return Err(Error::new(
+                        SqlState::UNDEFINED_OBJECT,
+                        format!("sync {} was removed", crate::ident::shown(name)),
+                    ));
                 }
-            };
+                ticket = ask(db, id, Some(worker::me().1))?;
+            }
         }
         let left = match deadline {
             None => LOOK,

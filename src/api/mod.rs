@@ -4,6 +4,7 @@
 
 pub mod control;
 mod custom;
+mod customcode;
 mod db;
 mod dbgroup;
 mod interval;

@@ -93,7 +93,14 @@ fn purge_sources(only: Option<&str>) -> Result<i64> {
             continue;
         }
         done.push(name);
-        let mut conn = Conn::open(&member.db.target, "bucardo purge", guc::connect_timeout())?;
+        let mut conn = match Conn::open(&member.db.target, "bucardo purge", guc::connect_timeout()) {
+            // Of all sources, those that are there.
+            Err(error) if only.is_none() => {
+                warning!("{}", error.message);
+                continue;
+            }
+            opened => opened?,
+        };
         conn.query("SET default_transaction_isolation = 'read committed'")?;
         freed += conn.query("SELECT bucardo.capture_purge()")?.number::<i64>(0, 0).unwrap_or(0);
     }

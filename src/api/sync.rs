@@ -286,7 +286,7 @@ fn update(name: &str, dbs: Option<&str>, relgroup: Option<&str>, options: &Optio
         members.is_some() || relgroup.is_some() || options.strict_checking.is_some() || options.conflict_strategy.is_some();
     if checks || options.status == Some("active") {
         notify::require_preload()?;
-        change::engage(name, None, "update_sync", None, faults)?;
+        change::engage_changed(name, Some(&before), None, "update_sync", None, faults)?;
         change::disengage(&before, Some(&change::load(name)?))?;
     }
     notify::catalog_changed();

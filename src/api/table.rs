@@ -46,9 +46,6 @@ fn add_sequence(
 
 fn check_options(options: &Options<'_>) -> Result<()> {
     options::check_strategy(options.conflict_strategy, &db::names()?)?;
-    if options.makedelta == Some(true) {
-        return Err(Error::new(SqlState::NOT_SUPPORTED, "makedelta is not supported yet").hint("Leave it out."));
-    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ type Row = (String, Option<String>, String, Option<String>);
 fn faults(sync: &str) -> Result<Vec<Row>> {
     let sync = change::load(sync)?;
     let mut faults = Vec::new();
-    let mut checked = check::check(&sync, "validate_sync", None, &mut faults)?;
+    let mut checked = check::check(&sync, None, "validate_sync", None, &mut faults)?;
     check::check_capture(&sync, &mut checked, &mut faults)?;
     Ok(faults.into_iter().map(|f| (f.db, f.relation, f.fault, f.fix)).collect())
 }

@@ -34,9 +34,6 @@ fn check_shape(sync: &Sync) -> Result<()> {
         check_strategy(Some(strategy), &sources)?;
     }
     let later = |what: &str| Error::new(SqlState::NOT_SUPPORTED, format!("sync \"{}\": {what} is not supported yet", sync.name));
-    if sources.len() > 1 {
-        return Err(later("more than one source").hint("Make one db the source and the others targets."));
-    }
     if sync.members.iter().any(|m| m.role == Role::Fullcopy) {
         return Err(later("the role fullcopy").hint("Make it a target."));
     }
@@ -50,7 +47,19 @@ pub fn load(name: &str) -> Result<Sync> {
 
 /// Checks the sync as it now stands in the catalog, all of it or only some relations, and installs its capture.
 /// `faults` are those that are known already.
-pub fn engage(name: &str, only: Option<&[i32]>, function: &str, opened: Opened, mut faults: Vec<Fault>) -> Result<()> {
+pub fn engage(name: &str, only: Option<&[i32]>, function: &str, opened: Opened, faults: Vec<Fault>) -> Result<()> {
+    engage_changed(name, None, only, function, opened, faults)
+}
+
+/// The same for a sync that was another before.
+pub fn engage_changed(
+    name: &str,
+    before: Option<&Sync>,
+    only: Option<&[i32]>,
+    function: &str,
+    opened: Opened,
+    mut faults: Vec<Fault>,
+) -> Result<()> {
     let mut opened = opened;
     let mut sync = load(name)?;
     if faults.is_empty() {
@@ -67,7 +76,7 @@ pub fn engage(name: &str, only: Option<&[i32]>, function: &str, opened: Opened, 
     } else if let Some(only) = only {
         sync.relations.retain(|r| only.contains(&r.id));
     }
-    let mut checked = check::check(&sync, function, opened, &mut faults)?;
+    let mut checked = check::check(&sync, before, function, opened, &mut faults)?;
     if let Some(error) = Fault::error(&format!("sync \"{name}\""), &faults) {
         return Err(error);
     }

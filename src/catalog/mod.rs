@@ -5,6 +5,7 @@
 pub mod change;
 pub mod check;
 pub mod compare;
+pub mod customcode;
 pub mod db;
 pub mod describe;
 pub mod group;
@@ -31,6 +32,7 @@ pub enum Noun {
     Dbgroup,
     Relgroup,
     Sync,
+    Customcode,
 }
 
 impl Noun {
@@ -41,6 +43,7 @@ impl Noun {
             Self::Dbgroup => "dbgroup",
             Self::Relgroup => "relgroup",
             Self::Sync => "sync",
+            Self::Customcode => "customcode",
         }
     }
 
@@ -61,6 +64,10 @@ impl Noun {
         let hint = match self {
             Self::Db => "See bucardo.db, or add it: SELECT bucardo.add_db('…', 'host=… dbname=…');".to_string(),
             Self::Sync => "See bucardo.sync, or add it: SELECT bucardo.add_sync('…', dbs => '…', tables => '…');".to_string(),
+            Self::Customcode => {
+                "See bucardo.customcode, or add it: SELECT bucardo.add_customcode('…', 'conflict', code => '…(jsonb)');"
+                    .to_string()
+            }
             _ => format!("See bucardo.{word}, or add it: SELECT bucardo.add_{word}('…');"),
         };
         Error::new(SqlState::UNDEFINED_OBJECT, format!("{word} \"{}\" does not exist", crate::ident::shown(name))).hint(hint)

@@ -62,7 +62,7 @@ fn check_interval(argument: &str, value: Option<Interval>, least: i128) -> Resul
 }
 
 impl Options<'_> {
-    /// Checks each option by itself. Then those that are not built yet.
+    /// Checks each option by itself.
     pub fn check(&self) -> Result<()> {
         check_status(self.status)?;
         one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"])?;
@@ -73,9 +73,7 @@ impl Options<'_> {
             return Err(bad("maxkicks must not be negative".into(), "Give maxkicks => 0 for a kid that is never replaced."));
         }
         match self.onetimecopy {
-            Some(0) | None => Ok(()),
-            Some(1 | 2) => Err(Error::new(SqlState::NOT_SUPPORTED, "onetimecopy is not supported yet")
-                .hint("Leave it out, and copy the rows by pg_dump or COPY.")),
+            Some(0..=2) | None => Ok(()),
             Some(other) => Err(bad(format!("onetimecopy must be 0, 1 or 2, not {other}"), "Leave it out for no copy.")),
         }
     }

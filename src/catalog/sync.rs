@@ -1,10 +1,11 @@
 //! A sync as a whole: members in their listed order, relations in the order of a run, options resolved. The master
-//! reads all of them whenever the catalog changed, so this takes three queries, writes nothing and burns no
+//! reads all of them whenever the catalog changed, so this takes five queries, writes nothing and burns no
 //! transaction id.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::customcode::{self, Code};
 use super::db::{self, Db};
 use crate::error::Result;
 pub use crate::ident::Role;
@@ -48,6 +49,8 @@ pub struct Sync {
     /// In the order of a run.
     pub relations: Vec<Relation>,
     pub conflict_strategy: String,
+    /// What is asked before the strategy, in this order.
+    pub conflict_codes: Vec<Code>,
     pub onetimecopy: i32,
     pub autokick: bool,
     pub checktime: Option<Duration>,
@@ -126,10 +129,12 @@ fn load_where(name: Option<&str>) -> Result<Vec<Sync>> {
     for (group, relation) in spi::select(RELATIONS, &[name.into()], relation_row)? {
         relations.entry(group).or_default().push(relation);
     }
+    let codes = customcode::load()?;
     for sync in &mut syncs {
         sync.members = members.get(&sync.dbgroup).cloned().unwrap_or_default();
         sync.relations =
             relations.get(&sync.relgroup).map(|all| all.iter().map(|r| r.resolved(sync)).collect()).unwrap_or_default();
+        sync.conflict_codes = codes.of(&sync.name);
     }
     Ok(syncs)
 }
@@ -147,6 +152,7 @@ fn sync_row(row: &Row<'_>) -> Result<Sync> {
         members: Vec::new(),
         relations: Vec::new(),
         conflict_strategy: row.get(5)?,
+        conflict_codes: Vec::new(),
         onetimecopy: row.get(6)?,
         autokick: row.get(7)?,
         checktime: duration(row.opt(8)?),

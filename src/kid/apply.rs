@@ -2,13 +2,17 @@
 //! through a staging table, rows that are all new straight into the table. A receiver that fails keeps its error and
 //! is left out of the rest; it never stops the others.
 
-use super::gather::{Change, Group};
+use std::collections::HashMap;
+
+use super::gather::Change;
 use super::members::Session;
+use super::reading::Reading;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{Join, Reading, Window, Writing};
+use super::statements::{Join, Window};
 use super::stream::{Parts, stream, stream_parts};
+use super::writing::Writing;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Rows};
@@ -69,54 +73,79 @@ impl Receiver {
         self.attempt(|conn| action(conn).map_err(|e| e.at(relation)))
     }
 
-    fn table(&self, relation: i32) -> Result<&Table> {
+    pub fn table(&self, relation: i32) -> Result<&Table> {
         self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState(*b"42P01"), "a table of the sync is missing"))
     }
 }
 
-/// A pass: one group of receivers, one snapshot of the source.
+/// A pass: one snapshot of one source, for receivers that get the same of it.
 pub struct Pass<'a> {
     pub sync: &'a Sync,
-    pub group: &'a Group,
+    pub changes: &'a [Change],
     pub window: Window,
     pub care: Care,
     pub source: &'a Shapes,
     pub source_version: i32,
     pub sequences: Option<&'a Rows>,
     pub sequence_query: Option<&'a str>,
+    /// See [`Reading::news`].
+    pub news: String,
+    /// The relations of which some keys are left out, with the source's table of those keys.
+    pub excluded: HashMap<i32, String>,
+    /// Whether all receivers were served up to the same place: then a row that is new is new to all.
+    pub level: bool,
+    /// The receivers that capture what they get, as bits, by relation; and those of them that capture all of it, changed
+    /// or not.
+    pub noted: HashMap<i32, u64>,
+    pub relayed: u64,
+    /// The origin that such deltas are given.
+    pub origin: String,
+    /// What tells this pass's staging tables from those of others in the same transactions.
+    pub tag: String,
 }
 
 /// A change with everything that is known of it on the source.
-struct Work<'a> {
-    change: &'a Change,
-    table: &'a Table,
-    columns: Vec<String>,
+pub struct Work<'a> {
+    pub change: &'a Change,
+    pub table: &'a Table,
+    pub columns: Vec<String>,
     /// The relation's name for messages.
-    name: String,
+    pub name: String,
     /// See [`Reading::fitting`].
     fitting: Option<String>,
+    news: &'a str,
+    excluded: Option<&'a str>,
+    tag: &'a str,
+    /// The receivers that capture what they get.
+    noted: u64,
 }
 
 impl Work<'_> {
-    fn reading(&self) -> Reading<'_> {
+    pub fn reading(&self) -> Reading<'_> {
         Reading {
             source: self.table,
             key: &self.change.key,
+            slots: &self.change.slots,
             columns: &self.columns,
             segments: &self.change.segments,
             batched: self.change.batched,
             fitting: self.fitting.as_deref(),
+            news: self.news,
+            excluded: self.excluded,
+            noted: self.noted != 0,
         }
     }
 
-    fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
-        let stage = format!("bucardo_stage_{}", self.change.relation);
-        Ok(Writing { table: receiver.table(self.change.relation)?, key: &self.change.key, columns: &self.columns, stage })
+    pub fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
+        let stage = format!("bucardo_stage_{}{}", self.change.relation, self.tag);
+        let table = receiver.table(self.change.relation)?;
+        Ok(Writing { table, key: &self.change.key, columns: &self.columns, stage, noted: self.noted != 0 })
     }
 }
 
 impl<'a> Pass<'a> {
-    fn work(&self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
+    /// The changes with what is known of their tables.
+    pub fn work(&'a self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
         let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
         let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
         let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
@@ -124,17 +153,24 @@ impl<'a> Pass<'a> {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
             let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
             let relation = &self.sync.relations[change.order];
-            Ok(Work { change, table, columns, name: format!("{}.{}", relation.schema, relation.name), fitting: fitting.clone() })
+            let name = format!("{}.{}", relation.schema, relation.name);
+            let excluded = self.excluded.get(&change.relation).map(String::as_str);
+            let noted = self.noted.get(&change.relation).copied().unwrap_or(0);
+            Ok(Work { change, table, columns, name, fitting: fitting.clone(), news: &self.news, excluded, tag: &self.tag, noted })
         };
-        self.group.changes.iter().map(one).collect()
+        self.changes.iter().map(one).collect()
     }
 
-    fn is_few(&self, change: &Change) -> bool {
-        change.changes <= FEW && !change.truncated && !change.whole && !self.care.thorough
+    pub fn is_few(&self, change: &Change) -> bool {
+        change.changes <= FEW
+            && !self.noted.contains_key(&change.relation)
+            && !change.truncated
+            && !change.whole
+            && !self.care.thorough
     }
 
     /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
-    pub fn apply(&self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
+    pub fn apply(&'a self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
         let work = self.work(receivers)?;
         let few: Vec<&Work> = work.iter().filter(|w| self.is_few(w.change)).collect();
         self.ask_source(source, &few, &work)?;
@@ -150,7 +186,8 @@ impl<'a> Pass<'a> {
             done(&item.name, 0);
             if self.is_few(item.change) {
                 if let Some(rows) = answers.next() {
-                    write_few(item, rows, receivers);
+                    let all: Vec<usize> = (0..rows.len()).collect();
+                    write_few(item, rows, &all, receivers);
                 }
             } else {
                 self.write_many(item, source, receivers)?;
@@ -220,10 +257,16 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn write_many(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+    /// Brings many rows of a table to the receivers; an error is the source's.
+    pub fn write_many(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
         if item.change.truncated {
             for receiver in receivers.iter_mut() {
                 truncate(item, receiver);
+                if item.noted & receiver.bit() != 0 {
+                    let Some(oid) = receiver.table(item.change.relation).ok().map(|t| t.oid) else { continue };
+                    let sql = note_truncate(oid, &self.origin);
+                    receiver.attempt_on(&item.name, |conn| conn.query(&sql));
+                }
             }
         }
         let alive = || receivers.iter().filter(|r| r.failed.is_none());
@@ -231,7 +274,12 @@ impl<'a> Pass<'a> {
             r.session.conn.version() / 10_000 == self.source_version / 10_000
                 && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
         });
-        let all_new = item.change.existed == 0 && item.change.changes > 0 && !item.change.whole && !self.care.thorough;
+        let all_new = self.level
+            && item.noted == 0
+            && item.change.existed == 0
+            && item.change.changes > 0
+            && !item.change.whole
+            && !self.care.thorough;
         if all_new && alive().all(|r| item.writing(r).is_ok_and(|w| w.takes_copy())) {
             let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
@@ -242,6 +290,17 @@ impl<'a> Pass<'a> {
             self.through_stage(item, binary, source, receivers)?;
         }
         Ok(())
+    }
+
+    /// Brings the rows of a table into the receivers' staging tables, and no further.
+    pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+        for receiver in receivers.iter_mut() {
+            let create = item.writing(receiver).map(|w| w.create_stage());
+            receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
+        }
+        let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(false)).unwrap_or_default();
+        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), false);
+        stream(source, &out, receivers, &item.name, into)
     }
 
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
@@ -279,14 +338,25 @@ impl<'a> Pass<'a> {
         // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
         let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
         let join = if lookup { Join::Lookup } else { Join::Free };
+        let note = self.note(item, receiver);
         receiver.attempt_on(&item.name, |conn| {
             conn.query(join.settings())?;
+            if let Some(note) = note {
+                conn.query(&note)?;
+            }
             conn.pipeline_begin()?;
             for sql in &statements? {
                 conn.pipeline_add_unprepared(sql)?;
             }
             conn.pipeline_send()
         });
+    }
+
+    /// The statement by which a receiver captures what is staged, if it does.
+    pub fn note(&self, item: &Work, receiver: &Receiver) -> Option<String> {
+        let wants = item.noted & receiver.bit() != 0;
+        let all = self.relayed & receiver.bit() != 0;
+        item.writing(receiver).ok().filter(|_| wants).map(|w| w.note(all, &self.origin))
     }
 
     fn stage_statements(&self, item: &Work, writing: &Writing, merge: bool) -> Vec<String> {
@@ -313,11 +383,22 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Captures a TRUNCATE that a run brings.
+pub fn note_truncate(oid: u32, origin: &str) -> String {
+    format!("SELECT bucardo.capture_note_truncate({oid}, {})", crate::ident::quote_literal(origin))
+}
+
 /// Empties the table: by TRUNCATE where PostgreSQL allows it, else (a foreign key points to it) by DELETE.
 fn truncate(item: &Work, receiver: &mut Receiver) {
-    let Ok(writing) = item.writing(receiver) else { return };
+    let Some(table) = receiver.shapes.get(&item.change.relation).cloned() else { return };
+    let writing = Writing { table: &table, key: &item.change.key, columns: &item.columns, stage: String::new(), noted: false };
+    truncate_table(&writing, &item.name, receiver);
+}
+
+/// The same by the statements of a table.
+pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver) {
     let (truncate, delete) = (writing.truncate(), writing.delete_all());
-    let done = receiver.attempt_on(&item.name, |conn| {
+    let done = receiver.attempt_on(name, |conn| {
         conn.query("SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = '1s'")?;
         match conn.query(&truncate) {
             Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = 0").map(drop),
@@ -334,9 +415,9 @@ fn truncate(item: &Work, receiver: &mut Receiver) {
 }
 
 /// A few rows, each by its key: deletes first, then updates and inserts, all receivers at the same time.
-fn write_few(item: &Work, rows: &Rows, receivers: &mut [Receiver]) {
+pub fn write_few(item: &Work, rows: &Rows, which: &[usize], receivers: &mut [Receiver]) {
     let keys = item.change.key.len();
-    let (alive, gone): (Vec<usize>, Vec<usize>) = (0..rows.len()).partition(|row| rows.bool(*row, keys));
+    let (alive, gone): (Vec<usize>, Vec<usize>) = which.iter().partition(|row| rows.bool(**row, keys));
     for receiver in receivers.iter_mut() {
         match item.writing(receiver) {
             Ok(writing) => {
@@ -393,7 +474,7 @@ impl Few {
         }
         for row in alive {
             // Keys, then columns; between them stands whether the row lives.
-            let values: Vec<Option<&[u8]>> = (0..rows.columns()).filter(|c| *c != keys).map(|c| rows.bytes(*row, c)).collect();
+            let values: Vec<Option<&[u8]>> = (0..=self.types.len()).filter(|c| *c != keys).map(|c| rows.bytes(*row, c)).collect();
             if let Some(update) = &self.update {
                 conn.pipeline_add(update, &self.types, &values)?;
             }

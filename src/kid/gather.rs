@@ -15,6 +15,8 @@ pub struct Change {
     /// The place of the relation in the sync.
     pub order: usize,
     pub key: Vec<String>,
+    /// Where the segments have each column of the key, from 1; empty: in the same order.
+    pub slots: Vec<usize>,
     pub segments: Vec<String>,
     /// Whether the segments hold arrays of keys too.
     pub batched: bool,
@@ -61,7 +63,7 @@ pub struct Asker<'a> {
     pub source: usize,
 }
 
-const TRACK: &str = "SELECT member, served FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
@@ -85,8 +87,19 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
     let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
         return Err(Error::internal("the source's answer was not complete"));
     };
+    let copied = |row: usize| track.get(row, 2).is_some() && track.get(row, 0).is_some_and(|m| wanted.contains(&m));
+    if (0..track.len()).any(copied) {
+        return Err(Error::internal(WANTS_COPY));
+    }
     let groups = groups(sync, members, &track, &changes, shapes)?;
     Ok(Gathered { snapshot: snapshot.text(0, 0), groups, sequences: answers.next() })
+}
+
+const WANTS_COPY: &str = "a receiver gets whole tables";
+
+/// Whether a run ended at once because a receiver gets whole tables.
+pub fn wants_copy(error: &Error) -> bool {
+    error.code == SqlState::INTERNAL && error.message == WANTS_COPY
 }
 
 /// How the transactions of a run begin.
@@ -94,7 +107,7 @@ pub fn begin(sync: &Sync) -> &'static str {
     if sync.serializable { "BEGIN ISOLATION LEVEL SERIALIZABLE" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ" }
 }
 
-fn capture_missing(error: Error) -> Error {
+pub fn capture_missing(error: Error) -> Error {
     if matches!(error.code.as_str(), "42883" | "42P01" | "3F000") && error.message.contains("bucardo.") {
         return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
             .hint("Install them again with bucardo.update_sync('the sync').");
@@ -124,6 +137,7 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
             relation: relation.id,
             order,
             key: strings(changes.get(row, 2))?,
+            slots: Vec::new(),
             segments: strings(changes.get(row, 3))?,
             batched: changes.bool(row, 4),
             changes: changes.number(row, 5).unwrap_or_default(),
@@ -141,7 +155,8 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
     Ok(groups)
 }
 
-fn strings(json: Option<&str>) -> Result<Vec<String>> {
+/// Names out of a JSON array.
+pub fn strings(json: Option<&str>) -> Result<Vec<String>> {
     serde_json::from_str(json.unwrap_or("[]")).map_err(|e| Error::internal(format!("the source's answer is not an array: {e}")))
 }
 

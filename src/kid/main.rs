@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::members::Pool;
+use super::mesh;
 use super::report::{Progress, show};
 use super::run::{self, Plan};
 use crate::catalog;
@@ -33,6 +34,7 @@ struct Kid {
 struct Assignment {
     sync: i32,
     members: u64,
+    main: bool,
     last: bool,
     close: bool,
 }
@@ -126,7 +128,7 @@ impl Kid {
             (kid.state == KidState::Assigned).then(|| {
                 kid.state = KidState::Busy;
                 kid.since = now;
-                Assignment { sync: kid.sync, members: kid.members, last: kid.last, close: kid.close }
+                Assignment { sync: kid.sync, members: kid.members, main: kid.main, last: kid.last, close: kid.close }
             })
         })
     }
@@ -140,6 +142,11 @@ impl Kid {
             Err(error) => return failed(&error),
         };
         worker::report_activity(true, &format!("bucardo: sync {}", plan.sync.name));
+        if !job.main && plan.sync.sources().count() > 1 {
+            let report = mesh::probe(&plan, &mut self.pool, job.members);
+            self.plans.insert(job.sync, plan);
+            return report;
+        }
         let run = self.next_run.take().map_or_else(next_run, Ok);
         let mut progress = Progress::new(self.slot, run.unwrap_or_default());
         run::run(&mut plan, &mut self.pool, job.members, &mut progress);
@@ -180,7 +187,7 @@ fn next_run() -> Result<i64> {
     })
 }
 
-fn failed(error: &Error) -> Report {
+pub(super) fn failed(error: &Error) -> Report {
     Report {
         outcome: Outcome::Bad,
         whole: true,

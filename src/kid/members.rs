@@ -15,7 +15,7 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
     SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
-    SET default_transaction_deferrable = off; SET row_security = off; SET jit = off; SET client_min_messages = error; \
+    SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SET deadlock_timeout = '100ms'";
 
 /// The connections that wait for the next run, by the member's name.

@@ -33,11 +33,17 @@ pub fn mend(conn: &mut Conn, asker: &Asker<'_>, shapes: &Shapes) -> Result<()> {
             broken.push(Captured { oid: table.oid, key: key.clone() });
         }
     }
-    if broken.is_empty() {
-        return Ok(());
-    }
     let source = &sync.members[asker.source].db.name;
     let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != source).collect();
+    let known = "SELECT member FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+    let known = match conn.query_params(known, &[asker.control, &name, source].map(Some)) {
+        Err(error) if install::is_missing(&error) => Vec::new(),
+        rows => rows.map(|rows| (0..rows.len()).map(|i| rows.text(i, 0)).collect())?,
+    };
+    // A source that was away while a member was added does not know it yet.
+    if broken.is_empty() && receivers.iter().all(|r| known.contains(r)) {
+        return Ok(());
+    }
     let owner = Owner { control: asker.control, sync: &name, source, receivers: &receivers };
-    install::install(conn, &owner, &broken, true)
+    install::install(conn, &owner, &broken, !broken.is_empty())
 }

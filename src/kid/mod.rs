@@ -1,11 +1,15 @@
 //! Step 3 of a change: one run of one sync. Read `run.rs` first, then the steps in its order.
 
 pub mod apply;
+pub mod copy;
 pub mod gather;
+pub mod hook;
 pub mod main;
 pub mod members;
 pub mod mend;
+pub mod mesh;
 pub mod progress;
+pub mod reading;
 pub mod report;
 pub mod retry;
 pub mod run;
@@ -13,3 +17,4 @@ pub mod sequence;
 pub mod shape;
 pub mod statements;
 pub mod stream;
+pub mod writing;

@@ -5,8 +5,13 @@ use super::gather::{Asker, text_array};
 use crate::error::Result;
 use crate::libpq::Conn;
 
-const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, at = pg_catalog.clock_timestamp() \
+const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, copy = NULL, at = pg_catalog.clock_timestamp() \
     WHERE control = $1 AND sync = $2 AND source = $3 AND member = ANY ($5::pg_catalog.text[])";
+
+/// What was settled is forgotten when everybody has passed it.
+const FORGET: &str = "DELETE FROM bucardo.capture_settled s WHERE s.control = $1 AND s.sync = $2 AND NOT EXISTS ( \
+    SELECT FROM bucardo.capture_track t WHERE t.control = s.control AND t.sync = s.sync \
+    AND pg_catalog.pg_snapshot_xmin(t.served::pg_catalog.pg_snapshot) < pg_catalog.pg_snapshot_xmax(s.snapshot::pg_catalog.pg_snapshot))";
 
 /// Notes at the source that the members were served up to the snapshot. It does not wait for the disk.
 pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
@@ -20,6 +25,9 @@ pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) ->
     let sync = asker.sync.capture_name();
     let params = [asker.control, &sync, source, snapshot, &array].map(|p| Some(p.as_bytes()));
     conn.pipeline_add(SERVED, &[], &params)?;
+    if asker.sync.sources().count() > 1 {
+        conn.pipeline_add(FORGET, &[], &params[..2])?;
+    }
     conn.pipeline_add("COMMIT", &[], &[])?;
     conn.pipeline_send()?;
     conn.pipeline_collect().map(drop)

@@ -27,6 +27,9 @@ pub struct Progress {
     pub refused: u64,
     pub whole: bool,
     pub error: Option<Error>,
+    /// A conflict's strategy wants the sync to be paused.
+    pub pause: bool,
+    pub conflicts: u64,
     /// Whether anything was pending.
     pub saw_changes: bool,
 }
@@ -55,6 +58,8 @@ impl Progress {
             refused: 0,
             whole: false,
             error: None,
+            pause: false,
+            conflicts: 0,
             saw_changes: false,
         }
     }
@@ -110,10 +115,16 @@ impl Progress {
         self.error = Some(error);
     }
 
+    /// The whole run failed, and perhaps the sync is to be paused.
+    pub fn failed_for_good(&mut self, error: Error, pause: bool) {
+        self.pause = pause;
+        self.failed(0, error);
+    }
+
     pub fn outcome(&self) -> Outcome {
         if self.whole || self.refused != 0 {
             Outcome::Bad
-        } else if self.counts != Counts::default() {
+        } else if self.counts != Counts::default() || self.conflicts != 0 {
             Outcome::Good
         } else {
             Outcome::Empty
@@ -128,6 +139,7 @@ impl Progress {
             refused: self.refused,
             whole: self.whole,
             idle: !self.saw_changes,
+            pause: self.pause,
             ..Report::NONE
         };
         if let Some(error) = &self.error {
@@ -162,8 +174,8 @@ impl Progress {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         xact::transaction(|| {
             spi::execute(
-                "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details) \
-                 SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb \
+                "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \
+                 SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb, $12 \
                  WHERE EXISTS (SELECT FROM bucardo.sync WHERE id = $11)",
                 &[
                     self.run.into(),
@@ -177,6 +189,7 @@ impl Progress {
                     sqlstate.as_deref().into(),
                     details.as_str().into(),
                     sync.id.into(),
+                    count(self.conflicts).into(),
                 ],
             )
             .map(drop)

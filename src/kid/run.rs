@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::apply::{Counts, Pass, Receiver};
+use super::copy;
 use super::gather::{self, Asker, Gathered, Group};
 use super::members::{self, Pool, Session};
 use super::mend;
+use super::mesh;
 use super::progress;
 use super::report::Progress;
 use super::retry::{self, Care, Verdict};
@@ -29,18 +31,20 @@ pub struct Plan {
     /// The catalog's generation in which it was read.
     pub generation: u64,
     shapes: HashMap<usize, Rc<Shapes>>,
-    sequence_query: Option<String>,
+    pub(super) sequence_query: Option<String>,
     /// The sequences' state that each receiver was given last.
     sequences: HashMap<usize, String>,
+    /// Runs that recorded decisions and never ended; None: not looked for yet.
+    pub(super) doubt: Option<Vec<i64>>,
 }
 
 impl Plan {
     pub fn new(sync: Sync, control: String, generation: u64) -> Self {
         let sequence_query = sequence::query(&sync);
-        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new() }
+        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new(), doubt: None }
     }
 
-    fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+    pub(super) fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
         }
@@ -50,7 +54,7 @@ impl Plan {
     }
 
     /// The same for a source, which must have every table, and capture it.
-    fn source_shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+    pub(super) fn source_shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
         }
@@ -65,6 +69,13 @@ impl Plan {
 
 /// Runs the sync for the given receivers and fills in how it went.
 pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) {
+    if let Err(error) = copy::begin(plan, pool) {
+        let away = plan.sync.members.iter().position(|m| m.role == Role::Source).filter(|_| retry::is_away(error.code));
+        return progress.failed(away.map_or(0, |i| 1 << i), error);
+    }
+    if plan.sync.sources().count() > 1 {
+        return mesh::run(plan, pool, members, progress);
+    }
     let Some(source) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
         return progress.failed(0, Error::new(SqlState::WRONG_STATE, "the sync has no source"));
     };
@@ -76,6 +87,8 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         progress.attempts += 1;
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
+            // Whole tables are copied as between several sources.
+            Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, members, progress),
             Err((error, fresh)) => {
                 forget(plan, &error);
                 match retry::judge(&error, attempt, care, fresh) {
@@ -104,8 +117,27 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     }
 }
 
+/// What deltas are marked with that a run writes for other syncs: through which sync they came, and from whom.
+pub(super) fn origin(plan: &Plan, source: usize) -> String {
+    format!("{}:{}:{}", plan.control, plan.sync.capture_name(), plan.sync.members[source].db.name)
+}
+
+/// The members that capture what they get because `makedelta` says so, as bits, by relation.
+pub(super) fn noted(sync: &Sync) -> HashMap<i32, u64> {
+    let wants = |r: &crate::catalog::sync::Relation| {
+        let one = |(i, m): (usize, &crate::catalog::sync::Member)| u64::from(r.makedelta.unwrap_or(m.db.makedelta)) << i;
+        (r.id, sync.members.iter().enumerate().map(one).fold(0, |a, b| a | b))
+    };
+    sync.relations.iter().filter(|r| !r.is_sequence).map(wants).filter(|(_, bits)| *bits != 0).collect()
+}
+
+/// The members that are active, as bits.
+pub(super) fn active(sync: &Sync) -> u64 {
+    sync.members.iter().enumerate().filter(|(_, m)| m.db.active).fold(0, |bits, (i, _)| bits | (1 << i))
+}
+
 /// Prepares the next attempt; the wait lets whoever won finish first.
-fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Duration) {
+pub(super) fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Duration) {
     *care = next;
     *attempt += 1;
     if !wait.is_zero() {
@@ -114,21 +146,21 @@ fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Duration) {
 }
 
 /// What was seen of the tables may be the reason: look again before the next attempt.
-fn forget(plan: &mut Plan, error: &Error) {
+pub(super) fn forget(plan: &mut Plan, error: &Error) {
     if !retry::is_away(error.code) && !matches!(error.code.as_str(), "40001" | "40P01") {
         plan.shapes.clear();
     }
 }
 
-fn at_member(error: Error, plan: &Plan, index: usize) -> Error {
+pub(super) fn at_member(error: Error, plan: &Plan, index: usize) -> Error {
     error.at(format_args!("db \"{}\"", plan.sync.members[index].db.name))
 }
 
 /// A receiver's part that failed.
-struct Failure {
-    index: usize,
-    error: Error,
-    fresh: bool,
+pub(super) struct Failure {
+    pub(super) index: usize,
+    pub(super) error: Error,
+    pub(super) fresh: bool,
 }
 
 /// One attempt with one snapshot of the source. `Err`: the source failed, and whether its connection was new.
@@ -165,7 +197,7 @@ fn one_attempt(
         let committed = result.map_err(fail)?;
         served |= committed;
         for receiver in mine {
-            settle(receiver, pool, &mut failures, &mut progress.counts);
+            settle(receiver, pool, &mut failures, &mut progress.counts, committed);
         }
     }
     progress.phase(Phase::Mark);
@@ -218,13 +250,20 @@ fn serve(
     progress.total(group.changes.iter().map(|c| c.changes).sum());
     let pass = Pass {
         sync: &plan.sync,
-        group,
+        changes: &group.changes,
         window: group.window(),
         care,
         source: shapes,
         source_version: from.conn.version(),
         sequences: gathered.sequences.as_ref(),
         sequence_query: plan.sequence_query.as_deref(),
+        news: String::new(),
+        excluded: HashMap::new(),
+        level: true,
+        noted: noted(&plan.sync),
+        relayed: 0,
+        origin: origin(plan, plan.sync.members.iter().position(|m| m.role == Role::Source).unwrap_or(0)),
+        tag: String::new(),
     };
     pass.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
     progress.phase(Phase::Commit);
@@ -261,16 +300,21 @@ fn commit(receivers: &mut [Receiver]) -> Result<u64> {
 }
 
 /// Counts what a receiver has, or notes why it has nothing; takes its connection back.
-fn settle(mut receiver: Receiver, pool: &mut Pool, failures: &mut Vec<Failure>, counts: &mut Counts) {
+pub(super) fn settle(mut receiver: Receiver, pool: &mut Pool, failures: &mut Vec<Failure>, counts: &mut Counts, committed: u64) {
     let fresh = receiver.session.fresh;
-    match receiver.failed.take() {
-        None => counts.add(receiver.counts),
-        Some(error) => {
-            if !receiver.session.conn.is_broken() && receiver.session.conn.query("ROLLBACK").is_ok() {
-                receiver.session.conn.forget_prepared();
-            }
-            failures.push(Failure { index: receiver.index, error, fresh });
-        }
+    let error = receiver.failed.take();
+    if error.is_none() && committed & receiver.bit() != 0 {
+        counts.add(receiver.counts);
+    }
+    if (error.is_some() || !receiver.session.conn.is_idle())
+        && !receiver.session.conn.is_broken()
+        && receiver.session.conn.query("ROLLBACK").is_ok()
+        && error.is_some()
+    {
+        receiver.session.conn.forget_prepared();
+    }
+    if let Some(error) = error {
+        failures.push(Failure { index: receiver.index, error, fresh });
     }
     pool.give_back(receiver.session);
 }

@@ -4,11 +4,99 @@
 
 use std::collections::HashMap;
 
+use super::statements::list;
 use crate::catalog::describe::{self, Described};
 use crate::catalog::sync::{Relation, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_ident;
 use crate::libpq::{Conn, Rows};
+
+/// A foreign key on one member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The table that it refers to.
+    pub parent: u32,
+    pub columns: Vec<String>,
+    /// The parent's columns, in the same order.
+    pub to: Vec<String>,
+    /// Whether a row whose parent goes only loses the reference.
+    pub set_null: bool,
+}
+
+/// A unique index on one member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UniqueIndex {
+    /// What it is over, as SQL: columns or expressions of the table's columns.
+    pub expressions: Vec<String>,
+    /// The rows that it holds, as SQL; None: all.
+    pub predicate: Option<String>,
+    pub nulls_not_distinct: bool,
+    /// All columns that it looks at.
+    pub columns: Vec<String>,
+}
+
+impl UniqueIndex {
+    /// Whether it is over just these columns.
+    pub fn is_on(&self, key: &[String]) -> bool {
+        let names: Vec<String> = key.iter().map(|k| quote_ident(k)).collect();
+        let bare = |e: &String| if e.starts_with('"') { e.clone() } else { quote_ident(e) };
+        self.predicate.is_none()
+            && self.expressions.len() == names.len()
+            && self.expressions.iter().all(|e| names.contains(&bare(e)))
+    }
+
+    fn named(&self, prefix: &str) -> String {
+        list(self.expressions.len(), |i| format!("({}) AS {prefix}{}", self.expressions[i], i + 1), ", ")
+    }
+
+    fn predicate(&self) -> &str {
+        self.predicate.as_deref().unwrap_or("true")
+    }
+
+    /// The rows of different sources in a table of rows that clash: key, source, time, number of the group.
+    pub fn clashes(&self, table: &str, key: &[String]) -> String {
+        let keys = key.iter().map(|k| quote_ident(k)).collect::<Vec<_>>().join(", ");
+        let values = list(self.expressions.len(), |i| format!("e{}", i + 1), ", ");
+        let known = match self.nulls_not_distinct {
+            true => "true".to_string(),
+            false => list(self.expressions.len(), |i| format!("e{} IS NOT NULL", i + 1), " AND "),
+        };
+        format!(
+            "SELECT {keys}, bucardo_source, bucardo_time, number FROM (SELECT *, count(*) OVER (PARTITION BY {values}) AS n, \
+             dense_rank() OVER (ORDER BY {values}) AS number FROM (SELECT *, {} FROM (SELECT * FROM pg_temp.{table} WHERE {}) t) u \
+             WHERE {known}) x WHERE n > 1",
+            self.named("e"),
+            self.predicate()
+        )
+    }
+
+    /// Deletes the rows of the table that clash with staged ones of other keys, and tells them: key and row as JSON, and
+    /// the staged row.
+    pub fn remove_clashing(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> String {
+        let staged = list(columns.len(), |i| format!("a{} AS {}", i + 1, quote_ident(&columns[i])), ", ");
+        let same = list(
+            self.expressions.len(),
+            |i| match self.nulls_not_distinct {
+                true => format!("o.e{0} IS NOT DISTINCT FROM s.e{0}", i + 1),
+                false => format!("o.e{0} = s.e{0}", i + 1),
+            },
+            " AND ",
+        );
+        let other = list(key.len(), |i| format!("o.{0} {1} s.{0}", quote_ident(&key[i]), table.equal(&key[i])), " AND ");
+        let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
+        format!(
+            "WITH s AS (SELECT *, pg_catalog.to_jsonb(t) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+             o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
+             c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
+             DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
+             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t), c.image",
+            exprs = self.named("e"),
+            predicate = self.predicate(),
+            keys = list(key.len(), |i| format!("t.{}", quote_ident(&key[i])), ", "),
+            only = table.only,
+        )
+    }
+}
 
 /// A table on one member.
 #[derive(Clone)]
@@ -25,6 +113,10 @@ pub struct Table {
     pub key: Option<Vec<String>>,
     /// The sets of columns that some unique index covers.
     pub unique: Vec<Vec<String>>,
+    /// All unique indexes, whatever they are over.
+    pub uniques: Vec<UniqueIndex>,
+    /// What its rows refer to.
+    pub references: Vec<ForeignKey>,
     pub fingerprint: String,
     /// How many rows it has, as its statistics say; at least 1.
     pub rows: u64,
@@ -40,11 +132,20 @@ impl Table {
         self.equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str)
     }
 
+    /// Whether two values of a column are equal only if they are the same to the byte.
+    pub fn is_exact(&self, column: &str) -> bool {
+        self.column(column).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
+    }
+
     /// Whether a unique index covers just the key, so that a row cannot be written twice.
     pub fn is_unique_on(&self, key: &[String]) -> bool {
         self.unique.iter().any(|u| u.len() == key.len() && u.iter().all(|c| key.contains(c)))
     }
 }
+
+/// Built-in types of which two values are equal only if they are the same to the byte: bool, bytea, "char", name, int8,
+/// int2, int4, text, oid, varchar, date, time, timestamp, timestamptz, uuid.
+const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 1114, 1184, 2950];
 
 /// Whether rows may travel between the two in binary: the same built-in types in the same order.
 pub fn is_binary_safe(source: &Table, receiver: &Table, columns: &[String]) -> bool {
@@ -71,6 +172,50 @@ const EQUALS: &str = "SELECT DISTINCT i.indrelid, a.attname, n.nspname, o.oprnam
     WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND a.attrelid = i.indrelid AND a.attnum = u.attnum \
     AND c.oid = u.class AND p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype \
     AND p.amoprighttype = c.opcintype AND o.oid = p.amopopr AND n.oid = o.oprnamespace";
+
+/// All unique indexes: table, expressions, predicate, whether nulls are equal, the columns that they look at.
+const UNIQUES: &str = "SELECT i.indrelid, \
+    to_json(ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n)), \
+    pg_catalog.pg_get_expr(i.indpred, i.indrelid), coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), \
+    to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) \
+        OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+            AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))) \
+    FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
+
+/// The foreign keys among tables: table, parent, columns, the parent's columns, whether a deletion sets them to null.
+const REFERENCES: &str = "SELECT c.conrelid, c.confrelid, \
+    to_json(ARRAY(SELECT a.attname FROM unnest(c.conkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
+        ON a.attrelid = c.conrelid AND a.attnum = u.n ORDER BY u.ord)), \
+    to_json(ARRAY(SELECT a.attname FROM unnest(c.confkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
+        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), c.confdeltype = 'n' \
+    FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1::pg_catalog.oid[]) \
+    AND c.confrelid = ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
+
+fn references(rows: &Rows) -> HashMap<u32, Vec<ForeignKey>> {
+    let mut all: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
+    let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
+    for row in 0..rows.len() {
+        let (parent, set_null) = (rows.number(row, 1).unwrap_or_default(), rows.bool(row, 4));
+        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), set_null };
+        all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(key);
+    }
+    all
+}
+
+fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
+    let mut all: HashMap<u32, Vec<UniqueIndex>> = HashMap::new();
+    let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
+    for row in 0..rows.len() {
+        let index = UniqueIndex {
+            expressions: names(row, 1),
+            predicate: rows.get(row, 2).map(str::to_string),
+            nulls_not_distinct: rows.bool(row, 3),
+            columns: names(row, 4),
+        };
+        all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(index);
+    }
+    all
+}
 
 fn oid_array(oids: impl Iterator<Item = u32>) -> String {
     format!("{{{}}}", oids.map(|o| o.to_string()).collect::<Vec<_>>().join(","))
@@ -101,16 +246,19 @@ pub fn name_on(relation: &Relation) -> (&str, &str) {
     (&relation.schema, &relation.name)
 }
 
+/// The error for a table of the sync that is not there.
+pub fn missing(sync: &Sync, relation: i32) -> Error {
+    let name = sync.relations.iter().find(|r| r.id == relation).map_or_else(String::new, |r| format!("{}.{}", r.schema, r.name));
+    Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
+        .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table.")
+}
+
 /// An error that names a table of the sync which the member does not have. On a source nothing may count as served then:
 /// its changes could not be told from those of a table that the sync no longer has.
 pub fn check_complete(sync: &Sync, shapes: &Shapes) -> Result<()> {
     match sync.relations.iter().find(|r| !r.is_sequence && !shapes.contains_key(&r.id)) {
         None => Ok(()),
-        Some(missing) => {
-            let name = format!("{}.{}", missing.schema, missing.name);
-            Err(Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
-                .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table."))
-        }
+        Some(relation) => Err(missing(sync, relation.id)),
     }
 }
 
@@ -122,6 +270,8 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
     let oids = oid_array(described.iter().flatten().map(|d| d.oid));
     let fingerprints = read_fingerprints(&conn.query_params(FINGERPRINT, &[Some(&oids)])?);
     let operators = conn.query_params(EQUALS, &[Some(&oids)])?;
+    let mut references = references(&conn.query_params(REFERENCES, &[Some(&oids)])?);
+    let mut uniques = uniques(&conn.query_params(UNIQUES, &[Some(&oids)])?);
     let mut equals: HashMap<u32, HashMap<String, String>> = HashMap::new();
     for i in 0..operators.len() {
         let operator = format!("OPERATOR({}.{})", quote_ident(&operators.text(i, 2)), operators.text(i, 3));
@@ -133,7 +283,9 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
         if let Some(d) = described {
             let fingerprint = fingerprints.get(&d.oid).cloned().unwrap_or_default();
             let equals = equals.remove(&d.oid).unwrap_or_default();
-            shapes.insert(relation.id, table(relation, d, equals, fingerprint));
+            let uniques = uniques.remove(&d.oid).unwrap_or_default();
+            let references = references.remove(&d.oid).unwrap_or_default();
+            shapes.insert(relation.id, Table { uniques, references, ..table(relation, d, equals, fingerprint) });
         }
     }
     Ok(shapes)
@@ -147,5 +299,17 @@ fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fin
     if !d.primary_key.is_empty() {
         unique.push(d.primary_key);
     }
-    Table { oid: d.oid, name, only, columns: d.columns, equals, key, unique, fingerprint, rows: d.rows }
+    Table {
+        oid: d.oid,
+        name,
+        only,
+        columns: d.columns,
+        equals,
+        key,
+        unique,
+        uniques: Vec::new(),
+        references: Vec::new(),
+        fingerprint,
+        rows: d.rows,
+    }
 }

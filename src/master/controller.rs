@@ -57,6 +57,9 @@ pub struct Controller {
     pub checktime: Option<Duration>,
     /// All receivers.
     pub members: u64,
+    /// Whether several sources decide together: then a member that was away is only asked alone whether it is back, and
+    /// one that refused is tried together with the others.
+    pub mesh: bool,
     /// Changes wait to be served.
     pub changed: bool,
     /// Somebody kicked.
@@ -78,6 +81,7 @@ impl Controller {
             paused: false,
             checktime: None,
             members: 0,
+            mesh: false,
             changed: false,
             kicked: false,
             main: None,
@@ -102,6 +106,12 @@ impl Controller {
                 return Some(Job { members: free, main: true });
             }
             let healthy = free & !self.troubled();
+            if self.mesh {
+                let again = self.ready(now, Kind::Refused) & free;
+                if again != 0 && self.whole.as_ref().is_none_or(|t| now >= t.next_try) {
+                    return Some(Job { members: healthy | again, main: true });
+                }
+            }
             let timed = self.checktime.is_some_and(|t| now >= self.last_run + t);
             let wanted = (self.changed && now >= self.hold) || timed || self.whole.is_some();
             let allowed = self.whole.as_ref().is_none_or(|t| now >= t.next_try);
@@ -110,10 +120,15 @@ impl Controller {
             }
         }
         let busy = self.recovering | self.main.map_or(0, |j| j.members);
-        let ready = |i: &usize| self.troubles[*i].as_ref().is_some_and(|t| now >= t.next_try);
-        let member =
-            (0..self.troubles.len()).filter(ready).map(|i| 1 << i).find(|bit| busy & bit == 0 && self.members & bit != 0)?;
+        let ready = self.ready(now, Kind::Down) | if self.mesh { 0 } else { self.ready(now, Kind::Refused) };
+        let member = (0..self.troubles.len()).map(|i| 1 << i).find(|bit| ready & bit & !busy & self.members != 0)?;
         Some(Job { members: member, main: false })
+    }
+
+    /// The members in such trouble whose time has come.
+    fn ready(&self, now: Instant, kind: Kind) -> u64 {
+        let due = |t: &Option<Trouble>| t.as_ref().is_some_and(|t| t.kind == kind && now >= t.next_try);
+        self.troubles.iter().enumerate().filter(|(_, t)| due(t)).fold(0, |bits, (i, _)| bits | (1 << i))
     }
 
     /// When to ask [`Controller::due`] again if nothing happens before.
@@ -125,7 +140,9 @@ impl Controller {
         let whole = self.whole.as_ref().filter(|_| self.main.is_none()).map(|t| t.next_try);
         let held = (self.changed && self.main.is_none() && self.whole.is_none()).then_some(self.hold);
         let busy = self.recovering | self.main.map_or(0, |j| j.members);
-        let troubles = self.troubles.iter().enumerate().filter(|(i, _)| busy & (1 << i) == 0);
+        // Whoever waits for the others' run is looked at when that ends.
+        let waits = |t: &Trouble| self.mesh && t.kind == Kind::Refused && self.main.is_some();
+        let troubles = self.troubles.iter().enumerate().filter(|(i, t)| busy & (1 << i) == 0 && !t.as_ref().is_some_and(waits));
         troubles.filter_map(|(_, t)| t.as_ref().map(|t| t.next_try)).chain(timed).chain(whole).chain(held).min()
     }
 
@@ -191,6 +208,16 @@ impl Controller {
     /// The members that are left out of the runs of the others.
     pub fn troubled(&self) -> u64 {
         self.troubles.iter().enumerate().filter(|(_, t)| t.is_some()).fold(0, |bits, (i, _)| bits | (1 << i))
+    }
+
+    /// Why a member is not in this run: it catches up, or is being tried, in one of its own.
+    pub fn left_out(&self, job: Job) -> Option<&str> {
+        let out = self.members & !job.members;
+        self.troubles
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| out & (1 << i) != 0)
+            .find_map(|(_, t)| t.as_ref().map(|t| t.error.as_str()))
     }
 
     /// The members of another catalog: troubles are forgotten, because bits may mean others now.
@@ -279,6 +306,22 @@ mod tests {
     }
 
     #[test]
+    fn between_sources_a_member_that_refused_is_tried_with_the_others() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.mesh = true;
+        c.changed = true;
+        let job = c.due(now).unwrap();
+        c.started(job);
+        c.finished(job, &report(Outcome::Bad, 0, 0b100), now, MIN, MAX);
+        assert_eq!(c.due(now), None);
+        assert_eq!(c.due(now + MIN), Some(Job { members: 0b110, main: true }));
+        c.started(job);
+        c.finished(job, &report(Outcome::Good, 0b100, 0), now, MIN, MAX);
+        assert_eq!(c.due(now + MIN * 2), Some(Job { members: 0b100, main: false }), "one that is away is asked alone");
+    }
+
+    #[test]
     fn a_failed_run_is_tried_again_later_and_later() {
         let now = Instant::now();
         let mut c = controller(now);
@@ -328,6 +371,26 @@ mod tests {
         }
         c.kicked = true;
         assert!(c.due(now).is_some());
+    }
+
+    #[test]
+    fn who_catches_up_alone_is_told_to_the_kick_that_went_without_it() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.kicked = true;
+        let both = c.due(now).unwrap();
+        c.started(both);
+        c.finished(both, &report(Outcome::Good, 0b10, 0), now, MIN, MAX);
+        let later = now + MIN;
+        let alone = c.due(later).unwrap();
+        c.started(alone);
+        c.kicked = true;
+        let other = c.due(later).unwrap();
+        assert_eq!((alone.members, other.members, other.main), (0b10, 0b100, true));
+        c.started(other);
+        c.finished(other, &report(Outcome::Empty, 0, 0), later, MIN, MAX);
+        assert!(c.left_out(other).is_some());
+        assert!(c.left_out(both).is_none());
     }
 
     #[test]

@@ -22,6 +22,8 @@ struct Kid {
     runs: i32,
     idle_since: Instant,
     job: Option<(i32, Job)>,
+    /// It was told that its run is the last one, so it takes no other.
+    leaving: bool,
 }
 
 /// How a sync wants its kid treated.
@@ -50,11 +52,15 @@ impl Kids {
 
     /// What kids have reported since the last call: the sync, its job, and how it went.
     pub fn reports(&mut self, now: Instant) -> Vec<(i32, Job, Report)> {
-        let mut reports = Vec::new();
+        let (db, mut reports) = (self.db, Vec::new());
         self.kids.retain_mut(|kid| {
             let gone = worker::life(&kid.worker) == worker::Life::Gone;
             let report = shmem::with(|shared| {
                 let slot = &mut shared.kids[kid.slot];
+                // A kid frees its slot itself when it ends; another master may have it by now.
+                if slot.db != db {
+                    return (None, gone);
+                }
                 let report = (slot.state == KidState::Reported).then_some(slot.report);
                 if report.is_some() {
                     slot.state = KidState::Idle;
@@ -82,7 +88,7 @@ impl Kids {
 
     /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
     pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
-        let idle = |kid: &Kid| kid.job.is_none() && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle);
+        let idle = |kid: &Kid| kid.job.is_none() && !kid.leaving && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle);
         let Some(kid) = self.kids.iter_mut().find(|kid| idle(kid)) else {
             self.launch(waiting, now);
             return false;
@@ -91,10 +97,12 @@ impl Kids {
         let old = manners.lifetime.is_some_and(|t| now >= kid.started + t);
         let last = !manners.kidsalive || old || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
         kid.job = Some((sync, job));
+        kid.leaving = last;
         let procno = shmem::with(|shared| {
             let slot = &mut shared.kids[kid.slot];
             slot.sync = sync;
             slot.members = job.members;
+            slot.main = job.main;
             slot.last = last;
             slot.close = !manners.stayalive;
             slot.state = KidState::Assigned;
@@ -111,7 +119,8 @@ impl Kids {
         }
         let db = self.db;
         let slot = shmem::with(|shared| {
-            let slot = shared.kids.iter().position(|k| k.state == KidState::Free)?;
+            let mine = |i: &usize| self.kids.iter().any(|k| k.slot == *i);
+            let slot = (0..shared.kids.len()).find(|i| shared.kids[*i].state == KidState::Free && !mine(i))?;
             shared.kids[slot] = KidSlot { db, state: KidState::Starting, ..KidSlot::FREE };
             Some(slot)
         });
@@ -121,7 +130,7 @@ impl Kids {
         });
         match launched {
             Some((slot, worker)) => {
-                self.kids.push(Kid { slot, worker, started: now, runs: 0, idle_since: now, job: None });
+                self.kids.push(Kid { slot, worker, started: now, runs: 0, idle_since: now, job: None, leaving: false });
                 self.trouble = None;
             }
             None => {

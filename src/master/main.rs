@@ -9,7 +9,9 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::kids::{Kids, Manners};
-use super::slot::{Outcome, Report, Shown, SyncSlot, Text};
+use super::notify;
+use super::publish::{fail_kicks, wake_waiters};
+use super::slot::{Outcome, Report, Text};
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
 use crate::capture::install;
@@ -115,7 +117,7 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     }
 }
 
-/// However the master ends, its kids end with it and nobody waits for it.
+/// However the master ends, its kids end with it. Kicks wait for the next one if there will be one.
 fn master_gone(slot: usize) {
     let (_, procno) = worker::me();
     shmem::forget_watches(procno);
@@ -123,8 +125,14 @@ fn master_gone(slot: usize) {
         let db = s.masters[slot].db;
         s.masters[slot].pid = 0;
         s.masters[slot].procno = -1;
+        let wanted = s.masters[slot].wanted;
         for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
-            fail_kicks(sync, "57P01", "the master was ended");
+            if wanted {
+                sync.begun = sync.done;
+            } else {
+                fail_kicks(sync, "55000", notify::STOPPED);
+                sync.hint = Text::new(notify::START);
+            }
         }
         let mut kids = [0; super::slot::MAX_KIDS];
         for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
@@ -135,23 +143,6 @@ fn master_gone(slot: usize) {
     for pid in kids {
         worker::signal(pid, libc::SIGTERM);
     }
-}
-
-/// Answers waiting kicks with an error.
-fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
-    if slot.kicked > slot.done {
-        slot.done = slot.kicked;
-        slot.begun = slot.kicked;
-        slot.outcome = Outcome::Bad;
-        slot.sqlstate.copy_from_slice(sqlstate.as_bytes());
-        slot.message = Text::new(message);
-        slot.hint = Text::EMPTY;
-        wake_waiters(slot);
-    }
-}
-
-fn wake_waiters(slot: &SyncSlot) {
-    slot.waiters.iter().filter(|w| **w >= 0).for_each(|w| worker::set_latch(*w));
 }
 
 /// Whether the extension is in this database; cleans the launcher's mark when not.
@@ -230,10 +221,8 @@ impl Master {
         while !self.kids.end_all(Instant::now()) {
             latch::wait(None, Some(Duration::from_millis(20)));
         }
-        shmem::with(|s| {
-            s.masters[self.slot].wanted = false;
-            s.masters[self.slot].stop = false;
-        });
+        // Wanted it is no more, unless somebody has said so meanwhile.
+        shmem::with(|s| s.masters[self.slot].stop = false);
         worker::exit(0)
     }
 
@@ -253,6 +242,7 @@ impl Master {
         for sync in syncs {
             self.configure(sync, now);
         }
+        self.try_again_what_failed()?;
         self.watch_sources(now);
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
@@ -264,6 +254,21 @@ impl Master {
             }
         }
         self.sweep(now)
+    }
+
+    /// Once after its start: what the last master would have tried again is not known any more, but that there was something.
+    fn try_again_what_failed(&mut self) -> Result<()> {
+        if self.swept {
+            return Ok(());
+        }
+        let sql = "SELECT s.id FROM bucardo.sync s CROSS JOIN LATERAL (SELECT r.error FROM bucardo.syncrun r WHERE r.sync = s.name \
+                   ORDER BY r.run DESC LIMIT 1) last WHERE last.error IS NOT NULL";
+        for id in xact::transaction(|| spi::select(sql, &[], |row| row.get::<i32>(1)))? {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.controller.kicked = true;
+            }
+        }
+        Ok(())
     }
 
     /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
@@ -294,6 +299,8 @@ impl Master {
         entry.controller.active = sync.active && sources_active;
         entry.controller.paused = sync.paused;
         entry.controller.checktime = sync.checktime;
+        entry.controller.changed |= sync.onetimecopy != 0 && sync.autokick;
+        entry.controller.mesh = sync.sources().count() > 1;
         if entry.sync.members != sync.members || entry.controller.members != members {
             entry.controller.set_members(members);
         }
@@ -321,39 +328,11 @@ impl Master {
         }
     }
 
-    fn remove(&mut self, target: Target, step: Step, cleanup: Option<i64>, now: Instant) {
+    pub(super) fn remove(&mut self, target: Target, step: Step, cleanup: Option<i64>, now: Instant) {
         let token = self.next_token;
         self.next_token += 1;
         let watcher = Watcher::for_upkeep(target, now);
         self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
-    }
-
-    fn take_kicks(&mut self) {
-        let (db, generation) = (self.db, self.generation);
-        let undone = shmem::with(|s| {
-            for slot in s.syncs.iter_mut().filter(|y| y.db == db && y.kicked > y.begun) {
-                match self.entries.get_mut(&slot.sync) {
-                    Some(entry) if entry.controller.active && !entry.controller.paused => entry.controller.kicked = true,
-                    Some(entry) if entry.controller.paused => fail_kicks(slot, "55000", "the sync is paused"),
-                    Some(_) => fail_kicks(slot, "55000", "the sync is not active"),
-                    // Not yet committed, or not yet read.
-                    None => {}
-                }
-            }
-            // Only when the catalog was read since those transactions ended can it say what became of them.
-            let read = s.master(db).is_some_and(|m| m.generation == generation);
-            if read { super::notify::take_installed(s, db) } else { Vec::new() }
-        });
-        for (name, conninfo, sync) in undone {
-            // A sync that lives keeps its capture; what a rolled-back change of it added goes when members are compared.
-            if self.entries.values().any(|e| e.sync.capture_name() == sync) {
-                continue;
-            }
-            if let Ok(info) = conninfo_of(&conninfo) {
-                let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
-                self.remove(Target { name, info }, step, None, Instant::now());
-            }
-        }
     }
 
     /// Gives due runs to kids: higher priority first.
@@ -416,7 +395,11 @@ impl Master {
         }
         let ticket = if job.main { entry.ticket } else { 0 };
         let away = report.down & job.members;
-        let warning = if away != 0 && !report.whole { report.message.get() } else { "" };
+        let warning = match entry.controller.left_out(job) {
+            _ if report.whole => "",
+            _ if away != 0 => report.message.get(),
+            left_out => left_out.unwrap_or(""),
+        };
         shmem::with(|s| {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
@@ -430,38 +413,6 @@ impl Master {
             }
         });
         Ok(())
-    }
-
-    /// Publishes what `bucardo.status` shows.
-    fn publish(&mut self, now: Instant) {
-        let clock = shmem::now();
-        let waiting = self.kids.trouble.as_deref();
-        let shown: Vec<(i32, Shown, String, i64)> = self
-            .entries
-            .iter()
-            .map(|(id, entry)| {
-                let (shown, trouble) = entry.controller.shown();
-                let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
-                // A source that cannot be asked for changes stalls the sync, whether a run was due or not.
-                let names = entry.sync.sources().map(|m| &m.db.name);
-                let lost = names.filter_map(|n| self.sources.get(n)).find_map(|s| s.watcher.trouble());
-                match (trouble, lost, waiting) {
-                    (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
-                    (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
-                    (None, None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
-                    (None, None, _) => (*id, shown, String::new(), 0),
-                }
-            })
-            .collect();
-        shmem::with(|s| {
-            for (id, shown, error, next_try) in &shown {
-                if let Some(slot) = s.sync(self.db, *id) {
-                    slot.shown = *shown;
-                    slot.error = Text::new(error);
-                    slot.next_try = *next_try;
-                }
-            }
-        });
     }
 
     fn wait(&mut self, now: Instant) {
@@ -501,7 +452,7 @@ impl Master {
 }
 
 /// A stored conninfo; the empty one means this database.
-fn conninfo_of(text: &str) -> Result<Conninfo> {
+pub(super) fn conninfo_of(text: &str) -> Result<Conninfo> {
     if text.trim().is_empty() { xact::transaction(catalog::db::own_conninfo) } else { Conninfo::parse(text) }
 }
 

@@ -7,6 +7,7 @@ pub mod kids;
 pub mod launcher;
 pub mod main;
 pub mod notify;
+mod publish;
 pub mod slot;
 pub mod upkeep;
 pub mod watch;

@@ -9,7 +9,7 @@ use pgrx::{PgXactCallbackEvent, register_xact_callback};
 use super::slot::{Shared, Text, UndoSlot};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::hook::Statement;
-use crate::pg::{latch, shmem, worker};
+use crate::pg::{latch, shmem, spi, worker};
 
 /// Says 55000 with the setting to change when the library was not preloaded.
 pub fn require_preload() -> Result<()> {
@@ -162,18 +162,28 @@ fn end_workers(db: u32, with_master: bool) {
     }
 }
 
-/// Says 55000 when the master of this database is stopped.
+/// What a call that needs the master is told when there is none, and what mends it.
+pub const STOPPED: &str = "bucardo is stopped in this database";
+pub const START: &str = "SELECT bucardo.start();";
+
+/// Says 55000 when the master of this database is stopped. What the catalog says counts: soon after the start of the
+/// server a master that shall run may not be there yet, and one that shall not may be about to learn it.
 pub fn require_master() -> Result<()> {
-    let db = shmem::my_database();
-    if shmem::read(|s| s.masters.iter().any(|m| m.db == db && m.wanted && !m.stop)) {
+    if spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])? != Some(true) {
         return Ok(());
     }
-    Err(Error::new(SqlState::WRONG_STATE, "bucardo is stopped in this database").hint("SELECT bucardo.start();"))
+    Err(Error::new(SqlState::WRONG_STATE, STOPPED).hint(START))
 }
 
 /// Asks the launcher for a master of this database, when the transaction commits.
 pub fn want_master_at_commit() {
     register_xact_callback(PgXactCallbackEvent::Commit, || super::launcher::want(std::iter::once(shmem::my_database())));
+}
+
+/// A `stop` that is rolled back was none.
+pub fn want_master_at_abort() {
+    let db = shmem::my_database();
+    register_xact_callback(PgXactCallbackEvent::Abort, move || super::launcher::want(std::iter::once(db)));
 }
 
 /// Says that no master will run here. Within CREATE EXTENSION the server keeps notices back; at the commit it does not.

@@ -223,6 +223,8 @@ pub struct KidSlot {
     /// The run it was given: the sync, and which members receive.
     pub sync: i32,
     pub members: u64,
+    /// Whether it is the run of the sync, not only of a member that was in trouble.
+    pub main: bool,
     /// Whether the kid ends after this run, and whether it closes its connections.
     pub last: bool,
     pub close: bool,
@@ -245,6 +247,7 @@ impl KidSlot {
         procno: -1,
         sync: 0,
         members: 0,
+        main: true,
         last: false,
         close: false,
         report: Report::NONE,

@@ -31,6 +31,7 @@ enum Wake {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Asked {
     Nothing,
+    Session,
     Kind,
     Pending,
     Waiting,
@@ -72,6 +73,11 @@ pub struct Watcher {
     /// The bytes of capture at the last look, for purging early.
     pub bytes: i64,
 }
+
+/// Whatever the source is set to: purging relies on a snapshot for each statement, a serializable session would leave a
+/// lock for each look, and a waiting call takes its time.
+const SESSION: &str = "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
+    SET default_transaction_deferrable = off; SET statement_timeout = 0; SET lock_timeout = 0";
 
 /// Tells what kind of source this is: whether it is this very server (and which database of it), and what it has.
 const KIND: &str = "SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
@@ -206,9 +212,7 @@ impl Watcher {
                     }
                     Step::Open(conn) => {
                         self.line = Line::Open(conn);
-                        if !self.only_upkeep {
-                            self.send(Asked::Kind, KIND.to_string())?;
-                        }
+                        self.send(Asked::Session, SESSION.to_string())?;
                     }
                 },
                 Line::Open(conn) => {
@@ -248,6 +252,8 @@ impl Watcher {
                 self.asked = asked;
                 return Err(error.at(format_args!("db \"{}\"", self.target.name)));
             }
+            (Asked::Session, Ok(_)) if self.only_upkeep => {}
+            (Asked::Session, Ok(_)) => self.send(Asked::Kind, KIND.to_string())?,
             (Asked::Kind, Ok(rows)) => self.learn(&rows),
             (Asked::Pending, Ok(rows)) => self.pending(&rows, now, news),
             (Asked::Waiting, Ok(rows)) => self.look |= rows.bool(0, 0),

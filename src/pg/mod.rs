@@ -6,6 +6,7 @@ pub mod delta;
 pub mod fault;
 pub mod hook;
 pub mod latch;
+pub mod role;
 pub mod shmem;
 pub mod spi;
 pub mod trigger;

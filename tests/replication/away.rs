@@ -155,3 +155,19 @@ fn a_row_taken_on_a_secondary_unique_key_by_the_target_itself() {
         net.on("B").number("SELECT count(*) FROM t WHERE id = 1") == 1 || net.last_error().contains("taken")
     });
 }
+
+#[test]
+fn without_autokick_a_member_that_was_left_out_is_served_after_a_restart_too() {
+    let net = Net::apart(Capture::Native, 2);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    net.server_of("C").stop(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    assert_eq!(net.kick(), "good");
+    net.wait_state("stalled");
+    net.servers[0].restart(Stop::Fast);
+    net.wait_state("stalled");
+    net.server_of("C").launch();
+    net.wait_equal("t", &["B", "C"]);
+    net.wait_state("good|empty");
+}

@@ -7,7 +7,7 @@ use crate::net::{Capture, Net};
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
-for_both!(statements, foreign_keys, partitions, row_movement, subtransactions, prepared, many_at_once);
+for_both!(statements, foreign_keys, partitions, truncated_new_partitions, row_movement, subtransactions, prepared, many_at_once);
 for_both!(application_role, replica_role_and_own_triggers, rolled_back_with_the_session);
 
 fn statements(capture: Capture) {
@@ -86,6 +86,33 @@ fn partitions(capture: Capture) {
     net.settle(&["p"]);
     a.exec("TRUNCATE p");
     net.settle(&["p"]);
+}
+
+fn truncated_new_partitions(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)",
+    );
+    net.add_sync("tables => 'public.p'");
+    net.everywhere(
+        "CREATE TABLE p_2 PARTITION OF p FOR VALUES IN (2); CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3) PARTITION BY RANGE (id); \
+         CREATE TABLE p_3_1 PARTITION OF p_3 FOR VALUES FROM (0) TO (100); CREATE TABLE p_4 (LIKE p INCLUDING ALL)",
+    );
+    net.everywhere("ALTER TABLE p ATTACH PARTITION p_4 FOR VALUES IN (4)");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO p SELECT g, 1 + g % 4 FROM generate_series(1, 40) g");
+    net.settle(&["p"]);
+    for (n, leaf) in ["p_2", "p_3", "p_4", "p_3_1", "p_2"].into_iter().enumerate() {
+        a.exec(&format!("TRUNCATE {leaf}"));
+        net.kick();
+        net.assert_equal("p");
+        a.exec(&format!("INSERT INTO p SELECT g, 1 + g % 4 FROM generate_series(41, {}) g ON CONFLICT DO NOTHING", 60 + n));
+        net.settle(&["p"]);
+    }
+    // What was put on a partition does not stay when it has left the table.
+    net.everywhere("ALTER TABLE p DETACH PARTITION p_2");
+    net.control().exec("SELECT bucardo.remove_sync('s')");
+    net.wait_sql("A", "the triggers to go", "SELECT NOT EXISTS (SELECT FROM pg_trigger WHERE tgname LIKE 'bucardo%')");
 }
 
 fn row_movement(capture: Capture) {

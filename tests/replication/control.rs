@@ -5,6 +5,7 @@
 use crate::cluster::Stop;
 use crate::net::{Capture, Net};
 use crate::wait::wait_until;
+use crate::wire::PgError;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
@@ -214,4 +215,78 @@ fn kids_are_kept_replaced_and_ended_as_the_sync_says() {
     net.kick();
     wait_until("the kid to end", || control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'kid'") == 0);
     net.assert_equal("t");
+}
+
+/// A kick that waits while a lock on B holds its run up, and what it was told in the end.
+fn kick_meanwhile(net: &Net, meanwhile: impl FnOnce()) -> Result<String, PgError> {
+    let mut lock = net.on("B");
+    lock.exec("BEGIN; LOCK TABLE t");
+    net.on("A").exec("INSERT INTO t SELECT coalesce(max(id), 0) + 1, 'x' FROM t");
+    std::thread::scope(|threads| {
+        let kick = threads.spawn(|| net.try_kick());
+        net.wait_sql("B", "the run to wait for the lock", "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+        meanwhile();
+        lock.exec("ROLLBACK");
+        kick.join().unwrap()
+    })
+}
+
+#[test]
+fn a_waiting_kick_outlives_the_master_and_is_told_of_stop_and_removal() {
+    let net = manual();
+    let mut control = net.control();
+    let answer = kick_meanwhile(&net, || {
+        control.exec("SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'")
+    });
+    assert!(matches!(answer.as_deref(), Ok("good" | "empty")), "{answer:?}");
+    net.assert_equal("t");
+    let error = kick_meanwhile(&net, || control.exec("SELECT bucardo.stop()")).unwrap_err();
+    assert_eq!((error.sqlstate.as_str(), error.hint.as_str()), ("55000", "SELECT bucardo.start();"));
+    control.exec("SELECT bucardo.start()");
+    let error = kick_meanwhile(&net, || control.exec("SELECT bucardo.remove_sync('s')")).unwrap_err();
+    assert_eq!(error.sqlstate, "42704");
+}
+
+#[test]
+fn a_kid_on_its_way_out_is_given_no_run() {
+    let net = manual();
+    let mut control = net.control();
+    for manners in ["kidsalive => false", "kidsalive => true, maxkicks => 1"] {
+        control.exec(&format!("SELECT bucardo.update_sync('s', {manners})"));
+        // One statement after the other in one session: the next kick comes while the last kid still says goodbye.
+        for _ in 0..100 {
+            assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+        }
+    }
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
+}
+
+#[test]
+fn a_kick_that_goes_without_a_member_that_catches_up_names_it() {
+    let net = manual();
+    let (mut lock, mut control) = (net.on("B"), net.control());
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x'), (2, 'y')");
+    // B refuses, and is then held up in a run of its own.
+    lock.exec("ALTER TABLE t ADD CONSTRAINT no CHECK (id <> 2)");
+    control.exec("SELECT bucardo.kick('s')");
+    net.wait_state("bad");
+    lock.exec("BEGIN; ALTER TABLE t DROP CONSTRAINT no");
+    net.wait_sql("B", "the run of its own", "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+    let reply = control.try_query("SELECT bucardo.kick('s', '80s')").unwrap();
+    assert!(reply.notices.iter().any(|n| n.message.contains("\"B\"")), "{:?}", reply.notices);
+    lock.exec("COMMIT");
+    net.wait_equal("t", &["B", "C"]);
+}
+
+#[test]
+fn a_stop_that_is_rolled_back_was_none() {
+    let net = manual();
+    let mut control = net.control();
+    control.exec("BEGIN; SELECT bucardo.stop(); ROLLBACK");
+    wait_until("the master to be there again", || net.try_kick().is_ok());
+    assert_ne!(net.state(), "stopped");
+    control.exec("SELECT bucardo.stop()");
+    control.exec("BEGIN; SELECT bucardo.stop(); ROLLBACK");
+    net.control().expect_error("SELECT bucardo.kick('s')", "55000");
+    net.wait_state("stopped");
 }

@@ -1,6 +1,8 @@
 //! The harness itself, on plain servers: if these fail, no other failure means anything.
 
 use crate::cluster::{Cluster, Stop};
+use crate::proxy::Proxy;
+use crate::wire::Conn;
 
 #[test]
 fn clusters_start_stop_and_keep_their_data() {
@@ -40,4 +42,23 @@ fn errors_keep_their_fields_and_notices_arrive() {
     let mut victim = one.connect("postgres");
     conn.exec(&format!("SELECT pg_terminate_backend({}, 60000)", victim.pid));
     assert_eq!(victim.expect_error("SELECT 1", "57P01").severity, "FATAL");
+}
+
+#[test]
+fn a_network_is_cut_stalled_and_healed() {
+    let one = Cluster::start("one", "");
+    let proxy = Proxy::to(&one);
+    let open = || Conn::open(proxy.address().0, proxy.address().1, "postgres", "postgres");
+    let mut conn = open().unwrap();
+    assert_eq!(conn.number("SELECT 1"), 1);
+    proxy.cut();
+    conn.expect_error("SELECT 1", "08006");
+    assert!(open().is_err(), "a connection through a network that is cut");
+    proxy.heal();
+    let mut conn = open().unwrap();
+    proxy.stall();
+    conn.send("SELECT pg_sleep(0)").unwrap();
+    proxy.heal();
+    assert_eq!(conn.finish().unwrap().rows.len(), 1);
+    assert_eq!(one.connect("postgres").number("SELECT 1"), 1, "the other way is open all the time");
 }

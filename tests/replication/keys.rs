@@ -30,10 +30,13 @@ const TYPES: &[(&str, &str)] = &[
     ("interval", "SELECT g * interval '1 mon 2 days 03:04:05.6'"),
     ("oid", "SELECT (4294967295 - g)::oid"),
     ("boolean", "SELECT g = 1 WHERE g < 3"),
+    ("pair", "SELECT ROW(g, CASE WHEN g > 4 THEN 'a,' || g END)::pair"),
+    ("named_pair", "SELECT ROW(g, NULL)::pair::named_pair"),
 ];
 
 const HELPERS: &str = "CREATE TYPE color AS ENUM ('red', 'light red', 'it''s blue', 'Grün', 'e,5', 'f\"6', '{7}', '8'); \
-                       CREATE DOMAIN positive AS int CHECK (value > 0)";
+                       CREATE DOMAIN positive AS int CHECK (value > 0); \
+                       CREATE TYPE pair AS (n int, v text); CREATE DOMAIN named_pair AS pair";
 
 fn key_types(capture: Capture) {
     let net = Net::together(capture, 1);

@@ -4,6 +4,7 @@
 //! rows are compared under fixed settings, column by column, so that a value that became another one shows.
 
 use crate::net::{Capture, Net};
+use crate::wait::wait_until;
 
 for_both!(all_types_under_hostile_settings);
 
@@ -139,6 +140,26 @@ fn all_types_under_hostile_settings(capture: Capture) {
     assert_eq!(raw.one("SHOW datestyle"), "German, DMY");
     raw.exec("UPDATE public.t SET c17 = now() WHERE id < 5");
     net.settle(&["t"]);
+}
+
+#[test]
+fn a_source_whose_transactions_are_serializable_by_default_keeps_no_locks_of_ours() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY)");
+    hostile(&net, "A", &["default_transaction_isolation = 'serializable'", "statement_timeout = '100ms'"]);
+    net.add_sync("tables => 'public.t'");
+    // As long as it is open, the server keeps what serializable transactions beside it have read.
+    let mut old = net.on("A");
+    old.exec("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT pg_current_xact_id()");
+    let mut a = net.on("A");
+    for id in 1..=5 {
+        a.exec(&format!("BEGIN ISOLATION LEVEL READ COMMITTED; INSERT INTO t VALUES ({id}); COMMIT"));
+        wait_until("the row", || net.on("B").number("SELECT count(*) FROM t") == id);
+    }
+    let ours = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+                WHERE mode = 'SIReadLock' AND relnamespace = 'bucardo'::regnamespace";
+    assert_eq!(net.on("A").number(ours), 0);
+    assert_eq!(net.state(), "good");
 }
 
 fn notnull_column() -> String {

@@ -1,0 +1,36 @@
+//! `onetimecopy`: which receivers get whole tables in their next run is noted at the first source, receiver by receiver,
+//! so that one that is away gets them when it is back. Then the option is 0 again. It moves no row itself.
+
+use super::members::Pool;
+use super::run::Plan;
+use crate::catalog::sync::Role;
+use crate::error::{Error, Result, SqlState};
+use crate::kid::gather::text_array;
+use crate::pg::{spi, xact};
+
+const NOTE: &str = "UPDATE bucardo.capture_track SET copy = $4 \
+    WHERE control = $1 AND sync = $2 AND source = $3 AND member = ANY ($5::pg_catalog.text[])";
+
+/// Notes what the option asks for, and takes it back.
+pub fn begin(plan: &mut Plan, pool: &mut Pool) -> Result<()> {
+    if plan.sync.onetimecopy == 0 {
+        return Ok(());
+    }
+    let Some(first) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
+        return Err(Error::new(SqlState::WRONG_STATE, "the sync has no source"));
+    };
+    let all = plan.sync.onetimecopy == 1;
+    let gets = |(i, m): &(usize, &crate::catalog::sync::Member)| *i != first && (!all || m.role == Role::Target);
+    let members: Vec<&str> = plan.sync.members.iter().enumerate().filter(gets).map(|(_, m)| m.db.name.as_str()).collect();
+    let array = text_array(&members);
+    let (sync, source) = (plan.sync.capture_name(), plan.sync.members[first].db.name.clone());
+    let how = if all { "all" } else { "empty" };
+    let mut session = pool.take(&plan.sync.members[first].db)?;
+    plan.source_shapes(first, &mut session)?;
+    session.conn.query_params(NOTE, &[plan.control.as_str(), &sync, &source, how, &array].map(Some))?;
+    pool.give_back(session);
+    let id = plan.sync.id;
+    xact::transaction(|| spi::execute("UPDATE bucardo.sync SET onetimecopy = 0 WHERE id = $1", &[id.into()]).map(drop))?;
+    plan.sync.onetimecopy = 0;
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! Which keys several sources have changed. A few changes are compared in memory, with the rows at hand; many by their
+//! keys alone; too many for `bucardo.kid_work_mem`, or keys whose equality is not that of their texts, in a temporary
+//! table of one source. Keys that one source alone has changed go no further than this file.
+
+use std::collections::HashMap;
+
+use super::decide::Change;
+use super::open::take_marks;
+use super::{Broken, Mesh};
+use crate::error::Result;
+use crate::guc;
+use crate::kid::apply::{Pass, Work};
+use crate::kid::reading::Reading;
+use crate::kid::shape;
+use crate::libpq::{Conn, Rows};
+
+/// Up to so many changes of a table, over all sources, travel with their rows at once.
+const FEW: u64 = 100;
+/// What a key takes in memory while it is compared, roughly.
+const KEY_BYTES: u64 = 256;
+const MARKS: &str = "SELECT relid, kind, xid FROM bucardo.capture_mark WHERE relid = ANY ($1::pg_catalog.oid[])";
+
+/// A key that more than one source has changed.
+#[derive(Clone, Debug)]
+pub(super) struct Contended {
+    pub key: Vec<String>,
+    /// In the listed order of the sources.
+    pub changes: Vec<Change>,
+}
+
+/// The rows of a few changes, by the source's place and the relation.
+pub(super) type FewRows = HashMap<(usize, i32), Rows>;
+
+impl Mesh<'_> {
+    /// The relations of this run, in their order.
+    pub(super) fn relations(&self) -> Vec<i32> {
+        let wanted =
+            |r: &i32| self.offers.iter().flatten().any(|o| o.change(*r).is_some() || o.copy_all != 0 || o.copy_empty != 0);
+        let tables = self.plan.sync.relations.iter().filter(|r| !r.is_sequence);
+        tables.map(|r| r.id).filter(wanted).collect()
+    }
+
+    /// The sources that have changed single rows of a relation, by place.
+    pub(super) fn changed(&self, relation: i32) -> Vec<usize> {
+        let has = |at: &usize| self.offers[*at].as_ref().and_then(|o| o.change(relation)).is_some_and(|c| c.changes > 0);
+        (0..self.members.len()).filter(has).collect()
+    }
+
+    /// The key of a relation in the order in which it goes through this run: as on the first source.
+    pub(super) fn key_of(&self, relation: i32) -> Vec<String> {
+        let key = |at: &usize| self.members[*at].shapes.get(&relation).and_then(|t| t.key.clone());
+        self.sources().iter().find_map(key).unwrap_or_default()
+    }
+
+    fn total(&self, relation: i32) -> u64 {
+        self.offers.iter().flatten().filter_map(|o| o.change(relation)).map(|c| c.changes).sum()
+    }
+
+    /// Whether a relation was truncated anywhere, changed as a whole, or has settled changes.
+    fn is_special(&self, relation: i32) -> bool {
+        (0..self.members.len()).any(|at| {
+            self.offers[at].as_ref().is_some_and(|o| {
+                o.truncated.contains_key(&relation) || o.whole.contains_key(&relation) || self.settled_of(at, relation).is_some()
+            })
+        })
+    }
+
+    pub(super) fn settled_of(&self, at: usize, relation: i32) -> Option<&Vec<super::offer::Settled>> {
+        let oid = self.members[at].shapes.get(&relation)?.oid;
+        self.offers[at].as_ref()?.settled.get(&oid)
+    }
+
+    /// Whether the changes of a relation travel with their rows at once.
+    pub(super) fn is_few(&self, relation: i32) -> bool {
+        let copied = self.offers.iter().flatten().any(|o| o.copy_all != 0 || o.copy_empty != 0);
+        self.total(relation) <= FEW
+            && !copied
+            && !self.noted().contains_key(&relation)
+            && !self.care.thorough
+            && !self.is_special(relation)
+            && self.is_exact(relation)
+    }
+
+    /// The members that capture what they get, by relation: because `makedelta` says so, or for members that are away,
+    /// whom the change may reach only through them.
+    pub(super) fn noted(&self) -> HashMap<i32, u64> {
+        let mut noted = crate::kid::run::noted(&self.plan.sync);
+        let relayed = self.relayed();
+        if relayed != 0 {
+            for relation in self.plan.sync.relations.iter().filter(|r| !r.is_sequence) {
+                *noted.entry(relation.id).or_default() |= relayed;
+            }
+        }
+        noted
+    }
+
+    /// The sources that keep what they get for members that do not take part.
+    pub(super) fn relayed(&self) -> u64 {
+        if self.members.len() == self.plan.sync.members.len() {
+            return 0;
+        }
+        self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit())
+    }
+
+    pub(super) fn origin(&self, source: usize) -> String {
+        crate::kid::run::origin(self.plan, source)
+    }
+
+    /// Whether equal keys have equal texts on every source.
+    fn is_exact(&self, relation: i32) -> bool {
+        self.changed(relation).iter().all(|at| {
+            let key = self.offers[*at].as_ref().and_then(|o| o.change(relation)).map(|c| c.key.clone()).unwrap_or_default();
+            self.members[*at].shapes.get(&relation).is_some_and(|t| key.iter().all(|k| t.is_exact(k)))
+        })
+    }
+
+    /// The pass of one source; `others` are not the source.
+    pub(super) fn pass(&self, at: usize) -> Option<Pass<'_>> {
+        let offer = self.offers[at].as_ref()?;
+        Some(Pass {
+            sync: &self.plan.sync,
+            changes: &offer.changes,
+            window: offer.union(),
+            care: self.care,
+            source: &self.members[at].shapes,
+            source_version: self.members[at].session.conn.version(),
+            sequences: None,
+            sequence_query: None,
+            news: self.news(),
+            excluded: HashMap::new(),
+            level: offer.is_level(),
+            noted: HashMap::new(),
+            relayed: 0,
+            origin: String::new(),
+            tag: String::new(),
+        })
+    }
+
+    /// The condition that leaves out what living sources of this sync wrote through it.
+    pub(super) fn news(&self) -> String {
+        let sync = self.plan.sync.capture_name();
+        let origins: Vec<String> =
+            self.plan.sync.members.iter().map(|m| format!("{}:{sync}:{}", self.plan.control, m.db.name)).collect();
+        let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
+        let list = crate::ident::quote_literal(&crate::kid::gather::text_array(&origins));
+        format!(" AND (origin IS NULL OR origin <> ALL ({list}::pg_catalog.text[]))")
+    }
+
+    /// Whether the tables still look as they did, the marks of those that have some, and the rows of a few changes.
+    pub(super) fn look(&mut self, relations: &[i32]) -> Result<FewRows, Broken> {
+        let marked = self.offers.iter().flatten().any(|o| !o.truncated.is_empty() || !o.whole.is_empty());
+        let mut asked: Vec<Vec<i32>> = Vec::new();
+        for at in 0..self.members.len() {
+            let few = self.few_statements(at, relations)?;
+            let shapes = self.members[at].shapes.clone();
+            let tables = || relations.iter().filter_map(|r| shapes.get(r)).map(|t| t.oid);
+            let (fingerprint, oids) = shape::fingerprint_query(tables());
+            let window = self.offers[at].as_ref().map(super::offer::Offer::union);
+            self.members[at].attempt(|conn| {
+                conn.pipeline_begin()?;
+                conn.pipeline_add(fingerprint, &[], &[Some(oids.as_bytes())])?;
+                if let Some(window) = &window {
+                    if marked {
+                        conn.pipeline_add(MARKS, &[], &[Some(oids.as_bytes())])?;
+                    }
+                    for (_, sql) in &few {
+                        conn.pipeline_add(sql, &[], &[Some(window.xmax.as_bytes()), Some(window.xip.as_bytes())])?;
+                    }
+                }
+                conn.pipeline_send()
+            });
+            asked.push(few.into_iter().map(|(relation, _)| relation).collect());
+        }
+        let mut rows = FewRows::new();
+        for (at, few) in asked.into_iter().enumerate() {
+            let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { continue };
+            let mut answers = answers.into_iter();
+            let shapes = self.members[at].shapes.clone();
+            if let Some(prints) = answers.next() {
+                let missing = relations.iter().find(|r| !shapes.contains_key(r));
+                let checked = shape::check_fingerprints(&prints, relations.iter().filter_map(|r| shapes.get(r)));
+                self.members[at].attempt(|_| match missing {
+                    Some(r) => Err(shape::missing(&self.plan.sync, *r)),
+                    None => checked,
+                });
+            }
+            if let (Some(offer), true) = (&mut self.offers[at], marked) {
+                let oids = relations.iter().filter_map(|r| shapes.get(r).map(|t| (t.oid, *r))).collect();
+                answers.next().iter().for_each(|marks| take_marks(marks, &oids, offer));
+            }
+            rows.extend(few.into_iter().zip(answers).map(|(relation, r)| ((at, relation), r)));
+        }
+        self.check()?;
+        Ok(rows)
+    }
+
+    /// The statements that read a few changes with their rows.
+    fn few_statements(&self, at: usize, relations: &[i32]) -> Result<Vec<(i32, String)>> {
+        let (Some(pass), Some(offer)) = (self.pass(at), self.offers[at].as_ref()) else { return Ok(Vec::new()) };
+        let work = pass.work(&self.members)?;
+        let few = work
+            .iter()
+            .filter(|w| relations.contains(&w.change.relation) && w.change.changes > 0 && self.is_few(w.change.relation));
+        Ok(few.map(|w| (w.change.relation, w.reading().few_timed(offer.time(), &offer.towards()))).collect())
+    }
+
+    /// The keys of a relation that are contended.
+    pub(super) fn contended(&mut self, relation: i32, few: &FewRows) -> Result<Vec<Contended>, Broken> {
+        let sources = self.changed(relation);
+        let truncated = self.offers.iter().flatten().any(|o| o.truncated.get(&relation).is_some_and(|t| t.towards != 0));
+        let settled = sources.iter().any(|at| self.settled_of(*at, relation).is_some());
+        if sources.is_empty() || (sources.len() < 2 && !truncated && !settled) {
+            return Ok(Vec::new());
+        }
+        let mut found = Found::default();
+        if self.is_few(relation) {
+            for at in &sources {
+                if let (Some(rows), Some(n)) = (few.get(&(*at, relation)), self.key_length(*at, relation)) {
+                    found.add(rows, n, rows.columns() - 2, self.members[*at].index);
+                }
+            }
+        } else if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {
+            self.compare_keys(relation, &sources, &mut found)?;
+        } else {
+            self.compare_in_table(relation, &sources, truncated, &mut found)?;
+        }
+        let marks = self.truncations(relation);
+        Ok(found.contended(&marks))
+    }
+
+    fn key_length(&self, at: usize, relation: i32) -> Option<usize> {
+        self.offers[at].as_ref()?.change(relation).map(|c| c.key.len())
+    }
+
+    fn truncations(&self, relation: i32) -> Vec<Change> {
+        let one = |at: usize| {
+            let mark = self.offers[at].as_ref()?.truncated.get(&relation)?;
+            (mark.towards != 0).then_some(Change { source: self.members[at].index, towards: mark.towards, at: mark.at })
+        };
+        (0..self.members.len()).filter_map(one).collect()
+    }
+
+    /// The statement that lists a source's changed keys of a relation with their times.
+    fn keys_statement(&mut self, at: usize, relation: i32) -> Result<String, Broken> {
+        let settled = self.settled_table(at, relation)?;
+        let sql = self.with_work(at, relation, |work, offer| {
+            work.reading().changes(&offer.union(), offer.time(), &offer.towards(), settled.as_deref())
+        })?;
+        Ok(sql.unwrap_or_default())
+    }
+
+    /// Calls with what is known of a relation on a source.
+    pub(super) fn with_work<T>(
+        &self,
+        at: usize,
+        relation: i32,
+        body: impl FnOnce(&Work<'_>, &super::offer::Offer) -> T,
+    ) -> Result<Option<T>> {
+        let (Some(pass), Some(offer)) = (self.pass(at), self.offers[at].as_ref()) else { return Ok(None) };
+        let work = pass.work(&self.members)?;
+        Ok(work.iter().find(|w| w.change.relation == relation).map(|w| body(w, offer)))
+    }
+
+    /// Compares keys in memory, asking all sources at the same time.
+    fn compare_keys(&mut self, relation: i32, sources: &[usize], found: &mut Found) -> Result<(), Broken> {
+        for at in sources {
+            let sql = self.keys_statement(*at, relation)?;
+            self.members[*at].attempt(|conn| conn.send(&sql));
+        }
+        for at in sources {
+            let index = self.members[*at].index;
+            if let (Some(rows), Some(n)) = (self.members[*at].attempt(Conn::collect), self.key_length(*at, relation)) {
+                found.add(&rows, n, n, index);
+            }
+        }
+        self.check()
+    }
+
+    /// Compares keys in a table of the source that has most of them: the others' are copied there.
+    fn compare_in_table(&mut self, relation: i32, sources: &[usize], all: bool, found: &mut Found) -> Result<(), Broken> {
+        let changes = |at: &usize| self.offers[*at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.changes);
+        let Some(hub) = sources.iter().copied().max_by_key(changes) else { return Ok(()) };
+        let table = format!("bucardo_keys_{relation}");
+        let create = self.with_work(hub, relation, |w, _| w.reading().create_keys(&table))?.unwrap_or_default();
+        self.members[hub].attempt(|conn| conn.query(&create));
+        for at in sources {
+            let index = self.members[*at].index;
+            let sql = self.keys_statement(*at, relation)?;
+            if *at == hub {
+                self.members[hub]
+                    .attempt(|conn| conn.query(&format!("INSERT INTO pg_temp.{table} SELECT k.*, {index} FROM ({sql}) k")));
+                continue;
+            }
+            let out = format!("COPY (SELECT k.*, {index} FROM ({sql}) k) TO STDOUT");
+            self.check()?;
+            let mut from = self.members.remove(*at);
+            let place = hub - usize::from(*at < hub);
+            let into = |_: &crate::kid::apply::Receiver| format!("COPY pg_temp.{table} FROM STDIN");
+            let copied = crate::kid::stream::stream(&mut from.session.conn, &out, &mut self.members[place..=place], "keys", into);
+            from.attempt(|_| copied);
+            self.members.insert(*at, from);
+        }
+        let sql = self.with_work(hub, relation, |w, _| w.reading().same_keys(&table, all))?.unwrap_or_default();
+        if let (Some(rows), Some(n)) = (self.members[hub].attempt(|conn| conn.query(&sql)), self.key_length(hub, relation)) {
+            found.add_groups(&rows, n);
+        }
+        self.check()
+    }
+}
+
+/// Keys with their changes, while they are brought together.
+#[derive(Default)]
+struct Found(HashMap<Vec<u8>, Contended>);
+
+impl Found {
+    fn entry(&mut self, id: Vec<u8>, rows: &Rows, row: usize, n: usize) -> &mut Contended {
+        self.0.entry(id).or_insert_with(|| Contended { key: (0..n).map(|c| rows.text(row, c)).collect(), changes: Vec::new() })
+    }
+
+    /// Adds a source's keys: key columns, and at `time` the time and the members waiting for it.
+    fn add(&mut self, rows: &Rows, n: usize, time: usize, source: usize) {
+        for row in 0..rows.len() {
+            let mut id = Vec::with_capacity(24);
+            for column in 0..n {
+                let text = rows.bytes(row, column).unwrap_or_default();
+                id.extend_from_slice(&(text.len() as u32).to_le_bytes());
+                id.extend_from_slice(text);
+            }
+            let change = change(rows, row, time, source);
+            self.entry(id, rows, row, n).changes.push(change);
+        }
+    }
+
+    /// Adds keys that a server has compared: key columns, time, members waiting, source, and the number of the key.
+    fn add_groups(&mut self, rows: &Rows, n: usize) {
+        for row in 0..rows.len() {
+            let change = change(rows, row, n, rows.number(row, n + 2).unwrap_or_default());
+            self.entry(rows.bytes(row, n + 3).unwrap_or_default().to_vec(), rows, row, n).changes.push(change);
+        }
+    }
+
+    /// What is contended, with the truncations that concern every key.
+    fn contended(self, truncations: &[Change]) -> Vec<Contended> {
+        let mut all = Vec::new();
+        for mut one in self.0.into_values() {
+            for mark in truncations {
+                match one.changes.iter_mut().find(|c| c.source == mark.source) {
+                    Some(own) => {
+                        own.at = own.at.max(mark.at);
+                        own.towards |= mark.towards;
+                    }
+                    None => one.changes.push(*mark),
+                }
+            }
+            if one.changes.len() > 1 {
+                one.changes.sort_by_key(|c| c.source);
+                all.push(one);
+            }
+        }
+        all.sort_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+}
+
+fn change(rows: &Rows, row: usize, time: usize, source: usize) -> Change {
+    Change {
+        source,
+        at: rows.number(row, time).unwrap_or(i64::MIN),
+        towards: rows.number::<i64>(row, time + 1).unwrap_or(0) as u64,
+    }
+}
+
+/// The statement that a temporary table of keys is made with; see [`Reading::create_keys`].
+impl Reading<'_> {
+    fn create_keys(&self, table: &str) -> String {
+        let columns: Vec<String> =
+            self.key.iter().enumerate().map(|(i, k)| format!("t.{} AS k{}", crate::ident::quote_ident(k), i + 1)).collect();
+        format!(
+            "CREATE TEMP TABLE {table} ON COMMIT DROP AS SELECT {}, 0::pg_catalog.int8 AS time, 0::pg_catalog.int8 AS towards, \
+             0::pg_catalog.int4 AS source FROM {} t WITH NO DATA",
+            columns.join(", "),
+            self.source.only
+        )
+    }
+
+    /// The keys that stand in the table for more than one source (or all of them), numbered.
+    fn same_keys(&self, table: &str, all: bool) -> String {
+        let keys: Vec<String> = (1..=self.key.len()).map(|i| format!("k{i}")).collect();
+        let keys = keys.join(", ");
+        let only = if all { "" } else { "WHERE n > 1 " };
+        format!(
+            "{join}SELECT {keys}, time, towards, source, number FROM (SELECT *, count(*) OVER (PARTITION BY {keys}) AS n, \
+             dense_rank() OVER (ORDER BY {keys}) AS number FROM pg_temp.{table}) x {only}",
+            join = crate::kid::statements::Join::Free.settings()
+        )
+    }
+}

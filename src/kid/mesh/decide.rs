@@ -1,0 +1,190 @@
+//! Who wins: what becomes of one key that several sources have changed. Pure, and for each key by itself: it knows no
+//! table, no clock and no connection, so that every rule is tested without a server.
+//!
+//! A source *knows* another's change of a key when that change is not pending towards it any more. Who knows all others
+//! is newer than they are, and nothing is decided; a conflict is between changes that did not know each other.
+
+/// One source's change of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The source, by its place among the members.
+    pub source: usize,
+    /// The members towards which it is pending, as bits.
+    pub towards: u64,
+    /// When it was committed, or made where commits are not timed: microseconds.
+    pub at: i64,
+}
+
+/// What becomes of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// No conflict: this source knows the others' changes, and its row goes to everybody.
+    Newest(usize),
+    /// These sources did not know each other's changes; in the listed order.
+    Conflict(Vec<usize>),
+}
+
+fn pending(change: &Change, towards: usize) -> bool {
+    change.towards & (1 << towards) != 0
+}
+
+/// Judges the changes of one key, at least one, in the listed order of their sources.
+pub fn judge(changes: &[Change]) -> Verdict {
+    let beaten = |x: &Change| changes.iter().any(|y| y.source != x.source && !pending(x, y.source) && pending(y, x.source));
+    let mut left: Vec<&Change> = changes.iter().filter(|c| !beaten(c)).collect();
+    // Only where everybody is beaten in a circle, which no order of runs can make, all are left.
+    if left.is_empty() {
+        left = changes.iter().collect();
+    }
+    let first = left[0].source;
+    let contend = |x: &&&Change| left.iter().any(|y| y.source != x.source && pending(x, y.source) && pending(y, x.source));
+    let contenders: Vec<usize> = left.iter().filter(contend).map(|c| c.source).collect();
+    if contenders.len() < 2 { Verdict::Newest(first) } else { Verdict::Conflict(contenders) }
+}
+
+/// How conflicts are decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    Latest,
+    LatestAllTables,
+    First,
+    Last,
+    Random,
+    Skip,
+    Abort,
+    /// Members by their places, the first that changed the key wins.
+    Names(Vec<usize>),
+}
+
+impl Strategy {
+    /// Reads a strategy that was checked when it was stored; `names`: the members in the listed order.
+    pub fn parse(text: &str, names: &[&str]) -> Self {
+        match text {
+            "bucardo_latest" => Self::Latest,
+            "bucardo_latest_all_tables" => Self::LatestAllTables,
+            "bucardo_source" => Self::First,
+            "bucardo_target" => Self::Last,
+            "bucardo_random" => Self::Random,
+            "bucardo_skip" => Self::Skip,
+            "bucardo_abort" => Self::Abort,
+            _ => {
+                let place = |name: &str| names.iter().position(|n| *n == name);
+                match place(text) {
+                    Some(one) => Self::Names(vec![one]),
+                    None => Self::Names(text.split_whitespace().filter_map(place).collect()),
+                }
+            }
+        }
+    }
+}
+
+/// What a strategy says of a conflict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This source's row, or its deletion, goes to everybody.
+    Winner(usize),
+    /// Every row stays as it is.
+    Nobody,
+    /// Nothing is changed anywhere.
+    Abort,
+}
+
+/// What the decision may need beside the changes.
+pub struct Circumstances<'a> {
+    /// The last change of each source in any table, by place; for `LatestAllTables`.
+    pub latest: &'a [i64],
+    /// The sources that take part, as bits: a name that is away cannot win.
+    pub present: u64,
+    /// A number that nobody can foresee.
+    pub random: u64,
+}
+
+/// Chooses among the contenders, at least two, in the listed order.
+pub fn choose(strategy: &Strategy, contenders: &[Change], given: &Circumstances<'_>) -> Choice {
+    // The first of equals: `max_by_key` alone would take the last.
+    let greatest = |rank: &dyn Fn(&Change) -> i64| {
+        let best = contenders.iter().map(rank).max();
+        contenders.iter().find(|c| Some(rank(c)) == best).map(|c| c.source)
+    };
+    let winner = match strategy {
+        Strategy::Skip => return Choice::Nobody,
+        Strategy::Abort => return Choice::Abort,
+        Strategy::Latest => greatest(&|c| c.at),
+        Strategy::LatestAllTables => greatest(&|c| given.latest.get(c.source).copied().unwrap_or(i64::MIN)),
+        Strategy::First => contenders.first().map(|c| c.source),
+        Strategy::Last => contenders.last().map(|c| c.source),
+        Strategy::Random => contenders.get((given.random % contenders.len().max(1) as u64) as usize).map(|c| c.source),
+        Strategy::Names(names) => {
+            let changed = names.iter().copied().find(|n| contenders.iter().any(|c| c.source == *n));
+            let listed = names.iter().copied().find(|n| given.present & (1 << n) != 0);
+            changed.or(listed).or(contenders.first().map(|c| c.source))
+        }
+    };
+    winner.map_or(Choice::Nobody, Choice::Winner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: usize = 0;
+    const B: usize = 1;
+    const C: usize = 2;
+
+    fn change(source: usize, towards: &[usize], at: i64) -> Change {
+        Change { source, towards: towards.iter().fold(0, |bits, m| bits | 1 << m), at }
+    }
+
+    fn given() -> Circumstances<'static> {
+        Circumstances { latest: &[5, 9, 7], present: 0b111, random: 1 }
+    }
+
+    #[test]
+    fn changes_that_did_not_know_each_other_conflict() {
+        let all = [change(A, &[B, C], 1), change(B, &[A, C], 2)];
+        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B]));
+    }
+
+    #[test]
+    fn who_knows_the_others_is_newer() {
+        // A has B's change already, and changed the row on top of it; B's is still pending towards C only.
+        let all = [change(A, &[B, C], 3), change(B, &[C], 2)];
+        assert_eq!(judge(&all), Verdict::Newest(A));
+        assert_eq!(judge(&[change(B, &[A], 1)]), Verdict::Newest(B));
+    }
+
+    #[test]
+    fn both_delivered_to_each_other_is_no_conflict() {
+        // Decided between A and B while C was away: their rows are the same.
+        assert_eq!(judge(&[change(A, &[C], 1), change(B, &[C], 2)]), Verdict::Newest(A));
+        // C comes back with a change of its own: all three contend for what C did not know.
+        let all = [change(A, &[C], 1), change(B, &[C], 2), change(C, &[A, B], 3)];
+        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B, C]));
+    }
+
+    #[test]
+    fn a_partial_commit_is_never_decided_again() {
+        // A won and B has committed A's row, but A died before it had committed B's progress.
+        assert_eq!(judge(&[change(B, &[A], 2)]), Verdict::Newest(B));
+    }
+
+    #[test]
+    fn strategies() {
+        let all = [change(A, &[B], 3), change(B, &[A], 7), change(C, &[A, B], 7)];
+        let names = ["A", "B", "C"];
+        let choice = |text: &str| choose(&Strategy::parse(text, &names), &all, &given());
+        assert_eq!(choice("bucardo_latest"), Choice::Winner(B), "a tie goes to the source listed first");
+        assert_eq!(choice("bucardo_latest_all_tables"), Choice::Winner(B));
+        assert_eq!(choice("bucardo_source"), Choice::Winner(A));
+        assert_eq!(choice("bucardo_target"), Choice::Winner(C));
+        assert_eq!(choice("bucardo_random"), Choice::Winner(B));
+        assert_eq!(choice("bucardo_skip"), Choice::Nobody);
+        assert_eq!(choice("bucardo_abort"), Choice::Abort);
+        assert_eq!(choice("C A"), Choice::Winner(C));
+        let two = &all[1..];
+        assert_eq!(choose(&Strategy::parse("A", &names), two, &given()), Choice::Winner(A), "named, though it changed nothing");
+        let away = Circumstances { present: 0b110, ..given() };
+        assert_eq!(choose(&Strategy::parse("A", &names), two, &away), Choice::Winner(B));
+        assert_eq!(Strategy::parse("A b", &["A b", "A"]), Strategy::Names(vec![0]));
+    }
+}

@@ -1,0 +1,347 @@
+//! The second half of a run between sources: every source's rows to all others, but for the keys that it keeps to itself;
+//! then each receiver notes how far it was served, in the same transaction, and all commit together.
+
+use std::collections::{HashMap, HashSet};
+
+use super::contend::FewRows;
+use super::settle::{Decision, Outcome, Written};
+use super::{Broken, Mesh, record};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::kid::apply::{self, Pass};
+use crate::kid::gather::text_array;
+use crate::kid::report::Progress;
+use crate::kid::writing::Writing;
+use crate::kid::{progress as track, sequence};
+use crate::libpq::Rows;
+use crate::master::slot::Phase;
+
+const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, source, member, served, identity, run) \
+    SELECT $1, $2, u.source, $3, u.served, u.identity, $4::pg_catalog.int8 \
+    FROM unnest($5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]) u(source, served, identity) \
+    ON CONFLICT (control, sync, source, member) DO UPDATE SET served = excluded.served, identity = excluded.identity, run = excluded.run";
+
+impl Mesh<'_> {
+    /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
+    pub(super) fn exchange(&mut self, touched: &mut HashSet<i32>, progress: &mut Progress) -> Result<u64, Broken> {
+        let sequences = self.gather(touched)?;
+        fault::point("kid.after_gather")?;
+        let relations = self.relations();
+        let moved = self.moved_sequences(&sequences);
+        if relations.is_empty() && moved.iter().all(Vec::is_empty) {
+            return Ok(0);
+        }
+        touched.extend(&relations);
+        progress.saw_changes |= !relations.is_empty();
+        progress.phase(Phase::Apply);
+        progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
+        let decisions = self.apply(&relations, progress)?;
+        self.move_sequences(moved);
+        self.note_progress();
+        self.check()?;
+        progress.phase(Phase::Commit);
+        self.commit(&decisions, progress)
+    }
+
+    /// Decides and writes all relations.
+    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<Vec<Decision>, Broken> {
+        let few = self.look(relations)?;
+        let mut outcomes = HashMap::new();
+        for relation in relations {
+            let contended = self.contended(*relation, &few)?;
+            let outcome = self.settle(*relation, contended)?;
+            outcomes.insert(*relation, outcome);
+        }
+        let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
+        let mut kept = HashMap::new();
+        for relation in &many {
+            let mut outcome = outcomes.remove(relation).unwrap_or_default();
+            if self.care.thorough {
+                self.decide_clashes(*relation, &mut outcome)?;
+            }
+            for at in self.changed(*relation) {
+                if let Some(table) = self.kept_table(at, *relation, "", &outcome)? {
+                    kept.insert((at, *relation), table);
+                }
+            }
+            self.truncate(*relation, &kept)?;
+            self.copy_whole(*relation, &kept)?;
+            self.write(*relation, &outcome.removed)?;
+            outcomes.insert(*relation, outcome);
+        }
+        self.check()?;
+        let mut decisions = Vec::new();
+        if self.care.thorough {
+            for relation in relations {
+                decisions.extend(self.send_thoroughly(*relation, &kept)?);
+            }
+        } else {
+            for at in self.sources() {
+                self.send(at, &few, &outcomes, &kept, progress)?;
+                self.check()?;
+            }
+        }
+        for relation in relations {
+            let Some(outcome) = outcomes.remove(relation) else { continue };
+            self.write(*relation, &outcome.written)?;
+            self.note_lost(*relation, &outcome)?;
+            decisions.extend(outcome.decisions);
+        }
+        decisions.extend(self.adopt_orphans(relations)?);
+        Ok(decisions)
+    }
+
+    /// Sends a source's rows to all others.
+    fn send(
+        &mut self,
+        at: usize,
+        few: &FewRows,
+        outcomes: &HashMap<i32, Outcome>,
+        kept: &HashMap<(usize, i32), String>,
+        progress: &mut Progress,
+    ) -> Result<(), Broken> {
+        let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
+        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
+        let few_relations: Vec<i32> = few.keys().filter(|(place, _)| *place == at).map(|(_, r)| *r).collect();
+        let Some(offer) = self.offers[at].take() else { return Ok(()) };
+        let mut from = self.members.remove(at);
+        let shapes = from.shapes.clone();
+        let pass = Pass {
+            sync: &self.plan.sync,
+            changes: &offer.changes,
+            window: offer.union(),
+            care: self.care,
+            source: &shapes,
+            source_version: from.session.conn.version(),
+            sequences: None,
+            sequence_query: None,
+            news,
+            excluded,
+            level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
+            noted,
+            relayed,
+            origin,
+            tag: format!("_{at}"),
+        };
+        let others = &mut self.members;
+        let sent = pass.work(others).and_then(|work| {
+            for item in work.iter().filter(|w| w.change.changes > 0) {
+                let relation = item.change.relation;
+                progress.relation(&item.name, 0);
+                match few.get(&(at, relation)).filter(|_| few_relations.contains(&relation)) {
+                    Some(rows) => {
+                        let outcome = outcomes.get(&relation);
+                        let which = sent_rows(rows, item.change.key.len(), outcome.and_then(|o| o.kept.get(&at)));
+                        if !which.is_empty() {
+                            apply::write_few(item, rows, &which, others);
+                        }
+                    }
+                    None => pass.write_many(item, &mut from.session.conn, others)?,
+                }
+                progress.relation(&item.name, item.change.changes);
+            }
+            Ok(())
+        });
+        from.attempt(|_| sent);
+        self.members.insert(at, from);
+        self.offers[at] = Some(offer);
+        Ok(())
+    }
+
+    /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
+    /// to itself, survives.
+    fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
+        let towards = self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).fold(0, |bits, t| bits | t.towards);
+        for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
+            let own = self.own_keys(at, relation, kept)?;
+            let name = self.relation_name(relation);
+            self.note_truncate(at, relation);
+            let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
+            let key = self.key_of(relation);
+            let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
+            match own {
+                None => apply::truncate_table(&writing, &name, &mut self.members[at]),
+                Some(own) => {
+                    let sql = format!("{}{}", crate::kid::statements::Join::Free.settings(), writing.delete_all_but(&own));
+                    if self.members[at].attempt_on(&name, |conn| conn.query(&sql)).is_some() {
+                        self.members[at].counts.truncates += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A member that captures what it gets captures a TRUNCATE too.
+    fn note_truncate(&mut self, at: usize, relation: i32) {
+        if self.noted().get(&relation).copied().unwrap_or(0) & self.members[at].bit() == 0 {
+            return;
+        }
+        let by = self.offers.iter().position(|o| o.as_ref().is_some_and(|o| o.truncated.contains_key(&relation)));
+        let (Some(by), Some(oid)) = (by, self.members[at].shapes.get(&relation).map(|t| t.oid)) else { return };
+        let sql = apply::note_truncate(oid, &self.origin(self.members[by].index));
+        self.members[at].attempt(|conn| conn.query(&sql));
+    }
+
+    /// The statement for the keys that a member has changed itself and does not keep to itself.
+    pub(super) fn own_keys(
+        &self,
+        at: usize,
+        relation: i32,
+        kept: &HashMap<(usize, i32), String>,
+    ) -> Result<Option<String>, Broken> {
+        if !self.changed(relation).contains(&at) {
+            return Ok(None);
+        }
+        let own = self.with_work(at, relation, |work, offer| {
+            let mut reading = work.reading();
+            reading.excluded = kept.get(&(at, relation)).map(String::as_str);
+            reading.distinct(&offer.union().condition())
+        })?;
+        Ok(own)
+    }
+
+    /// Writes rows that no source has as they are, on every member.
+    pub(super) fn write(&mut self, relation: i32, written: &[Written]) -> Result<(), Broken> {
+        let Some(at) = self.sources().first().copied().filter(|_| !written.is_empty()) else { return Ok(()) };
+        let Some(model) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
+        let key = self.key_of(relation);
+        let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let name = self.relation_name(relation);
+        for receiver in &mut self.members {
+            let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
+            let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
+            for one in written {
+                let done = receiver.attempt_on(&name, |conn| write_one(conn, &writing, one));
+                if let Some((upserts, deletes)) = done {
+                    receiver.counts.upserts += upserts;
+                    receiver.counts.deletes += deletes;
+                }
+            }
+        }
+        self.check()
+    }
+
+    /// Each receiver that is a source notes up to where it was served, in its own transaction.
+    fn note_progress(&mut self) {
+        let sync = self.plan.sync.capture_name();
+        let run = self.run.to_string();
+        for at in self.sources() {
+            let me = self.name(at).to_string();
+            let from: Vec<usize> = self
+                .sources()
+                .into_iter()
+                .filter(|s| *s != at && self.offers[*s].as_ref().is_some_and(|o| o.has_news()))
+                .collect();
+            if from.is_empty() {
+                continue;
+            }
+            let offers: Vec<_> = from.iter().filter_map(|s| self.offers[*s].as_ref()).collect();
+            let names = text_array(&from.iter().map(|s| self.name(*s)).collect::<Vec<_>>());
+            let served = text_array(&offers.iter().map(|o| o.snapshot.as_str()).collect::<Vec<_>>());
+            let identities = text_array(&offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
+            let control = self.plan.control.clone();
+            let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
+            self.members[at].attempt(|conn| {
+                conn.pipeline_begin()?;
+                conn.pipeline_add(SERVED, &[], &params)?;
+                conn.pipeline_send()?;
+                conn.pipeline_collect().map(drop)
+            });
+        }
+    }
+
+    fn moved_sequences(&self, states: &[Option<Rows>]) -> Vec<Vec<String>> {
+        let mut all = vec![Vec::new(); self.members.len()];
+        let known: Vec<(usize, &Rows)> = states.iter().enumerate().filter_map(|(at, rows)| Some((at, rows.as_ref()?))).collect();
+        let sources: Vec<&Rows> = known.iter().filter(|(at, _)| self.offers[*at].is_some()).map(|(_, rows)| *rows).collect();
+        for (at, mine) in known {
+            all[at] = sequence::agree(&self.plan.sync, &sources, mine, self.offers[at].is_some());
+        }
+        all
+    }
+
+    fn move_sequences(&mut self, moved: Vec<Vec<String>>) {
+        for (at, statements) in moved.into_iter().enumerate() {
+            for sql in statements {
+                if self.members[at].attempt(|conn| conn.query(&sql)).is_some() {
+                    self.members[at].counts.sequences += 1;
+                }
+            }
+        }
+    }
+
+    /// Records the decisions, then commits all members: sends to all, then collects.
+    fn commit(&mut self, decisions: &[Decision], progress: &mut Progress) -> Result<u64, Broken> {
+        fault::point("kid.before_commit")?;
+        let sync = self.plan.sync.name.clone();
+        record::record(self.run, &sync, |r| self.relation_name(r), decisions)?;
+        // Until it is known that all have committed, the members must be asked.
+        if !decisions.is_empty() {
+            self.plan.doubt.get_or_insert_default().push(self.run);
+        }
+        for member in &mut self.members {
+            member.attempt(|conn| conn.send("COMMIT"));
+            fault::point("kid.between_commits")?;
+        }
+        let mut committed = 0;
+        for member in &mut self.members {
+            if member.attempt(|conn| conn.collect()).is_some() {
+                committed |= member.bit();
+            }
+        }
+        fault::point("kid.after_commit")?;
+        if committed != 0 {
+            progress.conflicts += decisions.len() as u64;
+        }
+        if self.members.iter().all(|m| m.failed.is_none()) {
+            for run in self.plan.doubt.iter_mut().flat_map(std::mem::take).filter(|run| *run != self.run) {
+                record::close(&sync, run)?;
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Notes at each source how far the others were served: the only place for pure targets, a copy for the rest.
+    pub(super) fn mark(&mut self, served: u64) {
+        let sync = &self.plan.sync;
+        for at in (0..self.members.len()).filter(|at| self.offers[*at].is_some()).collect::<Vec<_>>() {
+            let member = &mut self.members[at];
+            let others = served & !member.bit();
+            let Some(offer) = self.offers[at].as_ref().filter(|o| o.has_news() && others != 0) else { continue };
+            let asker = crate::kid::gather::Asker { control: &self.plan.control, sync, source: member.index };
+            let snapshot = offer.snapshot.clone();
+            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others));
+        }
+    }
+}
+
+/// The rows of a few changes that are sent: all but those whose keys the source keeps to itself.
+fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usize> {
+    let kept: HashSet<&[String]> = kept.into_iter().flatten().map(Vec::as_slice).collect();
+    let key = |row: usize| (0..n).map(|c| rows.text(row, c)).collect::<Vec<_>>();
+    (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
+}
+
+/// Writes one row out of its JSON, or deletes it; how many rows were written and deleted.
+fn write_one(conn: &mut crate::libpq::Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
+    match &one.row {
+        Some(row) => {
+            let json = row.to_string();
+            let mut written = 0;
+            for sql in writing.upsert_json() {
+                written += conn.query_params(&sql, &[Some(&json)])?.affected();
+            }
+            Ok((written, 0))
+        }
+        None => {
+            let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
+            conn.pipeline_begin()?;
+            conn.pipeline_add(&writing.delete_one(), &writing.types()[..key.len()], &key)?;
+            conn.pipeline_send()?;
+            let answers = conn.pipeline_collect()?;
+            let rows = answers.first().ok_or_else(|| Error::internal("a deletion was not answered"))?;
+            Ok((0, rows.affected()))
+        }
+    }
+}

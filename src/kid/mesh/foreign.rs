@@ -1,0 +1,164 @@
+//! Rows whose parent another source has deleted: the check that triggers would make, which are off while rows are applied.
+//! What a source has changed is looked at again when everything has arrived there; a row without its parent is removed
+//! everywhere (or loses the reference, where the foreign key says SET NULL) and recorded whole. It must never leave a
+//! silent orphan.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use super::settle::{Decision, Written};
+use super::{Broken, Mesh};
+use crate::error::Error;
+use crate::kid::shape::{ForeignKey, Table};
+use crate::kid::statements::{Join, list};
+use crate::libpq::Rows;
+
+/// How often what was removed may leave others without a parent.
+const DEPTH: usize = 50;
+
+/// A question to one source: which rows have no parent.
+struct Question {
+    relation: i32,
+    foreign: ForeignKey,
+    sql: String,
+}
+
+impl Mesh<'_> {
+    /// Removes the rows that have no parent any more; what was decided.
+    pub(super) fn adopt_orphans(&mut self, relations: &[i32]) -> Result<Vec<Decision>, Broken> {
+        let mut decisions = Vec::new();
+        let mut removed: HashSet<i32> = HashSet::new();
+        for _ in 0..DEPTH {
+            let mut asked = Vec::new();
+            for at in self.sources() {
+                let questions = self.questions(at, relations, &removed)?;
+                if !questions.is_empty() {
+                    self.members[at].attempt(|conn| {
+                        conn.query(Join::Free.settings())?;
+                        conn.pipeline_begin()?;
+                        questions.iter().try_for_each(|q| conn.pipeline_add_unprepared(&q.sql))?;
+                        conn.pipeline_send()
+                    });
+                    asked.push((at, questions));
+                }
+            }
+            let mut found: Vec<(i32, Written, Decision)> = Vec::new();
+            for (at, questions) in asked {
+                let answers = self.members[at].attempt(|conn| conn.pipeline_collect()).unwrap_or_default();
+                for (question, rows) in questions.iter().zip(&answers) {
+                    self.take_orphans(at, question, rows, &mut found)?;
+                }
+            }
+            self.check()?;
+            if found.is_empty() {
+                return Ok(decisions);
+            }
+            removed.clear();
+            for (relation, written, decision) in found {
+                self.write(relation, std::slice::from_ref(&written))?;
+                removed.insert(relation);
+                decisions.push(decision);
+            }
+        }
+        Ok(decisions)
+    }
+
+    /// The questions to a source: about the rows that it has changed itself; and, on the first source, about all rows that
+    /// refer to a table from which something was removed.
+    fn questions(&self, at: usize, relations: &[i32], removed: &HashSet<i32>) -> Result<Vec<Question>, Broken> {
+        let mut questions = Vec::new();
+        let shapes = &self.members[at].shapes;
+        let first = self.sources().first() == Some(&at);
+        for relation in self.plan.sync.relations.iter().map(|r| r.id).filter(|r| shapes.contains_key(r)) {
+            let Some(table) = shapes.get(&relation) else { continue };
+            let own = if relations.contains(&relation) && self.changed(relation).contains(&at) {
+                self.with_work(at, relation, |w, offer| w.reading().distinct(&offer.union().condition()))?
+            } else {
+                None
+            };
+            let key = self.key_of(relation);
+            for foreign in &table.references {
+                let parent = shapes.iter().find(|(_, t)| t.oid == foreign.parent);
+                let Some((parent_relation, parent)) = parent else { continue };
+                let all = first && removed.contains(parent_relation);
+                if own.is_none() && !all {
+                    continue;
+                }
+                let only = own.as_deref().filter(|_| !all);
+                questions.push(Question { relation, foreign: foreign.clone(), sql: orphans(table, parent, foreign, &key, only) });
+            }
+        }
+        Ok(questions)
+    }
+
+    fn take_orphans(
+        &self,
+        at: usize,
+        question: &Question,
+        rows: &Rows,
+        found: &mut Vec<(i32, Written, Decision)>,
+    ) -> Result<(), Broken> {
+        let n = self.key_of(question.relation).len();
+        for row in 0..rows.len() {
+            let key: Vec<String> = (0..n).map(|c| rows.text(row, c)).collect();
+            if found.iter().any(|(r, w, _)| *r == question.relation && w.key == key) {
+                continue;
+            }
+            let json = |column: usize| -> Result<Value, Error> {
+                serde_json::from_str(rows.get(row, column).unwrap_or("null"))
+                    .map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
+            };
+            let (key_json, image) = (json(n)?, json(n + 1)?);
+            let kept = match (&image, question.foreign.set_null) {
+                (Value::Object(row), true) => {
+                    let mut row = row.clone();
+                    question.foreign.columns.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
+                    Some(Value::Object(row))
+                }
+                _ => None,
+            };
+            let decision = Decision {
+                relation: question.relation,
+                key: key_json,
+                strategy: "foreign_key".to_string(),
+                winner: self.who_deleted(at, &question.foreign),
+                rows: Value::Object(Map::from_iter([(self.name(at).to_string(), image)])),
+            };
+            found.push((question.relation, Written { key, row: kept }, decision));
+        }
+        Ok(())
+    }
+
+    /// The source whose deletion of the parent stands: another one that has changed the parent's table.
+    fn who_deleted(&self, child: usize, foreign: &ForeignKey) -> Option<String> {
+        let parent = self.members[child].shapes.iter().find(|(_, t)| t.oid == foreign.parent).map(|(r, _)| *r)?;
+        let others = || self.sources().into_iter().filter(|at| *at != child);
+        let changed = self.changed(parent);
+        others().find(|at| changed.contains(at)).or_else(|| others().next()).map(|at| self.name(at).to_string())
+    }
+}
+
+/// The rows of the table that refer to a parent that is not there: key, key and row as JSON. `only`: a query of keys.
+fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], only: Option<&str>) -> String {
+    let quote = crate::ident::quote_ident;
+    let n = foreign.columns.len();
+    let keys = list(key.len(), |i| format!("t.{}", quote(&key[i])), ", ");
+    let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote(&key[i])), ", ");
+    let refers = list(n, |i| format!("t.{} IS NOT NULL", quote(&foreign.columns[i])), " AND ");
+    let same = list(
+        n,
+        |i| format!("p.{} {} t.{}", quote(&foreign.to[i]), parent.equal(&foreign.to[i]), quote(&foreign.columns[i])),
+        " AND ",
+    );
+    let among = only.map_or_else(String::new, |only| {
+        let on = list(key.len(), |i| format!("t.{} {} k.k{}", quote(&key[i]), table.equal(&key[i]), i + 1), " AND ");
+        format!("({only}) k JOIN ") + &format!("{} t ON {on}", table.only)
+    });
+    let from = if among.is_empty() { format!("{} t", table.only) } else { among };
+    format!(
+        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t) FROM {from} \
+         WHERE {refers} AND NOT EXISTS (SELECT FROM {} p WHERE {same})",
+        parent.only
+    )
+}

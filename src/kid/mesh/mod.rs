@@ -1,0 +1,171 @@
+//! A run between several sources, on one screen: open → gather → contend → deliver → commit → mark. Every member has one
+//! transaction, in which it is read and written; each source tells the others its changes, and a key that several have
+//! changed is decided before a row travels. It must never let one source go on with a decision that another has not
+//! taken: if one fails before the commits, all begin again.
+
+mod ask;
+mod contend;
+mod decide;
+mod deliver;
+mod foreign;
+mod offer;
+mod open;
+mod record;
+mod settle;
+mod thorough;
+mod unique;
+mod whole;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::apply::Receiver;
+use super::members::Pool;
+use super::report::Progress;
+use super::retry::{self, Care, Verdict};
+use super::run::{self, Failure, Plan};
+use crate::error::Error;
+use crate::master::slot::{Outcome, Phase, Report, Text};
+use offer::Offer;
+
+/// One attempt at a run: the members that take part, in the listed order, and what each source has for the others.
+pub(super) struct Mesh<'a> {
+    plan: &'a mut Plan,
+    care: Care,
+    run: i64,
+    attempt: u32,
+    members: Vec<Receiver>,
+    /// For each of `members`: what it has for the others; None for a pure target.
+    offers: Vec<Option<Offer>>,
+    /// The relations that were copied whole, and to which members.
+    copied: Vec<(i32, u64)>,
+    /// Rows that an earlier run has made and only some have committed: relation, key, and who has it, by place.
+    made: Vec<(i32, Vec<String>, usize)>,
+}
+
+/// What ends an attempt before anything is committed.
+pub(super) enum Broken {
+    /// Sources that failed: the others roll back with them.
+    Members(Vec<Failure>),
+    /// The run itself.
+    Run { error: Error, pause: bool },
+    /// A customcode wants the run to end, with nothing changed.
+    Ended,
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Broken::Run { error, pause: false }
+    }
+}
+
+/// Runs the sync for the given members and fills in how it went.
+pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) {
+    let mut todo = members & run::active(&plan.sync);
+    let mut care = Care::default();
+    let mut attempt = 0;
+    // Tables that the last attempt touched: what is to be locked before the snapshot when it was defeated.
+    let mut touched = HashSet::new();
+    record::settle_doubt(plan);
+    loop {
+        progress.attempts += 1;
+        let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
+            Ok(failures) => (failures, false),
+            Err(Broken::Members(failures)) => (failures, true),
+            Err(Broken::Ended) => return,
+            Err(Broken::Run { error, pause }) => {
+                run::forget(plan, &error);
+                match retry::judge(&error, attempt, care, true) {
+                    Verdict::Again { care: next, wait } if !pause => run::again(&mut care, next, &mut attempt, wait),
+                    _ => return progress.failed_for_good(error, pause),
+                }
+                continue;
+            }
+        };
+        let mut wait = Duration::ZERO;
+        let mut next_care = care;
+        let mut retries = again;
+        for Failure { index, error, fresh } in failures {
+            run::forget(plan, &error);
+            match retry::judge(&error, attempt, care, fresh) {
+                Verdict::Again { care, wait: pause } => {
+                    retries = true;
+                    wait = wait.max(pause);
+                    next_care = next_care.and(care);
+                }
+                verdict => {
+                    todo &= !(1 << index);
+                    let error = run::at_member(error, plan, index);
+                    progress.member_failed(1 << index, verdict == Verdict::Down, error);
+                }
+            }
+        }
+        if !retries {
+            return;
+        }
+        run::again(&mut care, next_care, &mut attempt, wait);
+    }
+}
+
+/// Whether a member that was away can be reached again: it then joins the next run.
+pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
+    let mut report = Report { outcome: Outcome::Good, ..Report::NONE };
+    for (index, member) in plan.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0) {
+        let mut ask = || {
+            let mut session = pool.take(&member.db).map_err(|e| (true, e))?;
+            session.conn.query("SELECT 1").map_err(|e| (session.fresh, e)).map(|_| pool.give_back(session))
+        };
+        // A kept connection may have died with a server that is back already.
+        let answered = match ask() {
+            Err((false, _)) => ask(),
+            other => other,
+        };
+        if let Err((_, error)) = answered {
+            report.outcome = Outcome::Bad;
+            report.down |= 1 << index;
+            report.sqlstate = error.code.0;
+            report.message = Text::new(&error.to_string());
+        }
+    }
+    report
+}
+
+/// One attempt with one snapshot of each member. The failures are of members that the others could do without.
+fn one_attempt(
+    plan: &mut Plan,
+    pool: &mut Pool,
+    todo: u64,
+    care: Care,
+    touched: &mut HashSet<i32>,
+    progress: &mut Progress,
+) -> Result<Vec<Failure>, Broken> {
+    progress.phase(Phase::Connect);
+    let (mut mesh, mut failures) = Mesh::open(plan, pool, todo, care, progress);
+    progress.phase(Phase::Gather);
+    crate::fault::point("kid.before_gather")?;
+    let served = mesh.exchange(touched, progress);
+    let (served, broken) = match served {
+        Ok(served) => (served, None),
+        Err(broken) => (0, Some(broken)),
+    };
+    if served != 0 {
+        progress.phase(Phase::Mark);
+        crate::fault::point("kid.before_mark")?;
+        mesh.mark(served);
+        mesh.after_copy();
+        crate::fault::point("kid.after_mark")?;
+    }
+    let Mesh { members, .. } = mesh;
+    let mut sources = Vec::new();
+    for member in members {
+        run::settle(member, pool, if broken.is_some() { &mut sources } else { &mut failures }, &mut progress.counts, served);
+    }
+    match broken {
+        None => Ok(failures),
+        Some(Broken::Members(_)) => {
+            sources.append(&mut failures);
+            Err(Broken::Members(sources))
+        }
+        Some(broken) => Err(broken),
+    }
+}

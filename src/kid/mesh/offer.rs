@@ -1,0 +1,133 @@
+//! What a source has for the others in one attempt: its snapshot, since when each of them has not been served, and the
+//! changes in between. Plain data; `open` fills it in.
+
+use std::collections::HashMap;
+
+use crate::kid::gather::Change;
+use crate::kid::statements::Window;
+
+/// A TRUNCATE that others have not got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncated {
+    /// When, as changes are timed.
+    pub at: i64,
+    /// The members towards which it is pending, as bits.
+    pub towards: u64,
+}
+
+/// Changes that lost a conflict and are handled for everybody.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    pub snapshot: Window,
+    pub keys: Vec<Vec<String>>,
+}
+
+/// What a source has for the others.
+#[derive(Debug, Default)]
+pub struct Offer {
+    pub snapshot: String,
+    /// The server's identifier and timeline.
+    pub identity: String,
+    /// Whether the server keeps the times of commits.
+    pub commit_times: bool,
+    /// Since when each other member (by its place in the sync) has not been served.
+    pub windows: Vec<(usize, Window)>,
+    /// All of them in one.
+    pub window: Option<Window>,
+    /// The tables with changes, by their order in the sync.
+    pub changes: Vec<Change>,
+    pub truncated: HashMap<i32, Truncated>,
+    /// Tables of which every row may have changed, and towards whom that is pending.
+    pub whole: HashMap<i32, u64>,
+    pub settled: HashMap<u32, Vec<Settled>>,
+    /// Members that get whole tables now, as bits; of the second only tables that are empty there.
+    pub copy_all: u64,
+    pub copy_empty: u64,
+    /// The last change in any table.
+    pub latest: i64,
+}
+
+impl Offer {
+    /// Whether it has anything for anybody.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.truncated.is_empty() && self.whole.is_empty()
+    }
+
+    /// Whether its receivers get further by this run.
+    pub fn has_news(&self) -> bool {
+        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0
+    }
+
+    /// The changes of a table.
+    pub fn change(&self, relation: i32) -> Option<&Change> {
+        self.changes.iter().find(|c| c.relation == relation)
+    }
+
+    /// The window in which all others lie.
+    pub fn union(&self) -> Window {
+        self.window.clone().unwrap_or_else(|| union(&self.windows))
+    }
+
+    /// Whether all were served up to the same place.
+    pub fn is_level(&self) -> bool {
+        self.windows.iter().all(|(_, w)| Some(w) == self.windows.first().map(|(_, w)| w))
+    }
+
+    /// The expression for the members towards which a delta is pending.
+    pub fn towards(&self) -> String {
+        if self.is_level() {
+            return format!("{}::pg_catalog.int8", self.windows.iter().fold(0_i64, |bits, (m, _)| bits | (1 << m)));
+        }
+        let one = |(member, window): &(usize, Window)| {
+            format!("CASE WHEN {} THEN {}::pg_catalog.int8 ELSE 0 END", window.condition(), 1_i64 << member)
+        };
+        format!("({})", self.windows.iter().map(one).collect::<Vec<_>>().join(" | "))
+    }
+
+    /// The members towards which a transaction's changes are pending, as bits.
+    pub fn pending(&self, xid: i64) -> u64 {
+        self.windows.iter().filter(|(_, w)| w.holds(xid)).fold(0, |bits, (m, _)| bits | (1 << m))
+    }
+
+    /// The expression for the time of a delta `d`.
+    pub fn time(&self) -> &'static str {
+        if self.commit_times { COMMITTED } else { "d.at" }
+    }
+}
+
+/// What was written for another sync keeps the time of the original change.
+const COMMITTED: &str = "CASE WHEN d.origin IS NULL \
+    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
+
+/// The window that holds what any of these holds: from the lowest end on, and whatever ran for any of them.
+pub fn union(windows: &[(usize, Window)]) -> Window {
+    let number = |w: &Window| w.xmax.parse::<i64>().unwrap_or(0);
+    let xmax = windows.iter().map(|(_, w)| number(w)).min().unwrap_or(0);
+    let mut xip: Vec<i64> = windows.iter().flat_map(|(_, w)| w.running()).filter(|x| *x < xmax).collect();
+    xip.sort_unstable();
+    xip.dedup();
+    let list: Vec<String> = xip.iter().map(i64::to_string).collect();
+    Window { xmax: xmax.to_string(), xip: format!("{{{}}}", list.join(",")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kid::gather::window;
+
+    #[test]
+    fn a_union_holds_what_any_window_holds() {
+        let all = vec![(1, window("90:120:100,110")), (2, window("90:105:95"))];
+        let both = union(&all);
+        for xid in 80..130 {
+            assert_eq!(both.holds(xid), all.iter().any(|(_, w)| w.holds(xid)), "{xid}");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_transaction() {
+        let offer = Offer { windows: vec![(1, window("90:120:100")), (3, window("130:130:"))], ..Offer::default() };
+        assert_eq!((offer.pending(100), offer.pending(125), offer.pending(130), offer.pending(99)), (0b10, 0b10, 0b1010, 0));
+        assert!(!offer.is_level());
+    }
+}

@@ -1,0 +1,384 @@
+//! The first steps of a run between sources: a transaction with a snapshot on every member at the same time, how far each
+//! has been served by each, and what each source has for the others. Reads only.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+use super::offer::{Offer, Settled, Truncated};
+use super::{Broken, Mesh};
+use crate::catalog::sync::Role;
+use crate::error::{Error, Result, SqlState};
+use crate::kid::apply::{Counts, Receiver};
+use crate::kid::gather::{self, Change, strings, window};
+use crate::kid::members::{self, Pool};
+use crate::kid::report::Progress;
+use crate::kid::retry::Care;
+use crate::kid::run::{Failure, Plan};
+use crate::kid::statements::Window;
+use crate::libpq::Rows;
+
+/// A member's snapshot, who it is, and whether it keeps the times of commits.
+const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
+    pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
+    pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
+/// Whoever waits here holds rows on other members meanwhile, so it must not wait for long.
+const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
+const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const PROGRESS: &str =
+    "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
+const SETTLED: &str = "SELECT relid, snapshot, keys FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
+const GATHER: &str =
+    "SELECT * FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool)";
+
+/// What a member answered to [`Mesh::begin`].
+struct Begun {
+    here: Rows,
+    track: Option<Rows>,
+    progress: Option<Rows>,
+    settled: Option<Rows>,
+    sequences: Option<Rows>,
+}
+
+impl<'a> Mesh<'a> {
+    /// Connects to the members; those that cannot be reached are left out and reported.
+    pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, progress: &Progress) -> (Self, Vec<Failure>) {
+        let mut opened = Vec::new();
+        let mut failures = Vec::new();
+        for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
+            match open_one(plan, pool, index) {
+                Ok(receiver) => opened.push(receiver),
+                Err((error, fresh)) => failures.push(Failure { index, error, fresh }),
+            }
+        }
+        let encoding = members::common_encoding(opened.iter().map(|r| &r.session));
+        let mut offers = Vec::new();
+        for member in &mut opened {
+            member.attempt(|conn| members::speak(conn, encoding));
+            offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
+        }
+        let (run, attempt) = (progress.run, progress.attempts);
+        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), made: Vec::new() }, failures)
+    }
+
+    pub(super) fn name(&self, at: usize) -> &str {
+        &self.plan.sync.members[self.members[at].index].db.name
+    }
+
+    /// The places of the sources among `members`.
+    pub(super) fn sources(&self) -> Vec<usize> {
+        (0..self.members.len()).filter(|at| self.offers[*at].is_some()).collect()
+    }
+
+    /// Whether all sources are well: a run goes on with all of them or not at all.
+    pub(super) fn check(&self) -> Result<(), Broken> {
+        let failed = |at: &usize| self.members[*at].failed.is_some();
+        if self.sources().iter().any(failed) { Err(Broken::Members(Vec::new())) } else { Ok(()) }
+    }
+
+    /// Opens the transactions, learns how far everybody was served, and what each source has for the others.
+    pub(super) fn gather(&mut self, touched: &HashSet<i32>) -> Result<Vec<Option<Rows>>, Broken> {
+        let mut begun = self.begin(touched)?;
+        self.windows(&begun)?;
+        self.settle_doubt(&begun)?;
+        let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
+        self.changes()?;
+        Ok(sequences)
+    }
+
+    fn begin(&mut self, touched: &HashSet<i32>) -> Result<Vec<Option<Begun>>, Broken> {
+        let captured = self.plan.sync.capture_name();
+        let begin = gather::begin(&self.plan.sync);
+        let mut locked = Vec::new();
+        for at in 0..self.members.len() {
+            let name = self.name(at).to_string();
+            let is_source = self.offers[at].is_some();
+            let locks = if self.care.locked { self.locks(at, touched) } else { Vec::new() };
+            locked.push(locks.len());
+            let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
+            self.members[at].attempt(|conn| {
+                let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
+                conn.pipeline_begin()?;
+                conn.pipeline_add(begin, &[], &[])?;
+                conn.pipeline_add(PATIENCE, &[], &[])?;
+                for lock in &locks {
+                    conn.pipeline_add(lock, &[], &[])?;
+                }
+                conn.pipeline_add(HERE, &[], &[])?;
+                if is_source {
+                    conn.pipeline_add(TRACK, &[], &who)?;
+                    conn.pipeline_add(PROGRESS, &[], &who)?;
+                    conn.pipeline_add(SETTLED, &[], &who[..2])?;
+                }
+                if let Some(sql) = sequences {
+                    conn.pipeline_add(sql, &[], &[])?;
+                }
+                conn.pipeline_send()
+            });
+        }
+        let mut begun = Vec::new();
+        for (at, locks) in locked.into_iter().enumerate() {
+            let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
+            begun.push(answers.and_then(|all| {
+                let mut rest = all.into_iter().skip(2 + locks);
+                let here = rest.next()?;
+                let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
+                let (track, progress, settled) = (for_source(), for_source(), for_source());
+                Some(Begun { here, track, progress, settled, sequences: rest.next() })
+            }));
+        }
+        self.check()?;
+        Ok(begun)
+    }
+
+    /// What runs that died have recorded holds if a member has committed it: then it is carried to the others, and not
+    /// decided again. It is forgotten if all say that none has.
+    fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
+        let all_there = self.sources().len() == self.plan.sync.sources().count();
+        let Some(doubt) = self.plan.doubt.clone().filter(|d| !d.is_empty()) else { return Ok(()) };
+        let progress = || begun.iter().flatten().filter_map(|b| b.progress.as_ref());
+        let last: Option<i64> = progress().flat_map(|rows| (0..rows.len()).filter_map(|row| rows.number(row, 3))).max();
+        for run in doubt {
+            if last.is_some_and(|last| last >= run) {
+                let served: HashMap<String, Window> = progress()
+                    .flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)))
+                    .filter(|(rows, row)| rows.number(*row, 3) == Some(run))
+                    .map(|(rows, row)| (rows.text(row, 0), window(&rows.text(row, 1))))
+                    .collect();
+                let has = |b: &Begun| {
+                    b.progress.as_ref().is_some_and(|rows| (0..rows.len()).any(|row| rows.number(row, 3) == Some(run)))
+                };
+                let holder = begun.iter().position(|b| b.as_ref().is_some_and(has));
+                self.carry_on(run, &served, holder)?;
+            } else if all_there {
+                super::record::forget_run(&self.plan.sync.name, run)?;
+                self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != run));
+            }
+        }
+        Ok(())
+    }
+
+    /// The changes that lost in a run which some members have committed have lost for the others too.
+    fn carry_on(&mut self, run: i64, served: &HashMap<String, Window>, holder: Option<usize>) -> Result<(), Broken> {
+        for decision in super::record::decided(&self.plan.sync.name, run)? {
+            let found = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == decision.relation);
+            let Some(relation) = found.map(|r| r.id) else { continue };
+            let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(decision.key.get(k)?)).collect();
+            let Some(key) = texts else { continue };
+            if let Some(holder) = holder.filter(|_| decision.made) {
+                self.made.push((relation, key.clone(), holder));
+            }
+            for at in self.sources() {
+                let name = self.name(at).to_string();
+                let (Some(snapshot), Some(oid)) = (served.get(&name), self.members[at].shapes.get(&relation).map(|t| t.oid))
+                else {
+                    continue;
+                };
+                if decision.lost.contains(&name)
+                    && let Some(offer) = &mut self.offers[at]
+                {
+                    offer.settled.entry(oid).or_default().push(Settled { snapshot: snapshot.clone(), keys: vec![key.clone()] });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The statements that keep writers out of the tables that the last attempt was defeated on.
+    fn locks(&self, at: usize, touched: &HashSet<i32>) -> Vec<String> {
+        let tables = self.plan.sync.relations.iter().filter(|r| touched.contains(&r.id));
+        let lock = |t: &crate::kid::shape::Table| format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", t.only);
+        tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(lock)).collect()
+    }
+
+    fn windows(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
+        for at in self.sources() {
+            let Some(mine) = &begun[at] else { continue };
+            let mut offer = Offer {
+                snapshot: mine.here.text(0, 0),
+                identity: mine.here.text(0, 1),
+                commit_times: mine.here.bool(0, 2),
+                settled: mine.settled.as_ref().map(settled).transpose()?.unwrap_or_default(),
+                ..Offer::default()
+            };
+            let name = self.name(at).to_string();
+            for (other, theirs) in begun.iter().enumerate().filter(|(other, _)| *other != at) {
+                let (Some(theirs), index) = (theirs, self.members[other].index) else { continue };
+                let member = self.name(other);
+                let track = mine.track.as_ref().and_then(|rows| find(rows, member).map(|row| (rows, row)));
+                let Some((track, row)) = track else {
+                    return Err(Error::new(
+                        SqlState::WRONG_STATE,
+                        format!("db \"{name}\" does not know how far db \"{member}\" was served"),
+                    )
+                    .hint(format!("Run SELECT bucardo.update_sync('{}', status => 'active');", self.plan.sync.name))
+                    .into());
+                };
+                match track.get(row, 2) {
+                    Some("all") => offer.copy_all |= 1 << index,
+                    Some(_) => offer.copy_empty |= 1 << index,
+                    None => {}
+                }
+                // What the receiver says goes before the source's copy, if that source is still the server that it was.
+                let own = theirs.progress.as_ref().and_then(|rows| find(rows, &name).map(|row| (rows, row)));
+                let own = own.filter(|(rows, row)| rows.get(*row, 2) == Some(&offer.identity));
+                let served = own.map_or_else(|| track.text(row, 1), |(rows, row)| rows.text(row, 1));
+                offer.windows.push((index, window(&served)));
+            }
+            self.offers[at] = Some(offer);
+        }
+        Ok(())
+    }
+
+    /// Every source has the columns of a key in its own order: all are read in that of the first.
+    fn order_keys(&mut self) -> Result<(), Broken> {
+        let keys: HashMap<i32, Vec<String>> =
+            self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| (c.relation, self.key_of(c.relation))).collect();
+        for at in self.sources() {
+            let Some(mut offer) = self.offers[at].take() else { continue };
+            for change in &mut offer.changes {
+                let key = keys.get(&change.relation).cloned().unwrap_or_default();
+                let slot = |k: &String| change.key.iter().position(|own| own == k).map(|i| i + 1);
+                let slots: Option<Vec<usize>> = key.iter().map(slot).collect();
+                change.slots = slots.filter(|s| s.len() == change.key.len()).ok_or_else(|| {
+                    let name = self.relation_name(change.relation);
+                    Error::new(
+                        SqlState::WRONG_STATE,
+                        format!("table {name} has another key on db \"{}\" than on the first source", self.name(at)),
+                    )
+                    .hint("Give it the same primary key on all sources.")
+                })?;
+                change.key = key;
+            }
+            self.offers[at] = Some(offer);
+        }
+        Ok(())
+    }
+
+    fn changes(&mut self) -> Result<(), Broken> {
+        let sources = self.sources();
+        let captured = self.plan.sync.capture_name();
+        let latest = uses_latest_of_all(&self.plan.sync);
+        for at in &sources {
+            let Some(offer) = &mut self.offers[*at] else { continue };
+            let union = super::offer::union(&offer.windows);
+            let control = self.plan.control.as_bytes();
+            let params =
+                [control, captured.as_bytes(), union.xmax.as_bytes(), union.xip.as_bytes(), if latest { b"t" } else { b"f" }];
+            offer.window = Some(union.clone());
+            self.members[*at].attempt(|conn| {
+                conn.pipeline_begin()?;
+                conn.pipeline_add(GATHER, &[], &params.map(Some))?;
+                conn.pipeline_send()
+            });
+        }
+        for at in &sources {
+            let Some(answers) = self.members[*at].attempt(|conn| conn.pipeline_collect()) else { continue };
+            let Some(rows) = answers.first() else { continue };
+            let shapes = self.members[*at].shapes.clone();
+            let Some(offer) = &mut self.offers[*at] else { continue };
+            for row in 0..rows.len() {
+                take_change(&self.plan.sync, &shapes, rows, row, offer)?;
+            }
+            offer.changes.sort_by_key(|c| c.order);
+        }
+        self.order_keys()?;
+        self.check()
+    }
+}
+
+fn open_one(plan: &mut Plan, pool: &mut Pool, index: usize) -> Result<Receiver, (Error, bool)> {
+    let mut session = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true))?;
+    let fresh = session.fresh;
+    let shapes = match plan.sync.members[index].role {
+        Role::Source => plan.source_shapes(index, &mut session),
+        _ => plan.shapes(index, &mut session),
+    };
+    let shapes = shapes.map_err(|e| (e, fresh))?;
+    Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0 })
+}
+
+fn find(rows: &Rows, name: &str) -> Option<usize> {
+    (0..rows.len()).find(|row| rows.get(*row, 0) == Some(name))
+}
+
+fn uses_latest_of_all(sync: &crate::catalog::sync::Sync) -> bool {
+    let name = "bucardo_latest_all_tables";
+    sync.conflict_strategy == name || sync.relations.iter().any(|r| r.conflict_strategy.as_deref() == Some(name))
+}
+
+fn settled(rows: &Rows) -> Result<HashMap<u32, Vec<Settled>>> {
+    let mut all: HashMap<u32, Vec<Settled>> = HashMap::new();
+    for row in 0..rows.len() {
+        let keys: Vec<Vec<String>> = serde_json::from_str(rows.get(row, 2).unwrap_or("[]"))
+            .map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))?;
+        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys };
+        all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
+    }
+    Ok(all)
+}
+
+/// One row of `capture_gather`.
+fn take_change(
+    sync: &crate::catalog::sync::Sync,
+    shapes: &crate::kid::shape::Shapes,
+    rows: &Rows,
+    row: usize,
+    offer: &mut Offer,
+) -> Result<()> {
+    let oid: u32 = rows.number(row, 0).unwrap_or_default();
+    let found = sync.relations.iter().enumerate().find(|(_, r)| shapes.get(&r.id).is_some_and(|t| t.oid == oid));
+    // Captured but no longer in the sync: the master takes the capture off.
+    let Some((order, relation)) = found else { return Ok(()) };
+    if let Some(at) = rows.number(row, 6) {
+        offer.truncated.insert(relation.id, Truncated { at, towards: 0 });
+    }
+    if rows.bool(row, 7) {
+        offer.whole.insert(relation.id, 0);
+    }
+    offer.latest = offer.latest.max(rows.number(row, 8).unwrap_or(i64::MIN));
+    offer.changes.push(Change {
+        relation: relation.id,
+        order,
+        key: strings(rows.get(row, 1))?,
+        slots: Vec::new(),
+        segments: strings(rows.get(row, 2))?,
+        batched: rows.bool(row, 3),
+        changes: rows.number(row, 4).unwrap_or_default(),
+        existed: rows.number(row, 5).unwrap_or_default(),
+        truncated: false,
+        whole: false,
+    });
+    Ok(())
+}
+
+/// The marks of a source as they were asked for: relation's oid, kind, transaction.
+pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut Offer) {
+    for row in 0..rows.len() {
+        let Some(relation) = rows.number::<u32>(row, 0).and_then(|oid| relations.get(&oid)) else { continue };
+        let towards = offer.pending(rows.number(row, 2).unwrap_or(0));
+        if rows.get(row, 1) == Some("truncate") {
+            if let Some(mark) = offer.truncated.get_mut(relation) {
+                mark.towards |= towards;
+            }
+        } else if let Some(whole) = offer.whole.get_mut(relation) {
+            *whole |= towards;
+        }
+    }
+}
+
+/// Keys as the JSON in which they are settled.
+pub(super) fn keys_json(keys: &[Vec<String>]) -> String {
+    let all: Vec<Value> = keys.iter().map(|k| Value::from(k.clone())).collect();
+    Value::from(all).to_string()
+}
+
+/// A value of a key as text that casts to its type; None: it has none.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(truth) => Some(truth.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}

@@ -1,0 +1,89 @@
+//! The history of decisions, `bucardo.conflict`. It is written before the members commit, so that no decision is ever
+//! without its record; what a run that died has recorded is checked against the members' progress by the next one.
+
+use serde_json::Value;
+
+use super::settle::Decision;
+use crate::error::{Error, Result};
+use crate::kid::run::Plan;
+use crate::pg::{spi, xact};
+
+/// Records decisions.
+pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: &[Decision]) -> Result<()> {
+    if decisions.is_empty() {
+        return Ok(());
+    }
+    let relations: Vec<String> = decisions.iter().map(|d| name(d.relation)).collect();
+    let keys: Vec<String> = decisions.iter().map(|d| d.key.to_string()).collect();
+    let strategies: Vec<String> = decisions.iter().map(|d| d.strategy.clone()).collect();
+    let winners: Vec<Option<String>> = decisions.iter().map(|d| d.winner.clone()).collect();
+    let rows: Vec<String> = decisions.iter().map(|d| d.rows.to_string()).collect();
+    xact::transaction(|| {
+        let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
+            SELECT $1, $2, r, k::jsonb, s, w, i::jsonb FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) u(r, k, s, w, i)";
+        let args = [
+            run.into(),
+            sync.into(),
+            relations.clone().into(),
+            keys.clone().into(),
+            strategies.clone().into(),
+            winners.clone().into(),
+            rows.clone().into(),
+        ];
+        spi::execute(sql, &args).map(drop)
+    })
+}
+
+/// Looks once for decisions of runs that did not end well, and that no good one has followed: whether they hold is told
+/// by the members.
+pub fn settle_doubt(plan: &mut Plan) {
+    if plan.doubt.is_some() {
+        return;
+    }
+    let sql = "SELECT DISTINCT c.run FROM bucardo.conflict c WHERE c.sync = $1 AND c.strategy <> 'bucardo_abort' \
+        AND c.run > coalesce((SELECT max(r.run) FROM bucardo.syncrun r WHERE r.sync = $1 AND r.state IN ('good', 'empty')), 0)";
+    let name = plan.sync.name.clone();
+    plan.doubt = xact::transaction(|| spi::select(sql, &[name.as_str().into()], |row| row.get::<i64>(1))).ok();
+}
+
+/// A recorded decision, as far as it must be carried on.
+pub struct Decided {
+    pub relation: String,
+    pub key: Value,
+    /// The sources whose changes have lost.
+    pub lost: Vec<String>,
+    /// Whether a row was made that none of them had: whoever has committed it has it for the others.
+    pub made: bool,
+}
+
+/// The decisions of a run.
+pub fn decided(sync: &str, run: i64) -> Result<Vec<Decided>> {
+    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
+        winner IS NULL AND strategy <> 'bucardo_skip' FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'";
+    xact::transaction(|| {
+        spi::select(sql, &[sync.into(), run.into()], |row| {
+            let key = serde_json::from_str(&row.get::<String>(2)?)
+                .map_err(|e| Error::internal(format!("a conflict's key cannot be read: {e}")))?;
+            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)?, made: row.get(4)? })
+        })
+    })
+}
+
+/// Notes that a run which died had an effect, and that this has been carried on.
+pub fn close(sync: &str, run: i64) -> Result<()> {
+    let sql = "INSERT INTO bucardo.syncrun (run, sync, state, ended, conflicts, error, sqlstate) \
+        SELECT $2, $1, 'bad', pg_catalog.clock_timestamp(), count(*), 'the run ended while its members committed; the next one went on with it', '57P01' \
+        FROM bucardo.conflict WHERE sync = $1 AND run = $2 ON CONFLICT DO NOTHING";
+    xact::transaction(|| spi::execute(sql, &[sync.into(), run.into()]).map(drop))
+}
+
+/// Forgets the decisions of a run that no member has committed.
+pub fn forget_run(sync: &str, run: i64) -> Result<()> {
+    xact::transaction(|| {
+        spi::execute(
+            "DELETE FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'",
+            &[sync.into(), run.into()],
+        )
+        .map(drop)
+    })
+}

@@ -1,0 +1,116 @@
+//! Rows of all sources brought in together, for when unique values move between rows: everything is staged on every
+//! receiver first, then all that changes is deleted there, then rows that only a receiver has make room, and only then is
+//! anything inserted. Slower, and taken only after a receiver has refused a value.
+
+use std::collections::HashMap;
+
+use super::settle::Decision;
+use super::{Broken, Mesh};
+use crate::kid::apply::Pass;
+use crate::kid::statements::Join;
+
+/// What is to be done on one receiver with what one source has staged there.
+struct Staged {
+    /// The receiver, by its place in the sync.
+    receiver: usize,
+    /// The source, likewise.
+    source: usize,
+    stage: String,
+    note: Option<String>,
+    deletes: Vec<String>,
+    inserts: Vec<String>,
+}
+
+impl Mesh<'_> {
+    /// Sends all sources' rows of a relation. What only a receiver had and had to go is told.
+    pub(super) fn send_thoroughly(
+        &mut self,
+        relation: i32,
+        kept: &HashMap<(usize, i32), String>,
+    ) -> Result<Vec<Decision>, Broken> {
+        let mut staged = Vec::new();
+        for at in self.changed(relation) {
+            self.stage(at, relation, kept, &mut staged)?;
+        }
+        let name = self.relation_name(relation);
+        for one in &staged {
+            let Some(at) = self.place(one.receiver) else { continue };
+            let member = &mut self.members[at];
+            member.attempt(|conn| conn.query(Join::Free.settings()));
+            if let Some(note) = &one.note {
+                member.attempt_on(&name, |conn| conn.query(note));
+            }
+            for (i, sql) in one.deletes.iter().enumerate() {
+                let rows = member.attempt_on(&name, |conn| conn.query(sql));
+                // Only the first deletes for good; what the others delete comes back.
+                member.counts.deletes += rows.filter(|_| i == 0).map_or(0, |r| r.affected());
+            }
+        }
+        let mut decisions = Vec::new();
+        for one in &staged {
+            if let Some(at) = self.place(one.receiver) {
+                decisions.extend(self.remove_clashing(at, one.source, relation, &one.stage)?);
+            }
+        }
+        for one in &staged {
+            let Some(at) = self.place(one.receiver) else { continue };
+            let member = &mut self.members[at];
+            for sql in &one.inserts {
+                let rows = member.attempt_on(&name, |conn| conn.query(sql));
+                member.counts.upserts += rows.map_or(0, |r| r.affected());
+            }
+        }
+        self.check()?;
+        Ok(decisions)
+    }
+
+    /// Brings one source's rows of a relation into staging tables of all others.
+    fn stage(
+        &mut self,
+        at: usize,
+        relation: i32,
+        kept: &HashMap<(usize, i32), String>,
+        staged: &mut Vec<Staged>,
+    ) -> Result<(), Broken> {
+        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
+        let excluded = kept.get(&(at, relation)).map(|t| (relation, t.clone())).into_iter().collect();
+        let Some(offer) = self.offers[at].take() else { return Ok(()) };
+        let mut from = self.members.remove(at);
+        let shapes = from.shapes.clone();
+        let pass = Pass {
+            sync: &self.plan.sync,
+            changes: &offer.changes,
+            window: offer.union(),
+            care: self.care,
+            source: &shapes,
+            source_version: from.session.conn.version(),
+            sequences: None,
+            sequence_query: None,
+            news,
+            excluded,
+            level: false,
+            noted,
+            relayed,
+            origin,
+            tag: format!("_{at}"),
+        };
+        let others = &mut self.members;
+        let sent = pass.work(others).and_then(|work| {
+            let Some(item) = work.iter().find(|w| w.change.relation == relation) else { return Ok(()) };
+            pass.stage(item, &mut from.session.conn, others)?;
+            for receiver in others.iter() {
+                let Ok(writing) = item.writing(receiver) else { continue };
+                let mut deletes = writing.apply_stage_thoroughly();
+                let inserts = deletes.split_off(3);
+                let stage = writing.stage.clone();
+                let note = pass.note(item, receiver);
+                staged.push(Staged { receiver: receiver.index, source: from.index, stage, note, deletes, inserts });
+            }
+            Ok(())
+        });
+        from.attempt(|_| sent);
+        self.members.insert(at, from);
+        self.offers[at] = Some(offer);
+        self.check()
+    }
+}

@@ -1,0 +1,208 @@
+//! Rows of different keys that cannot live together, because a unique index of theirs would hold the same value twice.
+//! Looked for only when a receiver has refused such a value: what all sources are about to send is brought together on
+//! one of them and compared by the indexes' own expressions. The strategy decides between the sources; the losing row is
+//! removed everywhere and recorded whole.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::decide::{self, Change, Choice, Circumstances, Strategy};
+use super::settle::{Decision, Outcome, Written};
+use super::{Broken, Mesh};
+use crate::kid::shape::UniqueIndex;
+use crate::kid::statements::Join;
+use crate::libpq::{Conn, Rows};
+
+/// A row that takes part in a clash.
+struct Clashing {
+    key: Vec<String>,
+    /// The source, and when it changed the row.
+    change: Change,
+}
+
+impl Mesh<'_> {
+    /// Finds the clashes between rows that sources are about to send, and adds to the outcome what becomes of them.
+    pub(super) fn decide_clashes(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+        let sources = self.changed(relation);
+        let Some(hub) = sources.first().copied().filter(|_| sources.len() > 1) else { return Ok(()) };
+        let Some(table) = self.members[hub].shapes.get(&relation).cloned() else { return Ok(()) };
+        let key = self.key_of(relation);
+        let indexes: Vec<UniqueIndex> = table.uniques.iter().filter(|u| !u.is_on(&key)).cloned().collect();
+        if indexes.is_empty() {
+            return Ok(());
+        }
+        let name = format!("bucardo_rows_{relation}");
+        self.bring_together(relation, hub, &name, outcome)?;
+        let mut doomed: Vec<Clashing> = Vec::new();
+        for index in &indexes {
+            let sql = index.clashes(&name, &key);
+            let Some(rows) = self.members[hub].attempt(|conn| conn.query(&sql)) else { break };
+            self.choose_rows(relation, &key, &rows, &mut doomed, outcome)?;
+        }
+        self.check()
+    }
+
+    /// Copies the rows that every source is about to send into a table of one of them.
+    fn bring_together(&mut self, relation: i32, hub: usize, name: &str, outcome: &Outcome) -> Result<(), Broken> {
+        let only = self.members[hub].shapes.get(&relation).map_or_else(String::new, |t| t.name.clone());
+        let create = format!(
+            "CREATE TEMP TABLE {name} (LIKE {only} INCLUDING GENERATED, bucardo_source pg_catalog.int4, bucardo_time pg_catalog.int8) ON COMMIT DROP"
+        );
+        self.members[hub].attempt(|conn| conn.query(&create));
+        for at in self.changed(relation) {
+            let kept = self.kept_table(at, relation, "_clash", outcome)?;
+            let index = self.members[at].index;
+            let sql = self.with_work(at, relation, |work, offer| {
+                let reading = work.reading();
+                let keys = reading.changes(&offer.union(), offer.time(), &offer.towards(), None);
+                let left_out = kept.as_ref().map_or_else(String::new, |kept| {
+                    format!(" AND NOT EXISTS (SELECT FROM {kept} x WHERE {})", reading.same("k.", "x."))
+                });
+                (reading.rows_of(&keys, &left_out, &format!("{index}, k.time")), reading.column_list())
+            })?;
+            let Some((select, columns)) = sql else { continue };
+            let place = format!("pg_temp.{name} ({columns}, bucardo_source, bucardo_time)");
+            let free = Join::Free.settings();
+            if at == hub {
+                self.members[hub].attempt(|conn| conn.query(&format!("{free}INSERT INTO {place} {select}")));
+                continue;
+            }
+            self.check()?;
+            let mut from = self.members.remove(at);
+            let to = hub - usize::from(at < hub);
+            let into = |_: &crate::kid::apply::Receiver| format!("COPY {place} FROM STDIN");
+            let out = format!("{free}COPY ({select}) TO STDOUT");
+            let copied = crate::kid::stream::stream(&mut from.session.conn, &out, &mut self.members[to..=to], "rows", into);
+            from.attempt(|_| copied);
+            self.members.insert(at, from);
+        }
+        self.check()
+    }
+
+    /// Decides the clashes of one index: rows with the number of their group.
+    fn choose_rows(
+        &mut self,
+        relation: i32,
+        key: &[String],
+        rows: &Rows,
+        doomed: &mut Vec<Clashing>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Broken> {
+        let mut groups: BTreeMap<i64, Vec<Clashing>> = BTreeMap::new();
+        let n = key.len();
+        for row in 0..rows.len() {
+            let source: usize = rows.number(row, n).unwrap_or_default();
+            let one = Clashing {
+                key: (0..n).map(|c| rows.text(row, c)).collect(),
+                change: Change { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN) },
+            };
+            if !doomed.iter().any(|d| d.change.source == source && d.key == one.key) {
+                groups.entry(rows.number(row, n + 2).unwrap_or_default()).or_default().push(one);
+            }
+        }
+        for mut group in groups.into_values().filter(|g| g.len() > 1) {
+            group.sort_by_key(|c| c.change.source);
+            self.choose_row(relation, group, doomed, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn choose_row(
+        &mut self,
+        relation: i32,
+        group: Vec<Clashing>,
+        doomed: &mut Vec<Clashing>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Broken> {
+        let names: Vec<String> = self.plan.sync.members.iter().map(|m| m.db.name.clone()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let text = self.strategy_of(relation);
+        let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
+        let contenders: Vec<Change> = group.iter().map(|c| c.change).collect();
+        let present = contenders.iter().fold(0, |bits, c| bits | (1 << c.source));
+        let given = Circumstances { latest: &latest, present, random: super::settle::random() };
+        let choice = decide::choose(&Strategy::parse(&text, &names), &contenders, &given);
+        let winner = match choice {
+            Choice::Abort => {
+                let shown = Value::from(group[0].key.clone());
+                return Err(self.stopped(relation, &shown));
+            }
+            Choice::Winner(winner) => Some(winner),
+            Choice::Nobody => None,
+        };
+        let mut images = Vec::new();
+        for one in &group {
+            images.push(self.image_of(one.change.source, relation, &one.key)?);
+        }
+        let rows: Map<String, Value> =
+            group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source].to_string(), row.clone())).collect();
+        for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
+            let Some(place) = self.place(one.change.source) else { continue };
+            outcome.kept.entry(place).or_default().push(one.key.clone());
+            // Where nobody wins each row stays where it is, and goes nowhere.
+            if winner.is_some() {
+                outcome.removed.push(Written { key: one.key.clone(), row: None });
+            }
+            outcome.lost.entry(place).or_default().push(one.key.clone());
+            outcome.decisions.push(Decision {
+                relation,
+                key: key_json,
+                strategy: text.clone(),
+                winner: winner.map(|w| names[w].to_string()),
+                rows: Value::Object(rows.clone()),
+            });
+            doomed.push(one);
+        }
+        Ok(())
+    }
+
+    /// A row of a source as JSON, with its key.
+    pub(super) fn image_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<(Value, Value), Broken> {
+        let Some(at) = self.place(index) else { return Ok((Value::Null, Value::Null)) };
+        self.ask_rows(at, relation, &[key])?;
+        Ok(self.take_rows(at)?.into_iter().next().unwrap_or((Value::Null, Value::Null)))
+    }
+
+    /// On a receiver, removes the rows that nobody sends and that clash with what a source has staged there. They are
+    /// recorded: only that member had them.
+    pub(super) fn remove_clashing(
+        &mut self,
+        at: usize,
+        from: usize,
+        relation: i32,
+        stage: &str,
+    ) -> Result<Vec<Decision>, Broken> {
+        let mut decisions = Vec::new();
+        let (winner, loser) = (self.member_name(from).to_string(), self.name(at).to_string());
+        let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(decisions) };
+        let key = self.key_of(relation);
+        let Some(columns) = self.place(from).and_then(|place| {
+            let source = self.members[place].shapes.get(&relation)?;
+            Some(source.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect::<Vec<_>>())
+        }) else {
+            return Ok(decisions);
+        };
+        let name = self.relation_name(relation);
+        for index in table.uniques.iter().filter(|u| !u.is_on(&key) && u.columns.iter().all(|c| columns.contains(c))) {
+            let sql = index.remove_clashing(&table, &key, &columns, stage);
+            let Some(rows) = self.members[at].attempt_on(&name, |conn: &mut Conn| conn.query(&sql)) else { continue };
+            for row in 0..rows.len() {
+                let json = |column: usize| {
+                    let text = rows.get(row, column).unwrap_or("null");
+                    serde_json::from_str::<Value>(text).unwrap_or(Value::Null)
+                };
+                let images = Map::from_iter([(winner.clone(), json(2)), (loser.clone(), json(1))]);
+                self.members[at].counts.deletes += 1;
+                decisions.push(Decision {
+                    relation,
+                    key: json(0),
+                    strategy: self.strategy_of(relation),
+                    winner: Some(winner.clone()),
+                    rows: Value::Object(images),
+                });
+            }
+        }
+        Ok(decisions)
+    }
+}

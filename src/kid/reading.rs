@@ -1,0 +1,277 @@
+//! The SQL that a run sends to a source: which keys its window holds, and their current rows. Names and operators are
+//! always qualified and quoted. Reads only; which keys go to whom is decided elsewhere.
+
+use super::shape::Table;
+use super::statements::{Join, Window, format_of, list};
+use crate::ident::{quote_ident, quote_literal};
+
+/// The condition of a window given as parameters: xmax, xip.
+const BY_PARAMETERS: &str = "(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_catalog.int8[]))";
+
+/// One table of a run: what is captured, and what is read from the source.
+pub struct Reading<'a> {
+    pub source: &'a Table,
+    /// The key columns, which go by the names k1, k2, …
+    pub key: &'a [String],
+    /// Where the segments have each of them, from 1; empty: in the same order.
+    pub slots: &'a [usize],
+    /// The columns that travel: all of the source that are not generated.
+    pub columns: &'a [String],
+    /// The delta segments, quoted.
+    pub segments: &'a [String],
+    /// Whether they hold arrays of keys too.
+    pub batched: bool,
+    /// Keys of deleted rows that cannot be written in this encoding are left out.
+    pub fitting: Option<&'a str>,
+    /// A further condition on deltas, beginning with AND; or nothing.
+    pub news: &'a str,
+    /// A table of keys that are left out, whatever happened to them.
+    pub excluded: Option<&'a str>,
+    /// Whether the time of each change travels too, for receivers that capture it.
+    pub noted: bool,
+}
+
+/// The time of a delta, whether the server keeps the times of commits or not.
+const TIME: &str = "CASE WHEN d.origin IS NULL AND pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool \
+    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
+
+impl Reading<'_> {
+    /// The key columns k1, k2, … of a table of keys.
+    pub fn keys(&self, prefix: &str) -> String {
+        list(self.key.len(), |i| format!("{prefix}k{}", i + 1), ", ")
+    }
+
+    /// The keys of the window, with duplicates, and with more columns of each delta: `also` begins with a comma.
+    fn deltas_with(&self, condition: &str, also: &str) -> String {
+        let n = self.key.len();
+        let news = self.news;
+        let slot = |i: usize| self.slots.get(i).copied().unwrap_or(i + 1);
+        let arrays = list(n, |i| format!("coalesce(ks{0}, ARRAY[k{0}])", slot(i)), ", ");
+        let columns = list(n, |i| format!("d.k{} AS k{}", slot(i), i + 1), ", ");
+        let part = |i: usize| match self.batched {
+            true => format!(
+                "SELECT {keys}{also} FROM (SELECT * FROM {} WHERE {condition}{news} OFFSET 0) d, LATERAL unnest({arrays}) u({plain})",
+                self.segments[i],
+                keys = self.keys("u."),
+                plain = self.keys("")
+            ),
+            false => format!("SELECT {columns}{also} FROM {} d WHERE {condition}{news}", self.segments[i]),
+        };
+        list(self.segments.len(), part, " UNION ALL ")
+    }
+
+    fn deltas(&self, condition: &str) -> String {
+        self.deltas_with(condition, "")
+    }
+
+    /// The keys of the window, each once.
+    pub fn distinct(&self, condition: &str) -> String {
+        let (plain, deltas) = (self.keys(""), self.deltas(condition));
+        match self.excluded {
+            Some(excluded) => format!("SELECT {plain} FROM ({deltas}) d EXCEPT SELECT {plain} FROM {excluded}"),
+            None => format!("SELECT DISTINCT {plain} FROM ({deltas}) d"),
+        }
+    }
+
+    /// The same with the time of each key's last change.
+    fn distinct_timed(&self, condition: &str) -> String {
+        let plain = self.keys("");
+        let left_out = self.excluded.map_or_else(String::new, |excluded| {
+            format!(" WHERE NOT EXISTS (SELECT FROM {excluded} x WHERE {})", self.same("d.", "x."))
+        });
+        let deltas = self.deltas_with(condition, &format!(", {TIME} AS at"));
+        format!("SELECT {plain}, max(d.at) AS at FROM ({deltas}) d{left_out} GROUP BY {plain}")
+    }
+
+    /// The keys of the window, each once, with the time of its last change (microseconds since 1970) and with the members
+    /// towards which it is pending. `settled`: a table of changes that count no more.
+    fn timed(&self, condition: &str, time: &str, to: &str, settled: Option<&str>) -> String {
+        let plain = self.keys("");
+        let also = format!(", d.xid AS xid, {time} AS time, {to} AS towards");
+        let left_out = settled.map_or_else(String::new, |settled| {
+            format!(
+                " WHERE NOT EXISTS (SELECT FROM {settled} s WHERE {} AND d.xid < s.ended AND d.xid <> ALL (s.running))",
+                self.same("d.", "s.")
+            )
+        });
+        format!(
+            "SELECT {plain}, (extract(epoch FROM max(d.time)) * 1000000)::pg_catalog.int8 AS time, bit_or(d.towards) AS towards \
+             FROM ({}) d{left_out} GROUP BY {plain}",
+            self.deltas_with(condition, &also)
+        )
+    }
+
+    /// Whether two sets of key columns are equal, by the key's own operators.
+    pub fn same(&self, left: &str, right: &str) -> String {
+        let one = |i: usize| format!("{left}k{0} {1} {right}k{0}", i + 1, self.source.equal(&self.key[i]));
+        list(self.key.len(), one, " AND ")
+    }
+
+    /// The key columns of the table `t`, named k1, k2, …: what a table of keys is made from.
+    pub fn key_columns(&self) -> String {
+        list(self.key.len(), |i| format!("t.{} AS k{}", quote_ident(&self.key[i]), i + 1), ", ")
+    }
+
+    /// The columns that travel.
+    pub fn column_list(&self) -> String {
+        list(self.columns.len(), |i| quote_ident(&self.columns[i]), ", ")
+    }
+
+    /// The living rows of a query of keys, but for some, with more columns of `k`.
+    pub fn rows_of(&self, keys: &str, left_out: &str, also: &str) -> String {
+        format!(
+            "SELECT {}, {also} FROM ({keys}) k JOIN {} t ON {}{left_out}",
+            self.select_columns(),
+            self.source.only,
+            self.matches()
+        )
+    }
+
+    /// Keys out of parameters: for each key column the texts of its values, as an array; then `more` values for each row,
+    /// which must be a number and an array of numbers.
+    pub fn typed_keys(&self, more: usize) -> String {
+        let n = self.key.len();
+        let kinds = ["int8", "int8[]"];
+        let further = list(more.min(2), |i| format!(", ${}::pg_catalog.{}", n + i + 1, kinds[i]), "");
+        format!(
+            "SELECT {}{further} FROM unnest({}) u({})",
+            list(n, |i| format!("u.t{}::{}", i + 1, self.key_type(i)), ", "),
+            list(n, |i| format!("${}::pg_catalog.text[]", i + 1), ", "),
+            list(n, |i| format!("t{}", i + 1), ", ")
+        )
+    }
+
+    fn key_type(&self, i: usize) -> &str {
+        self.source.column(&self.key[i]).map_or("pg_catalog.text", |c| c.type_name.as_str())
+    }
+
+    /// The keys with times as an ordinary statement.
+    pub fn changes(&self, window: &Window, time: &str, to: &str, settled: Option<&str>) -> String {
+        self.timed(&window.condition(), time, to, settled)
+    }
+
+    /// The condition that leaves out what cannot be there; `alive` tells whether the row lives.
+    fn fits(&self, alive: &str) -> String {
+        self.fitting.map_or_else(String::new, |encoding| {
+            let keys = self.keys("k.");
+            format!(" WHERE {alive} OR bucardo.capture_fits(ROW({keys})::pg_catalog.text, {})", quote_literal(encoding))
+        })
+    }
+
+    fn select_columns(&self) -> String {
+        list(self.columns.len(), |i| format!("t.{}", quote_ident(&self.columns[i])), ", ")
+    }
+
+    fn matches(&self) -> String {
+        let one = |i: usize| {
+            let column = &self.key[i];
+            format!("t.{} {} k.k{}", quote_ident(column), self.source.equal(column), i + 1)
+        };
+        list(self.key.len(), one, " AND ")
+    }
+
+    /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip. The key of
+    /// each row is looked up by the index whatever the planner thinks of the tables' sizes.
+    pub fn few(&self) -> String {
+        let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
+        let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
+        format!(
+            "SELECT {keys}, r.alive, {out} FROM ({distinct}) k \
+             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
+            fits = self.fits("r.alive"),
+            keys = self.keys("k."),
+            distinct = self.distinct(BY_PARAMETERS),
+            only = self.source.only,
+            on = self.matches(),
+        )
+    }
+
+    /// The same with the time of each key's last change, and the members towards which it is pending, at the end.
+    pub fn few_timed(&self, time: &str, to: &str) -> String {
+        let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
+        let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
+        format!(
+            "SELECT {keys}, r.alive, {out}, k.time, k.towards FROM ({timed}) k \
+             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
+            fits = self.fits("r.alive"),
+            keys = self.keys("k."),
+            timed = self.timed(BY_PARAMETERS, time, to, None),
+            only = self.source.only,
+            on = self.matches(),
+        )
+    }
+
+    /// The rows of given keys as JSON: the key's place, the key as an object, the row or null. Parameters: for each key
+    /// column the texts of its values, as an array.
+    pub fn as_json(&self) -> String {
+        let n = self.key.len();
+        let typed = |i: usize| format!("u.t{0}::{1} AS k{0}", i + 1, self.key_type(i));
+        format!(
+            "SELECT k.ord, pg_catalog.jsonb_build_object({object}), r.image FROM (SELECT {typed}, u.ord FROM \
+             unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
+             LEFT JOIN LATERAL (SELECT pg_catalog.to_jsonb(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
+            object = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", "),
+            typed = list(n, typed, ", "),
+            params = list(n, |i| format!("${}::pg_catalog.text[]", i + 1), ", "),
+            texts = list(n, |i| format!("t{}", i + 1), ", "),
+            only = self.source.only,
+            on = self.matches(),
+        )
+    }
+
+    /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns.
+    pub fn many(&self, window: &Window, join: Join, binary: bool) -> String {
+        format!(
+            "{join}COPY (SELECT {keys}, t.alive, {columns}{at} FROM ({distinct}) k \
+             LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}{fits}) TO STDOUT{format}",
+            join = join.settings(),
+            fits = self.fits("t.alive"),
+            keys = self.keys("k."),
+            columns = self.select_columns(),
+            at = if self.noted { ", k.at" } else { "" },
+            distinct = if self.noted { self.distinct_timed(&window.condition()) } else { self.distinct(&window.condition()) },
+            only = self.source.only,
+            on = self.matches(),
+            format = format_of(binary),
+        )
+    }
+
+    /// The current rows of keys that were all new, as COPY of the bare columns.
+    pub fn fresh(&self, window: &Window, binary: bool) -> String {
+        format!(
+            "{join}COPY (SELECT {columns} FROM ({deltas}) k JOIN {only} t ON {on}) TO STDOUT{format}",
+            join = Join::Lookup.settings(),
+            columns = self.select_columns(),
+            deltas = match self.excluded {
+                Some(_) => self.distinct(&window.condition()),
+                None => self.deltas(&window.condition()),
+            },
+            only = self.source.only,
+            on = self.matches(),
+            format = format_of(binary),
+        )
+    }
+
+    /// All rows of the table, as COPY of the bare columns.
+    pub fn bare(&self, binary: bool) -> String {
+        // A plain COPY of the table is quicker than one of a query, but leaves out the rows of partitions.
+        let format = format_of(binary);
+        match self.source.only.starts_with("ONLY ") {
+            true => format!("COPY {} ({}) TO STDOUT{format}", self.source.name, self.column_list()),
+            false => format!("COPY (SELECT {} FROM {} t) TO STDOUT{format}", self.select_columns(), self.source.only),
+        }
+    }
+
+    /// All rows of the table, in the form of [`Reading::many`].
+    pub fn whole(&self, binary: bool) -> String {
+        let keys = list(self.key.len(), |i| format!("t.{}", quote_ident(&self.key[i])), ", ");
+        format!(
+            "{}COPY (SELECT {keys}, true, {}{} FROM {} t) TO STDOUT{}",
+            Join::Free.settings(),
+            self.select_columns(),
+            if self.noted { ", pg_catalog.now()" } else { "" },
+            self.source.only,
+            format_of(binary)
+        )
+    }
+}

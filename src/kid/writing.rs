@@ -1,0 +1,377 @@
+//! The SQL that a run sends to a receiver, made from the shape of its table: rows one by one with prepared statements, or
+//! set-wise out of a staging table. Names and operators are always qualified and quoted.
+
+use super::shape::Table;
+use super::statements::{format_of, list};
+use crate::ident::{quote_ident, quote_literal};
+
+/// One table of a run on one receiver.
+pub struct Writing<'a> {
+    pub table: &'a Table,
+    pub key: &'a [String],
+    /// The columns that travel, in the order in which they come.
+    pub columns: &'a [String],
+    /// The name of the staging table.
+    pub stage: String,
+    /// Whether the time of each change comes too.
+    pub noted: bool,
+}
+
+impl Writing<'_> {
+    /// The travelling columns that this receiver stores: not those that it generates itself.
+    fn stored(&self) -> Vec<usize> {
+        let stores = |i: &usize| self.table.column(&self.columns[*i]).is_none_or(|c| !c.generated);
+        (0..self.columns.len()).filter(stores).collect()
+    }
+
+    /// The stored columns that an UPDATE sets. Not GENERATED ALWAYS AS IDENTITY, which takes values only at INSERT; not
+    /// a key column whose equal values are the same: setting it would lock out whoever inserts rows that refer to it.
+    fn settable(&self) -> Vec<usize> {
+        let may = |i: &usize| {
+            let column = self.table.column(&self.columns[*i]);
+            column.is_none_or(|c| c.identity != 'a') && !self.is_fixed_key(*i)
+        };
+        self.stored().into_iter().filter(may).collect()
+    }
+
+    fn is_exact(&self, i: usize) -> bool {
+        self.table.is_exact(&self.columns[i])
+    }
+
+    fn is_fixed_key(&self, i: usize) -> bool {
+        self.key.contains(&self.columns[i]) && self.is_exact(i)
+    }
+
+    fn names(&self, which: &[usize], prefix: &str) -> String {
+        which.iter().map(|i| format!("{prefix}{}", quote_ident(&self.columns[*i]))).collect::<Vec<_>>().join(", ")
+    }
+
+    fn on(&self, value: impl Fn(usize) -> String) -> String {
+        let one = |i: usize| {
+            let column = &self.key[i];
+            format!("t.{} {} {}", quote_ident(column), self.table.equal(column), value(i))
+        };
+        list(self.key.len(), one, " AND ")
+    }
+
+    fn set(&self, value: impl Fn(usize) -> String) -> String {
+        self.settable()
+            .iter()
+            .map(|i| format!("{} = {}", quote_ident(&self.columns[*i]), value(*i)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// Whether the row there differs in any byte. Columns whose equal values are the same are compared one by one; the
+    /// others as an image, which works for every type, also those without an equality.
+    fn differs(&self, which: &[usize], value: impl Fn(usize) -> String) -> String {
+        let (exact, other): (Vec<usize>, Vec<usize>) =
+            which.iter().filter(|i| !self.is_fixed_key(**i)).partition(|i| self.is_exact(**i));
+        let one = |i: &usize| format!("t.{} IS DISTINCT FROM {}", quote_ident(&self.columns[*i]), value(*i));
+        let mut conditions: Vec<String> = exact.iter().map(one).collect();
+        if !other.is_empty() {
+            let new = other.iter().map(|i| value(*i)).collect::<Vec<_>>().join(", ");
+            let old = self.names(&other, "t.");
+            conditions.push(format!("ROW({old})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({new})::pg_catalog.record"));
+        }
+        if conditions.is_empty() { "false".into() } else { format!("({})", conditions.join(" OR ")) }
+    }
+
+    fn key_param(i: usize) -> String {
+        format!("${}", i + 1)
+    }
+
+    fn column_param(&self) -> impl Fn(usize) -> String + '_ {
+        |i| format!("${}", self.key.len() + i + 1)
+    }
+
+    /// The types of the parameters of [`Writing::update_one`] and [`Writing::insert_one`]: keys, then columns.
+    pub fn types(&self) -> Vec<u32> {
+        let of = |name: &String| self.table.column(name).map_or(0, |c| c.type_oid);
+        self.key.iter().map(of).chain(self.columns.iter().map(of)).collect()
+    }
+
+    /// Whether an UPDATE has anything to set.
+    pub fn can_update(&self) -> bool {
+        !self.settable().is_empty()
+    }
+
+    pub fn delete_one(&self) -> String {
+        format!("DELETE FROM {} t WHERE {}", self.table.only, self.on(Self::key_param))
+    }
+
+    /// Changes one row if it is there and differs.
+    pub fn update_one(&self) -> String {
+        let set = self.set(self.column_param());
+        let differs = self.differs(&self.settable(), self.column_param());
+        format!("UPDATE {} t SET {set} WHERE {} AND {differs}", self.table.only, self.on(Self::key_param))
+    }
+
+    /// Stores one row if it is not there. All parameters are mentioned, so that their types are those given.
+    pub fn insert_one(&self) -> String {
+        let stored = self.stored();
+        let param = self.column_param();
+        let values = stored.iter().map(|i| param(*i)).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {values} WHERE NOT EXISTS (SELECT FROM {} t WHERE {})",
+            self.table.name,
+            self.names(&stored, ""),
+            self.table.only,
+            self.on(Self::key_param)
+        )
+    }
+
+    /// Whether rows can be copied straight into the table: nothing is generated there, and a row that is there already
+    /// is refused by a unique index instead of stored twice.
+    pub fn takes_copy(&self) -> bool {
+        self.stored().len() == self.columns.len() && self.table.is_unique_on(self.key)
+    }
+
+    /// Whether an UPDATE cannot carry the change of an identity column that always generates.
+    pub fn has_fixed_identity(&self) -> bool {
+        let fixed = |i: &usize| self.table.column(&self.columns[*i]).is_some_and(|c| c.identity == 'a');
+        self.stored().iter().any(|i| fixed(i) && !self.is_fixed_key(*i))
+    }
+
+    pub fn copy_straight(&self, binary: bool) -> String {
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        format!("COPY {} ({}) FROM STDIN{}", self.table.name, self.names(&all, ""), format_of(binary))
+    }
+
+    pub fn create_stage(&self) -> String {
+        let keys = list(self.key.len(), |i| format!("t.{} AS k{}", quote_ident(&self.key[i]), i + 1), ", ");
+        let columns = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
+        format!(
+            "CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {keys}, true AS alive, {columns}{} FROM {} t WITH NO DATA",
+            self.stage,
+            if self.noted { ", NULL::pg_catalog.timestamptz AS at" } else { "" },
+            self.table.only
+        )
+    }
+
+    /// Captures what is staged: all of it, or only what will change a row. To be called before anything is written.
+    pub fn note(&self, all: bool, origin: &str) -> String {
+        let keys = list(self.key.len(), |i| format!("s.k{}", i + 1), ", ");
+        let changed = match (all, self.key.first()) {
+            (false, Some(first)) => format!(
+                " LEFT JOIN {} t ON {} WHERE CASE WHEN s.alive THEN t.{first} IS NULL OR {} ELSE t.{first} IS NOT NULL END",
+                self.table.only,
+                self.on_stage(),
+                self.differs(&self.stored(), Self::staged),
+                first = quote_ident(first)
+            ),
+            _ => String::new(),
+        };
+        let query = format!("SELECT {keys}, s.at FROM {} s{changed}", self.stage_name());
+        let names: Vec<&str> = self.key.iter().map(String::as_str).collect();
+        format!(
+            "SELECT bucardo.capture_note({}, {}, {}, {})",
+            self.table.oid,
+            quote_literal(&super::gather::text_array(&names)),
+            quote_literal(&query),
+            quote_literal(origin)
+        )
+    }
+
+    pub fn copy_stage(&self, binary: bool) -> String {
+        format!("COPY {} FROM STDIN{}", self.stage_name(), format_of(binary))
+    }
+
+    /// Makes room for the next part.
+    pub fn empty_stage(&self) -> String {
+        format!("TRUNCATE {}", self.stage_name())
+    }
+
+    fn stage_name(&self) -> String {
+        format!("pg_temp.{}", self.stage)
+    }
+
+    fn on_stage(&self) -> String {
+        self.on(|i| format!("s.k{}", i + 1))
+    }
+
+    fn staged(i: usize) -> String {
+        format!("s.a{}", i + 1)
+    }
+
+    /// Makes the table equal to the stage for the staged keys: deletes first, then updates, then inserts.
+    /// `merge`: the receiver knows MERGE, which looks each row up only once.
+    pub fn apply_stage(&self, merge: bool) -> Vec<String> {
+        let mut all = vec![self.delete_gone()];
+        if self.has_fixed_identity() {
+            all.push(format!(
+                "DELETE FROM {} t USING {} s WHERE s.alive AND {} AND {}",
+                self.table.only,
+                self.stage_name(),
+                self.on_stage(),
+                self.differs(&self.stored(), Self::staged)
+            ));
+        }
+        if merge {
+            all.push(self.merge());
+            return all;
+        }
+        if self.can_update() {
+            all.push(format!(
+                "UPDATE {} t SET {} FROM {} s WHERE s.alive AND {} AND {}",
+                self.table.only,
+                self.set(Self::staged),
+                self.stage_name(),
+                self.on_stage(),
+                self.differs(&self.settable(), Self::staged)
+            ));
+        }
+        all.push(self.insert_missing());
+        all
+    }
+
+    /// Updates and inserts in one pass.
+    fn merge(&self) -> String {
+        let stored = self.stored();
+        let update = match self.can_update() {
+            true => format!(
+                "WHEN MATCHED AND {} THEN UPDATE SET {} ",
+                self.differs(&self.settable(), Self::staged),
+                self.set(Self::staged)
+            ),
+            false => String::new(),
+        };
+        format!(
+            "MERGE INTO {} t USING (SELECT * FROM {} WHERE alive) s ON {} {update}WHEN NOT MATCHED THEN INSERT ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+            self.table.only,
+            self.stage_name(),
+            self.on_stage(),
+            self.names(&stored, ""),
+            stored.iter().map(|i| Self::staged(*i)).collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    fn delete_gone(&self) -> String {
+        format!("DELETE FROM {} t USING {} s WHERE s.alive IS NULL AND {}", self.table.only, self.stage_name(), self.on_stage())
+    }
+
+    fn insert_missing(&self) -> String {
+        let stored = self.stored();
+        let values = stored.iter().map(|i| Self::staged(*i)).collect::<Vec<_>>().join(", ");
+        format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {} s WHERE s.alive AND NOT EXISTS (SELECT FROM {} t WHERE {})",
+            self.table.name,
+            self.names(&stored, ""),
+            self.stage_name(),
+            self.table.only,
+            self.on_stage()
+        )
+    }
+
+    /// The same with every changed row deleted before any is written, so that unique values may move between rows.
+    /// Columns that only this receiver has keep their values. Only the first statement deletes for good.
+    pub fn apply_stage_thoroughly(&self) -> Vec<String> {
+        let old = format!("{}_old", self.stage);
+        let stored = self.stored();
+        let differs = self.differs(&stored, Self::staged);
+        let extra: Vec<String> = self
+            .table
+            .columns
+            .iter()
+            .filter(|c| !c.generated && !self.columns.contains(&c.name))
+            .map(|c| quote_ident(&c.name))
+            .collect();
+        let comma = |prefix: &str| extra.iter().map(|c| format!(", {prefix}{c}")).collect::<String>();
+        let values = stored.iter().map(|i| Self::staged(*i)).collect::<Vec<_>>().join(", ");
+        let on_old = list(
+            self.key.len(),
+            |i| format!("o.{0} {1} s.k{2}", quote_ident(&self.key[i]), self.table.equal(&self.key[i]), i + 1),
+            " AND ",
+        );
+        vec![
+            self.delete_gone(),
+            format!(
+                "CREATE TEMP TABLE {old} ON COMMIT DROP AS SELECT t.* FROM {} t JOIN {} s ON {} WHERE s.alive AND {differs}",
+                self.table.only,
+                self.stage_name(),
+                self.on_stage()
+            ),
+            format!(
+                "DELETE FROM {} t USING {} s WHERE s.alive AND {} AND {differs}",
+                self.table.only,
+                self.stage_name(),
+                self.on_stage()
+            ),
+            format!(
+                "INSERT INTO {} ({}{}) OVERRIDING SYSTEM VALUE SELECT {values}{} FROM {} s JOIN pg_temp.{old} o ON {on_old} WHERE s.alive",
+                self.table.name,
+                self.names(&stored, ""),
+                comma(""),
+                comma("o."),
+                self.stage_name()
+            ),
+            self.insert_missing(),
+        ]
+    }
+
+    /// Deletes what the source no longer has at all, when the stage holds the whole table.
+    pub fn delete_unstaged(&self) -> String {
+        format!(
+            "DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {})",
+            self.table.only,
+            self.stage_name(),
+            self.on_stage()
+        )
+    }
+
+    /// Empties the table but for the given keys.
+    pub fn delete_all_but(&self, keys: &str) -> String {
+        format!("DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM ({keys}) s WHERE {})", self.table.only, self.on_stage())
+    }
+
+    /// Makes the table equal to the stage, which holds a whole table, but for the keys that it has changed itself. Each
+    /// statement with whether what it writes are deletions.
+    pub fn apply_whole(&self, merge: bool, own: Option<&str>) -> Vec<(bool, String)> {
+        let mut all = Vec::new();
+        let mut spared = String::new();
+        if let Some(own) = own {
+            let same = list(self.key.len(), |i| format!("s.k{0} {1} o.k{0}", i + 1, self.table.equal(&self.key[i])), " AND ");
+            all.push(format!("DELETE FROM {} s USING ({own}) o WHERE {same}", self.stage_name()));
+            spared = format!(" AND NOT EXISTS (SELECT FROM ({own}) s WHERE {})", self.on_stage());
+        }
+        let mut all: Vec<(bool, String)> =
+            all.into_iter().map(|sql| (true, format!("WITH x AS ({sql} RETURNING 1) SELECT FROM x WHERE false"))).collect();
+        all.push((true, format!("{}{spared}", self.delete_unstaged())));
+        all.extend(self.apply_stage(merge).into_iter().enumerate().map(|(i, sql)| (i == 0, sql)));
+        all
+    }
+
+    /// Stores one row out of its JSON: changed where it is there, else inserted.
+    pub fn upsert_json(&self) -> Vec<String> {
+        let record = format!("pg_catalog.jsonb_populate_record(NULL::{}, $1::pg_catalog.jsonb) r", self.table.name);
+        let value = |i: usize| format!("r.{}", quote_ident(&self.columns[i]));
+        let on = self.on(|i| format!("r.{}", quote_ident(&self.key[i])));
+        let stored = self.stored();
+        let mut all = Vec::new();
+        if self.can_update() {
+            let differs = self.differs(&self.settable(), value);
+            all.push(format!("UPDATE {} t SET {} FROM {record} WHERE {on} AND {differs}", self.table.only, self.set(value)));
+        }
+        all.push(format!(
+            "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {record} WHERE NOT EXISTS (SELECT FROM {} t WHERE {on})",
+            self.table.name,
+            self.names(&stored, ""),
+            self.names(&stored, "r."),
+            self.table.only
+        ));
+        all
+    }
+
+    pub fn truncate(&self) -> String {
+        format!("TRUNCATE {}", self.table.only)
+    }
+
+    pub fn delete_all(&self) -> String {
+        format!("DELETE FROM {}", self.table.only)
+    }
+
+    /// Keeps writers out before the snapshot is taken.
+    pub fn lock(&self) -> String {
+        format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", self.table.only)
+    }
+}

@@ -1,0 +1,89 @@
+//! What the master says to others and hears from them through the shared table: the kicks that wait, and what
+//! `bucardo.status` shows. It decides nothing; it must never wait.
+
+use std::time::Instant;
+
+use super::main::{Master, Step, conninfo_of};
+use super::slot::{Outcome, Shown, SyncSlot, Text};
+use crate::libpq::Target;
+use crate::pg::{shmem, worker};
+
+/// Answers waiting kicks with an error.
+pub(super) fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
+    if slot.kicked > slot.done {
+        slot.done = slot.kicked;
+        slot.begun = slot.kicked;
+        slot.outcome = Outcome::Bad;
+        slot.sqlstate.copy_from_slice(sqlstate.as_bytes());
+        slot.message = Text::new(message);
+        slot.hint = Text::EMPTY;
+        wake_waiters(slot);
+    }
+}
+
+pub(super) fn wake_waiters(slot: &SyncSlot) {
+    slot.waiters.iter().filter(|w| **w >= 0).for_each(|w| worker::set_latch(*w));
+}
+
+impl Master {
+    /// Takes in what was kicked, and what ended transactions have left to undo.
+    pub(super) fn take_kicks(&mut self) {
+        let (db, generation) = (self.db, self.generation);
+        let undone = shmem::with(|s| {
+            for slot in s.syncs.iter_mut().filter(|y| y.db == db && y.kicked > y.begun) {
+                match self.entries.get_mut(&slot.sync) {
+                    Some(entry) if entry.controller.active && !entry.controller.paused => entry.controller.kicked = true,
+                    Some(entry) if entry.controller.paused => fail_kicks(slot, "55000", "the sync is paused"),
+                    Some(_) => fail_kicks(slot, "55000", "the sync is not active"),
+                    // Not yet committed, or not yet read.
+                    None => {}
+                }
+            }
+            // Only when the catalog was read since those transactions ended can it say what became of them.
+            let read = s.master(db).is_some_and(|m| m.generation == generation);
+            if read { super::notify::take_installed(s, db) } else { Vec::new() }
+        });
+        for (name, conninfo, sync) in undone {
+            // A sync that lives keeps its capture; what a rolled-back change of it added goes when members are compared.
+            if self.entries.values().any(|e| e.sync.capture_name() == sync) {
+                continue;
+            }
+            if let Ok(info) = conninfo_of(&conninfo) {
+                let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
+                self.remove(Target { name, info }, step, None, Instant::now());
+            }
+        }
+    }
+
+    /// Publishes what `bucardo.status` shows.
+    pub(super) fn publish(&mut self, now: Instant) {
+        let clock = shmem::now();
+        let waiting = self.kids.trouble.as_deref();
+        let shown: Vec<(i32, Shown, String, i64)> = self
+            .entries
+            .iter()
+            .map(|(id, entry)| {
+                let (shown, trouble) = entry.controller.shown();
+                let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
+                // A source that cannot be asked for changes stalls the sync, whether a run was due or not.
+                let names = entry.sync.sources().map(|m| &m.db.name);
+                let lost = names.filter_map(|n| self.sources.get(n)).find_map(|s| s.watcher.trouble());
+                match (trouble, lost, waiting) {
+                    (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
+                    (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
+                    (None, None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
+                    (None, None, _) => (*id, shown, String::new(), 0),
+                }
+            })
+            .collect();
+        shmem::with(|s| {
+            for (id, shown, error, next_try) in &shown {
+                if let Some(slot) = s.sync(self.db, *id) {
+                    slot.shown = *shown;
+                    slot.error = Text::new(error);
+                    slot.next_try = *next_try;
+                }
+            }
+        });
+    }
+}

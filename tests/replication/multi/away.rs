@@ -1,0 +1,169 @@
+//! Members that are away: a source that comes back with changes of its own, a source that is lost for ever. What was
+//! written anywhere and reached anybody reaches everybody; conflicts are decided among all who contend, once.
+
+use super::{Multi, Place, Plan};
+use crate::cluster::Stop;
+use crate::net::Capture;
+
+crate::for_both!(a_source_returns_after_long_with_changes_of_its_own);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text)";
+
+fn live(plan: Plan) -> Multi {
+    let m = plan.place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m
+}
+
+/// Until those members hold the rows of A, with `away` left out.
+fn others_equal(m: &Multi, away: &str) {
+    let others: Vec<&str> = m.names().into_iter().filter(|name| *name != away && *name != "A").collect();
+    m.wait_equal("t", &others);
+}
+
+fn a_source_returns_after_long_with_changes_of_its_own(capture: Capture) {
+    let m = live(Plan::new(3).capture(capture));
+    m.on("A").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 60) g");
+    m.settle(&["t"]);
+    // The last thing C writes before it is gone has reached nobody; what it missed meanwhile is much.
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.on("C").exec("UPDATE t SET val = 'C' WHERE id IN (1, 2, 3); INSERT INTO t VALUES (200, 'C'); DELETE FROM t WHERE id = 4");
+    m.server_of("C").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.resume('s')");
+    for round in 0..8 {
+        m.on("A").exec(&format!(
+            "UPDATE t SET val = 'A{round}' WHERE id % 8 = {round} AND id > 10; INSERT INTO t VALUES (100 + {round}, 'A')"
+        ));
+        m.on("B")
+            .exec(&format!("UPDATE t SET val = 'B{round}' WHERE id = 100 + {round} - 1; DELETE FROM t WHERE id = 50 + {round}"));
+        others_equal(&m, "C");
+    }
+    m.wait_state("stalled");
+    assert!(m.last_error().contains('C'), "{}", m.last_error());
+    // Contended: 1 (A later than C), 4 (deleted by C, then changed by B), 200 (inserted by both, A later).
+    m.on("A").exec("UPDATE t SET val = 'A' WHERE id = 1; INSERT INTO t VALUES (200, 'A')");
+    m.on("B").exec("UPDATE t SET val = 'B' WHERE id = 4");
+    others_equal(&m, "C");
+    m.control().exec("SELECT bucardo.purge()");
+    m.server_of("C").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t WHERE id IN (1, 2, 3, 4, 200)", "1A 2C 3C 4B 200A");
+    m.expect_everywhere("SELECT count(*) FROM t WHERE id BETWEEN 50 AND 57", "0");
+    assert_eq!(m.count_conflicts(r#"rows ? 'C' AND (key->>'id')::int IN (1, 4, 200)"#), 3);
+    assert_eq!(m.count_conflicts("rows ? 'C'"), 3, "only what both changed is a conflict");
+    m.on("C").exec("INSERT INTO t VALUES (999, 'C is back')");
+    m.settle(&["t"]);
+    m.wait_state("good");
+}
+
+/// C changed the row last, before it went away; the others have decided between themselves meanwhile.
+#[test]
+fn who_returns_contends_with_what_was_decided_without_it() {
+    let m = live(Plan::new(3));
+    m.on("A").exec("INSERT INTO t VALUES (1, 'start'), (2, 'start')");
+    m.settle(&["t"]);
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[("A", "UPDATE t SET val = 'A'"), ("B", "UPDATE t SET val = 'B'"), ("C", "UPDATE t SET val = 'C' WHERE id = 1")]);
+    m.server_of("C").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.resume('s')");
+    others_equal(&m, "C");
+    assert_eq!(m.on("T").one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1B 2B");
+    m.server_of("C").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1C 2B");
+    let late = r#"winner = 'C' AND key = '{"id": 1}' AND rows->'C'->>'val' = 'C' AND rows->'B'->>'val' = 'B'"#;
+    assert_eq!(m.count_conflicts(late), 1);
+    assert_eq!(m.count_conflicts(r#"winner = 'B' AND key = '{"id": 2}'"#), 1, "that one was decided once");
+}
+
+#[test]
+fn a_target_that_is_away_gets_the_winners() {
+    let m = live(Plan::new(2).targets(2));
+    m.on("A").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 20) g");
+    m.settle(&["t"]);
+    m.server_of("T").stop(Stop::Fast);
+    for round in 0..5 {
+        m.control().exec("SELECT bucardo.pause('s')");
+        m.changes(&[
+            ("B", &format!("UPDATE t SET val = 'B{round}' WHERE id <= 10")),
+            ("A", &format!("UPDATE t SET val = 'A{round}' WHERE id BETWEEN 6 AND 15")),
+        ]);
+        m.control().exec("SELECT bucardo.resume('s')");
+        m.wait_equal("t", &["B", "U"]);
+    }
+    m.wait_state("stalled");
+    let decided = m.count_conflicts("true");
+    m.server_of("T").launch();
+    m.settle(&["t"]);
+    assert_eq!(m.count_conflicts("true"), decided, "what was decided is not decided again for who comes late");
+    assert_eq!(m.on("T").one("SELECT string_agg(DISTINCT val, ' ' ORDER BY val) FROM t WHERE id <= 15"), "A4 B4");
+}
+
+/// A delivers to B while C and T are away, and never comes back: B has it for the others.
+#[test]
+fn what_a_lost_source_gave_to_some_reaches_the_rest() {
+    let m = live(Plan::new(3));
+    m.on("A").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 10) g");
+    m.settle(&["t"]);
+    for away in ["C", "T"] {
+        m.server_of(away).stop(Stop::Immediate);
+    }
+    m.on("A").exec("UPDATE t SET val = 'last of A' WHERE id <= 5; DELETE FROM t WHERE id = 6; INSERT INTO t VALUES (100, 'last of A'); UPDATE t SET id = 107 WHERE id = 7");
+    m.wait_equal("t", &["B"]);
+    m.server_of("A").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.update_sync('s', dbs => 'B:source,C:source,T:target')");
+    m.on("B").exec("UPDATE t SET val = 'B goes on' WHERE id = 1");
+    for back in ["C", "T"] {
+        m.server_of(back).launch();
+    }
+    m.wait_served();
+    for name in ["B", "C", "T"] {
+        m.wait_sql(
+            name,
+            "all that A gave to B",
+            "SELECT coalesce(string_agg(id || val, ',' ORDER BY id), '') = \
+            '1B goes on,2last of A,3last of A,4last of A,5last of A,8start,9start,10start,100last of A,107start' FROM t",
+        );
+    }
+    m.on("C").exec("INSERT INTO t VALUES (300, 'C')");
+    m.wait_sql("T", "the sync to go on without A", "SELECT count(*) = 1 FROM t WHERE id = 300");
+    m.wait_state("good|empty");
+    assert_eq!(m.control().one("SELECT bucardo.remove_db('A', force => true)"), "A");
+}
+
+/// The same, but one of the others has changed the row meanwhile: a conflict like any other.
+#[test]
+fn what_a_lost_source_gave_contends_with_what_others_wrote() {
+    let m = live(Plan::new(3));
+    m.on("A").exec("INSERT INTO t VALUES (1, 'start'), (2, 'start')");
+    m.settle(&["t"]);
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.on("C").exec("UPDATE t SET val = 'C' WHERE id = 1");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A'");
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_equal("t", &["B", "T"]);
+    m.server_of("A").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.update_sync('s', dbs => 'B:source,C:source,T:target')");
+    m.server_of("C").launch();
+    m.wait_served();
+    for name in ["B", "C", "T"] {
+        m.wait_sql(name, "the latest everywhere", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A 2A' FROM t");
+    }
+}
+
+#[test]
+fn all_sources_but_one_are_away_and_the_last_one_serves_the_target() {
+    let m = live(Plan::new(3));
+    m.on("A").exec("INSERT INTO t VALUES (1, 'start')");
+    m.settle(&["t"]);
+    ["A", "B"].iter().for_each(|name| m.server_of(name).stop(Stop::Fast));
+    m.on("C").exec("UPDATE t SET val = 'C'; INSERT INTO t VALUES (2, 'C')");
+    m.wait_sql("T", "what C wrote", "SELECT count(*) = 2 AND bool_and(val = 'C') FROM t");
+    m.wait_state("stalled");
+    assert!(m.last_error().contains('A') || m.last_error().contains('B'), "{}", m.last_error());
+    ["A", "B"].iter().for_each(|name| m.server_of(name).launch());
+    m.settle(&["t"]);
+    assert_eq!(m.count_conflicts("true"), 0);
+}

@@ -1,0 +1,125 @@
+//! Several sources without any conflict: changes of each reach everybody, once, and nobody is asked twice.
+//!
+//! If these fail, no scenario about conflicts means anything.
+
+use super::{Clock, Place, Plan};
+use crate::net::Capture;
+
+crate::for_both!(changes_of_each_source_reach_everybody, two_sources_only, all_sources_write_at_once);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text)";
+
+fn changes_of_each_source_reach_everybody(capture: Capture) {
+    let m = Plan::new(3).targets(2).capture(capture).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    for (n, name) in m.sources.iter().enumerate() {
+        let base = n * 1000;
+        m.on(name).exec(&format!("INSERT INTO t SELECT {base} + g, '{name} ' || g FROM generate_series(1, 300) g"));
+    }
+    m.settle(&["t"]);
+    assert_eq!(m.on("T").number("SELECT count(*) FROM t"), 900);
+    // Each now changes what another one made.
+    m.on("A").exec("UPDATE t SET val = 'changed by A' WHERE id BETWEEN 1001 AND 1100");
+    m.on("B").exec("DELETE FROM t WHERE id BETWEEN 2001 AND 2100");
+    m.on("C").exec("UPDATE t SET id = id + 5000 WHERE id BETWEEN 1 AND 100");
+    m.settle(&["t"]);
+    assert_eq!(m.on("T").number("SELECT count(*) FROM t"), 800);
+    assert_eq!(m.on("U").number("SELECT count(*) FROM t WHERE val = 'changed by A'"), 100);
+    assert_eq!(m.on("U").number("SELECT min(id) FROM t WHERE val LIKE 'A %'"), 101);
+    assert_eq!(m.count_conflicts("true"), 0, "nothing was changed on two sources");
+}
+
+fn two_sources_only(capture: Capture) {
+    let m = Plan::new(2).targets(0).capture(capture).clock(Clock::Statement).start().with(T, "tables => 'public.t'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (2, 'B')")]);
+    assert_eq!(m.kick(), "good");
+    m.assert_equal("t");
+    assert_eq!(m.kick(), "empty", "what arrived from a source is no change to send back");
+    m.changes(&[("A", "DELETE FROM t WHERE id = 2"), ("B", "UPDATE t SET val = 'B' WHERE id = 1")]);
+    assert_eq!(m.kick(), "good");
+    m.expect_everywhere("SELECT string_agg(id || val, ',' ORDER BY id) FROM t", "1B");
+    assert_eq!(m.kick(), "empty");
+    assert_eq!(m.pending(), 0);
+    assert_eq!(m.count_conflicts("true"), 0);
+}
+
+#[test]
+fn sources_on_servers_of_their_own() {
+    let m = Plan::new(3).place(Place::Apart).start().with(T, "tables => 'public.t'");
+    m.changes(&[
+        ("A", "INSERT INTO t SELECT g, 'A' FROM generate_series(1, 50) g"),
+        ("B", "INSERT INTO t SELECT g, 'B' FROM generate_series(51, 100) g"),
+        ("C", "INSERT INTO t SELECT g, 'C' FROM generate_series(101, 150) g"),
+    ]);
+    assert_eq!(m.kick(), "good");
+    m.assert_equal("t");
+    assert_eq!(m.on("T").number("SELECT count(*) FROM t"), 150);
+    assert_eq!(m.kick(), "empty");
+}
+
+#[test]
+fn counts_are_summed_over_members_and_pending_names_each_source() {
+    let m = Plan::new(3).start().with(T, "tables => 'public.t'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A'), (2, 'A')"), ("B", "INSERT INTO t VALUES (3, 'B')")]);
+    let pending = "SELECT string_agg(source || changes, ' ' ORDER BY source) FROM bucardo.pending('s')";
+    assert_eq!(m.control().one(pending), "A2 B1");
+    assert_eq!(m.kick(), "good");
+    let counts = "SELECT upserts || '/' || deletes || '/' || conflicts FROM bucardo.status WHERE sync = 's'";
+    assert_eq!(m.control().one(counts), "9/0/0", "two rows and one, to three members each");
+    m.on("C").exec("DELETE FROM t WHERE id = 1");
+    assert_eq!(m.kick(), "good");
+    assert_eq!(m.control().one(counts), "0/3/0");
+    assert_eq!(m.control().maybe(pending), None);
+}
+
+/// Disjoint keys, written by all sources at once while runs go by themselves.
+fn all_sources_write_at_once(capture: Capture) {
+    let m = Plan::new(3).capture(capture).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    std::thread::scope(|threads| {
+        for (n, name) in m.sources.iter().enumerate() {
+            let m = &m;
+            threads.spawn(move || {
+                let mut conn = m.on(name);
+                for g in 0..400 {
+                    let id = n * 10_000 + g;
+                    conn.exec(&format!("INSERT INTO t VALUES ({id}, '{name}')"));
+                    if g % 4 == 3 {
+                        conn.exec(&format!("UPDATE t SET val = 'x' WHERE id = {id} - 1; DELETE FROM t WHERE id = {id} - 2"));
+                    }
+                }
+            });
+        }
+    });
+    m.settle(&["t"]);
+    assert_eq!(m.on("T").number("SELECT count(*) FROM t"), 900);
+    assert_eq!(m.count_conflicts("true"), 0);
+}
+
+#[test]
+fn a_reader_of_any_member_sees_all_of_a_run_or_nothing() {
+    let m = Plan::new(2).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, val text); CREATE TABLE u (id int PRIMARY KEY, val text)");
+    m.sync_over(&m.dbs(), "tables => 'public.t,public.u'");
+    let last = 150;
+    std::thread::scope(|threads| {
+        for (name, base) in [("A", 0), ("B", 100_000)] {
+            let m = &m;
+            threads.spawn(move || {
+                let mut conn = m.on(name);
+                for id in base + 1..=base + last {
+                    conn.exec(&format!("BEGIN; INSERT INTO t VALUES ({id}, 'x'); INSERT INTO u VALUES ({id}, 'x'); COMMIT"));
+                }
+            });
+        }
+        let mut reader = m.on("T");
+        crate::wait::wait_until("all pairs to arrive", || {
+            let row = &reader.query("SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM u)")[0];
+            assert_eq!(row[0], row[1], "one table ahead of the other");
+            row[0].as_deref() == Some("300")
+        });
+    });
+    m.settle(&["t", "u"]);
+}

@@ -1,0 +1,237 @@
+//! Several syncs in a chain and in a ring, ready to use, and the plain cases: with `makedelta` what one sync writes on a
+//! member is a change for the next one. Every change arrives once, nothing goes round for ever, and when all is quiet
+//! nothing is pending. Conflicts along the way stand in `relay`, many leaves in `star`.
+
+use crate::cluster::Cluster;
+use crate::net::{CONTROL, CONTROL_SETTINGS, Net};
+use crate::wait::{reached, wait_until};
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text)";
+
+/// Notes each row that the replication writes.
+const DIARY: &str = "CREATE TABLE diary (n bigint GENERATED ALWAYS AS IDENTITY, op text, key int, val text); \
+     CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+       IF current_setting('session_replication_role') = 'replica' THEN \
+         INSERT INTO public.diary (op, key, val) VALUES (TG_OP, coalesce(NEW.id, OLD.id), NEW.val); \
+       END IF; RETURN NULL; END $$; \
+     CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION note(); ALTER TABLE t ENABLE ALWAYS TRIGGER note";
+
+/// Members on one server, joined by syncs of their own.
+pub struct Web {
+    pub net: Net,
+    pub syncs: Vec<String>,
+}
+
+impl Web {
+    /// Members with table `t` and a diary; those in `relays` pass on what they get. All keep commit times.
+    pub fn new(names: &[&'static str], relays: &[&str]) -> Web {
+        let mut net = Net { servers: vec![], members: vec![] };
+        let settings = "track_commit_timestamp = on\nmax_connections = 300\nmax_worker_processes = 40\nbucardo.max_kids = 8";
+        net.servers.push(Cluster::start(CONTROL, &format!("{CONTROL_SETTINGS}\n{settings}")));
+        net.servers[0].create_database(CONTROL, "");
+        net.control().exec("CREATE EXTENSION bucardo");
+        for name in names {
+            net.add_member(name, 0, "");
+        }
+        for name in relays {
+            net.control().exec(&format!("SELECT bucardo.update_db('{name}', makedelta => true)"));
+        }
+        net.everywhere(&format!("{T}; {DIARY}"));
+        Web { net, syncs: vec![] }
+    }
+
+    pub fn sync(&mut self, name: &str, dbs: &str, options: &str) {
+        let sql = format!("SELECT bucardo.add_sync('{name}', dbs => '{dbs}', tables => 'public.t' {options})");
+        self.net.control().exec(&sql);
+        self.syncs.push(name.to_owned());
+    }
+
+    #[track_caller]
+    pub fn kick(&self, sync: &str) -> String {
+        self.net.control().one(&format!("SELECT bucardo.kick('{sync}', '80s')"))
+    }
+
+    /// Until nothing is pending anywhere and a kick of each sync finds nothing to do.
+    #[track_caller]
+    pub fn quiet(&self) {
+        let mut control = self.net.control();
+        let quiet = reached(|| {
+            let idle = self.syncs.iter().all(|sync| self.kick(sync) == "empty");
+            idle && control.number("SELECT count(*) FROM bucardo.pending()") == 0
+        });
+        assert!(quiet, "it does not become quiet\n{}", self.net.report());
+        // And it stays so: no run does anything more, and runs come at most from kicks.
+        let good = "SELECT count(*) FROM bucardo.syncrun WHERE state = 'good'";
+        let before = control.number(good);
+        for _ in 0..2 {
+            self.syncs.iter().for_each(|sync| assert_eq!(self.kick(sync), "empty", "{sync} began again\n{}", self.net.report()));
+        }
+        assert_eq!(control.number(good), before, "runs go on by themselves\n{}", self.net.report());
+        assert_eq!(control.number("SELECT count(*) FROM bucardo.pending()"), 0);
+    }
+
+    #[track_caller]
+    pub fn expect(&self, query: &str, wanted: &str) {
+        for member in &self.net.members {
+            let seen = self.net.on(member.name).maybe(query).unwrap_or_default();
+            assert_eq!(seen, wanted, "{query} on {}\n{}", member.name, self.net.report());
+        }
+    }
+
+    /// Quiet, equal, and every change written at most once on each member.
+    #[track_caller]
+    pub fn settled(&self) {
+        self.quiet();
+        self.net.assert_equal("t");
+        let twice = "SELECT coalesce(string_agg(line, ', '), '') FROM \
+                     (SELECT concat_ws(' ', op, key, val) AS line FROM diary GROUP BY 1 HAVING count(*) > 1 LIMIT 5) s";
+        self.expect(twice, "");
+    }
+}
+
+#[test]
+fn a_chain_of_two_syncs() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 200) g");
+    web.settled();
+    web.expect("SELECT count(*) FROM t", "200");
+    web.net
+        .on("A")
+        .exec("UPDATE t SET val = 'A2' WHERE id <= 20; DELETE FROM t WHERE id = 50; UPDATE t SET id = 1051 WHERE id = 51");
+    web.settled();
+    web.expect("SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE val = 'A2'), max(id)) FROM t", "199 20 1051");
+}
+
+#[test]
+fn what_a_middle_member_writes_itself_goes_down_only() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    web.net.on("A").exec("INSERT INTO t VALUES (1, 'A')");
+    web.net.on("B").exec("INSERT INTO t VALUES (2, 'B')");
+    web.quiet();
+    assert_eq!(web.net.on("C").one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1A 2B");
+    assert_eq!(web.net.on("A").one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1A");
+}
+
+#[test]
+fn a_truncate_goes_down_a_chain() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    web.net.on("A").exec("TRUNCATE t; INSERT INTO t VALUES (99, 'after')");
+    web.quiet();
+    web.expect("SELECT string_agg(id || val, ' ') FROM t", "99after");
+}
+
+#[test]
+fn without_makedelta_nothing_is_passed_on() {
+    let mut web = Web::new(&["A", "B", "C"], &[]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    web.net.on("A").exec("INSERT INTO t VALUES (1, 'A')");
+    web.quiet();
+    assert_eq!(web.net.on("B").number("SELECT count(*) FROM t"), 1);
+    assert_eq!(web.net.on("C").number("SELECT count(*) FROM t"), 0);
+}
+
+/// `makedelta` of one relation, and of a member that is switched on and off while it is in use.
+#[test]
+fn makedelta_of_a_relation_and_switched_under_way() {
+    let mut web = Web::new(&["A", "B", "C"], &[]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    let mut control = web.net.control();
+    control.exec("SELECT bucardo.update_table('public.t', 'ab', makedelta => true)");
+    web.net.on("A").exec("INSERT INTO t VALUES (1, 'A')");
+    web.settled();
+    control.exec("SELECT bucardo.update_table('public.t', 'ab', makedelta => false)");
+    web.net.on("A").exec("INSERT INTO t VALUES (2, 'A')");
+    web.quiet();
+    assert_eq!(web.net.on("C").number("SELECT count(*) FROM t"), 1);
+    control.exec("SELECT bucardo.update_table('public.t', 'ab', makedelta => true)");
+    web.net.on("A").exec("UPDATE t SET val = 'A2'");
+    web.settled();
+}
+
+fn ring() -> Web {
+    let mut web = Web::new(&["A", "B", "C"], &["A", "B", "C"]);
+    for (name, dbs) in [("ab", "A:source,B:source"), ("bc", "B:source,C:source"), ("ca", "C:source,A:source")] {
+        web.sync(name, dbs, "");
+    }
+    web
+}
+
+#[test]
+fn a_ring_of_three_syncs() {
+    let web = ring();
+    for (n, name) in ["A", "B", "C"].into_iter().enumerate() {
+        web.net.on(name).exec(&format!("INSERT INTO t SELECT {n} * 1000 + g, '{name}' FROM generate_series(1, 50) g"));
+    }
+    web.settled();
+    web.expect("SELECT count(*) FROM t", "150");
+    web.net.on("B").exec(
+        "UPDATE t SET val = 'B2' WHERE id <= 10; DELETE FROM t WHERE id BETWEEN 11 AND 20; UPDATE t SET id = 5000 WHERE id = 21",
+    );
+    web.settled();
+    web.expect("SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE val = 'B2'), max(id)) FROM t", "140 10 5000");
+    // A change and its undoing, which must not chase each other round.
+    web.net.on("C").exec("UPDATE t SET val = 'C' WHERE id = 1");
+    web.net.on("C").exec("UPDATE t SET val = 'B2' WHERE id = 1");
+    web.quiet();
+    web.net.assert_equal("t");
+}
+
+#[test]
+fn a_ring_under_load_comes_to_rest() {
+    let web = ring();
+    std::thread::scope(|threads| {
+        for (n, name) in ["A", "B", "C"].into_iter().enumerate() {
+            let web = &web;
+            threads.spawn(move || {
+                let mut conn = web.net.on(name);
+                for g in 0..150 {
+                    conn.exec(&format!("INSERT INTO t VALUES ({}, '{name}')", (n + 1) * 1000 + g));
+                    let _done = conn.try_query(&format!(
+                        "INSERT INTO t VALUES ({}, '{name} {g}') ON CONFLICT (id) DO UPDATE SET val = excluded.val",
+                        g % 5
+                    ));
+                }
+            });
+        }
+    });
+    web.quiet();
+    web.net.assert_equal("t");
+    web.expect("SELECT count(*) FROM t", "455");
+}
+
+/// Two syncs with the same members and table: each serves what the other one has not.
+#[test]
+fn two_syncs_over_the_same_pair() {
+    let mut web = Web::new(&["A", "B"], &["A", "B"]);
+    web.sync("one", "A:source,B:source", "");
+    web.sync("two", "A:source,B:source", "");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 30) g");
+    web.net.on("B").exec("INSERT INTO t SELECT g, 'B' FROM generate_series(101, 130) g");
+    web.quiet();
+    web.net.assert_equal("t");
+    web.expect("SELECT count(*) FROM t", "60");
+}
+
+/// The middle server's kid dies between the two syncs: what was relayed is relayed once.
+#[test]
+fn a_relay_survives_the_death_of_kids() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("bc", "B:source,C:target", "");
+    for round in 0..10 {
+        web.net.on("A").exec(&format!("INSERT INTO t SELECT {round} * 100 + g, 'A' FROM generate_series(1, 50) g"));
+        web.net.control().exec("SELECT count(pg_terminate_backend(pid, 30000)) FROM bucardo.activity WHERE kind = 'kid'");
+    }
+    wait_until("all rows to arrive", || web.net.on("C").number("SELECT count(*) FROM t") == 500);
+    web.settled();
+}

@@ -1,0 +1,139 @@
+//! Foreign keys between sources: a parent goes on one side while a child comes on the other. The members converge to a state
+//! in which the key holds, on all of them, and it is recorded; never a silent orphan.
+
+use super::{Multi, Plan};
+use crate::net::Capture;
+
+crate::for_both!(a_parent_goes_while_a_child_comes);
+
+const TWO: &str = "CREATE TABLE parent (id int PRIMARY KEY, val text); \
+     CREATE TABLE child (id int PRIMARY KEY, parent int NOT NULL REFERENCES parent, val text)";
+const START: &str = "INSERT INTO parent SELECT g, 'start' FROM generate_series(1, 9) g; INSERT INTO child VALUES (1, 1, 'start')";
+const ORPHANS: &str = "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE p.id IS NULL";
+
+fn family(capture: Capture) -> Multi {
+    let m = Plan::new(2).capture(capture).start();
+    m.everywhere(&format!("{TWO}; {START}"));
+    m.sync("tables => 'public.parent,public.child'");
+    m
+}
+
+#[track_caller]
+fn valid(m: &Multi) {
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere(ORPHANS, "0");
+    // The constraint itself must find nothing to say about what is there.
+    for name in m.names() {
+        let check = "ALTER TABLE child ADD CONSTRAINT again FOREIGN KEY (parent) REFERENCES parent; ALTER TABLE child DROP CONSTRAINT again";
+        m.on(name).exec(check);
+    }
+}
+
+fn a_parent_goes_while_a_child_comes(capture: Capture) {
+    for a_first in [true, false] {
+        let m = family(capture);
+        let mut changes = [("A", "DELETE FROM parent WHERE id = 5"), ("B", "INSERT INTO child VALUES (50, 5, 'B')")];
+        if !a_first {
+            changes.reverse();
+        }
+        m.changes(&changes);
+        valid(&m);
+        assert!(m.count_conflicts("relation IN ('public.parent', 'public.child')") >= 1, "nothing is recorded");
+        // Both are there, or neither.
+        m.expect_everywhere(
+            "SELECT (SELECT count(*) FROM parent WHERE id = 5) = (SELECT count(*) FROM child WHERE id = 50)",
+            "t",
+        );
+        // Whichever it was: the child's row is not lost without a trace.
+        let kept = m.on("T").number("SELECT count(*) FROM child WHERE id = 50");
+        let traced = m.count_conflicts(r#"rows::text LIKE '%"val": "B"%' OR key = '{"id": 5}'"#);
+        assert!(kept == 1 || traced >= 1, "the child is gone and nowhere recorded");
+        m.on("A").exec("INSERT INTO child VALUES (60, 6, 'A')");
+        valid(&m);
+    }
+}
+
+#[test]
+fn a_child_moves_to_a_parent_that_goes() {
+    let m = family(Capture::Plain);
+    m.changes(&[("A", "DELETE FROM parent WHERE id = 7"), ("B", "UPDATE child SET parent = 7, val = 'B' WHERE id = 1")]);
+    valid(&m);
+    assert!(m.count_conflicts("true") >= 1);
+}
+
+#[test]
+fn a_parent_changes_its_key_while_a_child_comes() {
+    let m = family(Capture::Native);
+    m.changes(&[("B", "INSERT INTO child VALUES (50, 5, 'B')"), ("A", "UPDATE parent SET id = 55 WHERE id = 5")]);
+    valid(&m);
+    m.expect_everywhere("SELECT count(*) FROM parent WHERE id = 55", "1");
+    assert!(m.count_conflicts("true") >= 1);
+}
+
+/// The losing row of one table is the parent of a row in the other one.
+#[test]
+fn a_parent_that_loses_takes_its_children_or_keeps_them_valid() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, val text)",
+    );
+    m.sync("tables => 'public.parent,public.child'");
+    m.changes(&[
+        ("A", "INSERT INTO parent VALUES (1, 'x', 'A'); INSERT INTO child VALUES (1, 1, 'A')"),
+        ("B", "INSERT INTO parent VALUES (2, 'x', 'B'); INSERT INTO child VALUES (2, 2, 'B')"),
+    ]);
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere(
+        "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
+        "0",
+    );
+    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM parent", "2B");
+    assert!(m.count_conflicts("relation = 'public.parent'") >= 1);
+}
+
+#[test]
+fn cascades_of_both_kinds() {
+    for action in ["CASCADE", "SET NULL"] {
+        let m = Plan::new(2).start();
+        m.everywhere(&format!(
+            "CREATE TABLE parent (id int PRIMARY KEY, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE {action}, val text); {START}"
+        ));
+        m.sync("tables => 'public.parent,public.child'");
+        m.changes(&[
+            ("A", "DELETE FROM parent WHERE id = 1"),
+            ("B", "UPDATE child SET val = 'B' WHERE id = 1; INSERT INTO child VALUES (2, 1, 'B')"),
+        ]);
+        m.drain_equal(&["parent", "child"]);
+        m.expect_everywhere(
+            "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
+            "0",
+        );
+        assert!(m.count_conflicts("true") >= 1, "{action}");
+    }
+}
+
+/// Children listed before their parents, a table that refers to itself, two that refer to each other: rows of both sources
+/// that are valid where they were made arrive whole.
+#[test]
+fn rows_without_a_conflict_arrive_in_any_order_of_tables() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE z_parent (id int PRIMARY KEY); CREATE TABLE a_child (id int PRIMARY KEY, p int REFERENCES z_parent); \
+         CREATE TABLE tree (id int PRIMARY KEY, up int REFERENCES tree); \
+         CREATE TABLE egg (id int PRIMARY KEY, hen int); CREATE TABLE hen (id int PRIMARY KEY, egg int REFERENCES egg); \
+         ALTER TABLE egg ADD FOREIGN KEY (hen) REFERENCES hen DEFERRABLE INITIALLY DEFERRED",
+    );
+    m.sync("tables => 'public.a_child,public.z_parent,public.tree,public.egg,public.hen'");
+    for (name, n) in [("A", 100), ("B", 200)] {
+        m.on(name).exec(&format!(
+            "BEGIN; INSERT INTO z_parent VALUES ({n}); INSERT INTO a_child VALUES ({n}, {n}); INSERT INTO tree VALUES ({n}, NULL), ({n} + 1, {n}), ({n} - 1, {n} + 1); \
+             INSERT INTO egg VALUES ({n}, {n}); INSERT INTO hen VALUES ({n}, {n}); COMMIT"
+        ));
+    }
+    let tables = ["a_child", "z_parent", "tree", "egg", "hen"];
+    m.drain_equal(&tables);
+    m.expect_everywhere("SELECT count(*) FROM tree", "6");
+    m.on("B").exec("BEGIN; DELETE FROM a_child WHERE id = 100; DELETE FROM z_parent WHERE id = 100; DELETE FROM tree WHERE id IN (99, 101); DELETE FROM tree WHERE id = 100; COMMIT");
+    m.drain_equal(&tables);
+    assert_eq!(m.count_conflicts("true"), 0);
+}

@@ -1,0 +1,114 @@
+//! Many conflicts among many more changes: right in every row, and counted right. How fast, the benchmarks say.
+
+use super::Plan;
+use crate::net::Capture;
+
+crate::for_both!(a_storm, a_backlog_beyond_the_memory_of_a_kid);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text)";
+
+/// 20,000 disjoint updates on each of two sources, and 2,000 rows that both change.
+fn a_storm(capture: Capture) {
+    let m = Plan::new(2).capture(capture).start();
+    m.everywhere(&format!("{T}; INSERT INTO t SELECT g, 'start' FROM generate_series(1, 42000) g"));
+    m.sync("tables => 'public.t'");
+    m.on("A").exec("UPDATE t SET val = 'A ' || id WHERE id <= 20000; UPDATE t SET val = 'A ' || id WHERE id > 40000");
+    m.on("B").exec("UPDATE t SET val = 'B ' || id WHERE id > 20000");
+    assert_eq!(m.kick(), "good");
+    m.assert_equal("t");
+    let shares = "SELECT concat_ws(' ', count(*) FILTER (WHERE val = 'A ' || id AND id <= 20000), count(*) FILTER (WHERE val = 'B ' || id AND id > 20000), \
+                  count(*)) FROM t";
+    m.expect_everywhere(shares, "20000 22000 42000");
+    assert_eq!(m.counted(), 2000);
+    assert_eq!(
+        m.count_conflicts(
+            "winner = 'B' AND rows->'A'->>'val' = 'A ' || (key->>'id') AND rows->'B'->>'val' = 'B ' || (key->>'id')"
+        ),
+        2000
+    );
+    assert_eq!(m.count_conflicts("true"), 2000);
+    assert_eq!(m.kick(), "empty");
+}
+
+/// The same with so little memory that the contended keys cannot all be held: other ways through, the same end.
+fn a_backlog_beyond_the_memory_of_a_kid(capture: Capture) {
+    let m = Plan::new(3).capture(capture).settings("bucardo.kid_work_mem = '1MB'").start();
+    m.everywhere(&format!("{T}; INSERT INTO t SELECT g, 'start' FROM generate_series(1, 60000) g"));
+    m.sync("tables => 'public.t'");
+    m.on("A").exec("UPDATE t SET val = 'A' || repeat('a', 100) WHERE id % 2 = 0");
+    m.on("B").exec("UPDATE t SET val = 'B' || repeat('b', 100) WHERE id % 3 = 0");
+    m.on("C").exec("DELETE FROM t WHERE id % 5 = 0");
+    m.drain_equal(&["t"]);
+    // 60,000 numbers: by two and three 10,000, by two and five 6,000, by three and five 4,000, by all 2,000.
+    assert_eq!(m.count_conflicts("true"), 10_000 + 6_000 + 4_000 - 2 * 2_000);
+    assert_eq!(m.count_conflicts("winner = 'C'"), 6_000 + 4_000 - 2_000);
+    m.expect_everywhere(
+        "SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE val LIKE 'B%'), count(*) FILTER (WHERE val = 'start')) FROM t",
+        "48000 16000 16000",
+    );
+}
+
+/// Runs go by themselves while both sources change the same few rows as fast as they can.
+#[test]
+fn hot_rows_under_load_converge() {
+    let m = Plan::new(3).start();
+    m.everywhere(&format!("{T}; INSERT INTO t SELECT g, 'start' FROM generate_series(1, 20) g"));
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    std::thread::scope(|threads| {
+        for name in &m.sources {
+            let m = &m;
+            threads.spawn(move || {
+                let mut conn = m.on(name);
+                for n in 0..1500 {
+                    // A run that writes the same row may defeat the statement; an application would try again.
+                    let _done = conn.try_query(&format!("UPDATE t SET val = '{name} {n}' WHERE id = {} % 20 + 1", n * 7));
+                }
+            });
+        }
+    });
+    m.settle(&["t"]);
+    assert!(m.count_conflicts("true") > 0, "sources changed the same rows all the time, and nothing was a conflict");
+    assert_eq!(m.count_conflicts("winner IS NULL"), 0);
+    let summed = "SELECT (SELECT sum(conflicts) FROM bucardo.syncrun WHERE sync = 's' AND state = 'good') = (SELECT count(*) FROM bucardo.conflict)";
+    assert_eq!(m.control().one(summed), "t", "syncrun.conflicts and bucardo.conflict do not agree");
+}
+
+/// pgbench's TPC-B in small, on two sources at once: history is merged, nothing of it is lost.
+#[test]
+fn two_banks_merge_their_history() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE accounts (aid int PRIMARY KEY, balance int); INSERT INTO accounts SELECT g, 0 FROM generate_series(1, 300) g; \
+         CREATE TABLE tellers (tid int PRIMARY KEY, balance int); INSERT INTO tellers SELECT g, 0 FROM generate_series(1, 5) g; \
+         CREATE TABLE history (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aid int, tid int, delta int)",
+    );
+    m.sync_over(&m.dbs(), "tables => 'public.accounts,public.tellers,public.history'");
+    let booked: usize = std::thread::scope(|threads| {
+        let client = |(n, name): (usize, &'static str)| {
+            let m = &m;
+            threads.spawn(move || {
+                let mut conn = m.on(name);
+                let book = |g: usize| {
+                    let (aid, tid) = (g * (n + 3) % 300 + 1, g % 5 + 1);
+                    format!(
+                        "BEGIN; UPDATE accounts SET balance = balance + 1 WHERE aid = {aid}; UPDATE tellers SET balance = balance + 1 WHERE tid = {tid}; \
+                         INSERT INTO history (aid, tid, delta) VALUES ({aid}, {tid}, 1); COMMIT"
+                    )
+                };
+                (0..800)
+                    .filter(|g| {
+                        let done = conn.try_query(&book(*g)).is_ok();
+                        if !done {
+                            conn.exec("ROLLBACK");
+                        }
+                        done
+                    })
+                    .count()
+            })
+        };
+        let clients: Vec<_> = ["A", "B", "A", "B"].into_iter().enumerate().map(client).collect();
+        clients.into_iter().map(|c| c.join().unwrap()).sum()
+    });
+    m.settle(&["accounts", "tellers", "history"]);
+    m.expect_everywhere("SELECT count(*) FROM history", &booked.to_string());
+}

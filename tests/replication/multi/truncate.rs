@@ -1,0 +1,160 @@
+//! TRUNCATE on one source against changes on another one: rows written before it go, rows written after it survive, on all
+//! members. A truncate that was rolled back did nothing.
+
+use super::{Clock, Multi, Plan};
+use crate::net::Capture;
+
+crate::for_both!(rows_older_than_the_truncate_go_and_newer_ones_survive, a_truncate_that_was_rolled_back_does_nothing);
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text); INSERT INTO t SELECT g, 'start' FROM generate_series(1, 9) g";
+const ALL: &str = "SELECT coalesce(string_agg(id || val, ' ' ORDER BY id), '') FROM t";
+
+fn ready(sources: usize, capture: Capture, clock: Clock) -> Multi {
+    let m = Plan::new(sources).capture(capture).clock(clock).start();
+    m.everywhere(T);
+    m.sync("tables => 'public.t'");
+    m
+}
+
+fn rows_older_than_the_truncate_go_and_newer_ones_survive(capture: Capture) {
+    for clock in [Clock::Commit, Clock::Statement] {
+        let m = ready(2, capture, clock);
+        m.changes(&[
+            ("B", "INSERT INTO t VALUES (20, 'B before'); UPDATE t SET val = 'B before' WHERE id = 2"),
+            ("A", "TRUNCATE t"),
+            ("B", "INSERT INTO t VALUES (30, 'B after'); UPDATE t SET val = 'B after' WHERE id = 3"),
+            ("A", "INSERT INTO t VALUES (40, 'A after')"),
+        ]);
+        m.drain_equal(&["t"]);
+        m.expect_everywhere(ALL, "3B after 30B after 40A after");
+        assert_eq!(m.kick(), "empty");
+        m.on("B").exec("INSERT INTO t VALUES (1, 'goes on')");
+        m.drain_equal(&["t"]);
+    }
+}
+
+fn a_truncate_that_was_rolled_back_does_nothing(capture: Capture) {
+    let m = ready(2, capture, Clock::Commit);
+    m.changes(&[
+        ("A", "BEGIN; TRUNCATE t; ROLLBACK"),
+        ("A", "BEGIN; SAVEPOINT s; TRUNCATE t; ROLLBACK TO s; UPDATE t SET val = 'A' WHERE id = 1; COMMIT"),
+        ("B", "UPDATE t SET val = 'B' WHERE id = 2"),
+    ]);
+    m.drain_equal(&["t"]);
+    m.expect_everywhere(ALL, "1A 2B 3start 4start 5start 6start 7start 8start 9start");
+}
+
+#[test]
+fn rows_of_the_transaction_that_truncates() {
+    for capture in crate::net::BOTH {
+        let m = ready(2, capture, Clock::Commit);
+        m.changes(&[
+            ("B", "UPDATE t SET val = 'B' WHERE id <= 2"),
+            ("A", "BEGIN; INSERT INTO t VALUES (50, 'gone'); TRUNCATE t; INSERT INTO t VALUES (1, 'A'), (51, 'A'); COMMIT"),
+        ]);
+        m.drain_equal(&["t"]);
+        m.expect_everywhere(ALL, "1A 51A");
+    }
+}
+
+#[test]
+fn both_truncate() {
+    let m = ready(3, Capture::Native, Clock::Commit);
+    m.changes(&[
+        ("A", "INSERT INTO t VALUES (20, 'A early')"),
+        ("B", "TRUNCATE t; INSERT INTO t VALUES (30, 'B between')"),
+        ("C", "UPDATE t SET val = 'C between' WHERE id = 1"),
+        ("A", "TRUNCATE t; INSERT INTO t VALUES (40, 'A late')"),
+        ("C", "INSERT INTO t VALUES (50, 'C late')"),
+    ]);
+    m.drain_equal(&["t"]);
+    m.expect_everywhere(ALL, "40A late 50C late");
+}
+
+/// Each source's rows after its own truncate, and nothing more.
+#[test]
+fn an_older_truncate_meets_a_newer_one_of_another_table() {
+    let m = Plan::new(2).start();
+    m.everywhere(&format!("{T}; CREATE TABLE u (id int PRIMARY KEY, val text); INSERT INTO u TABLE t"));
+    m.sync("tables => 'public.t,public.u'");
+    m.changes(&[
+        ("A", "TRUNCATE t"),
+        ("B", "TRUNCATE u"),
+        ("B", "INSERT INTO t VALUES (1, 'B')"),
+        ("A", "INSERT INTO u VALUES (1, 'A')"),
+    ]);
+    m.drain_equal(&["t", "u"]);
+    m.expect_everywhere(ALL, "1B");
+    m.expect_everywhere("SELECT coalesce(string_agg(id || val, ' ' ORDER BY id), '') FROM u", "1A");
+}
+
+/// The loser of a truncate is told like the loser of a deletion.
+#[test]
+fn a_row_that_loses_to_a_truncate_is_recorded() {
+    let m = ready(2, Capture::Plain, Clock::Commit);
+    m.changes(&[("B", "UPDATE t SET val = 'B' WHERE id = 2"), ("A", "TRUNCATE t")]);
+    m.drain_equal(&["t"]);
+    m.expect_everywhere(ALL, "");
+    assert_eq!(m.count_conflicts(r#"key = '{"id": 2}' AND winner = 'A' AND rows->'B'->>'val' = 'B'"#), 1);
+}
+
+/// Under the strategy that prefers the truncating source only what nobody else wrote is certain to be gone.
+#[test]
+fn strategies_decide_between_a_truncate_and_a_row() {
+    for strategy in ["bucardo_source", "bucardo_target"] {
+        let m = Plan::new(2).start();
+        m.everywhere(T);
+        m.sync(&format!("tables => 'public.t', conflict_strategy => '{strategy}'"));
+        m.changes(&[("A", "TRUNCATE t"), ("B", "UPDATE t SET val = 'B' WHERE id = 2; INSERT INTO t VALUES (20, 'B')")]);
+        m.drain_equal(&["t"]);
+        m.expect_everywhere("SELECT count(*) FROM t WHERE val = 'start'", "0");
+        if strategy == "bucardo_target" {
+            m.expect_everywhere(ALL, "2B 20B");
+        }
+    }
+}
+
+#[test]
+fn a_parent_and_its_children_are_truncated_while_a_child_comes() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent); \
+         INSERT INTO parent SELECT generate_series(1, 9); INSERT INTO child VALUES (1, 1)",
+    );
+    m.sync("tables => 'public.parent,public.child'");
+    m.changes(&[
+        ("A", "TRUNCATE parent CASCADE"),
+        ("B", "INSERT INTO child VALUES (2, 2)"),
+        ("B", "INSERT INTO parent VALUES (20); INSERT INTO child VALUES (20, 20)"),
+    ]);
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere("SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE p.id IS NULL", "0");
+    m.expect_everywhere("SELECT count(*) FROM child WHERE id = 20", "1");
+}
+
+#[test]
+fn truncates_under_load() {
+    let m = Plan::new(2).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    std::thread::scope(|threads| {
+        for (n, name) in m.sources.iter().enumerate() {
+            let m = &m;
+            threads.spawn(move || {
+                let mut conn = m.on(name);
+                for g in 0..400 {
+                    let id = (n + 1) * 10_000 + g;
+                    let _done = conn.try_query(&format!("INSERT INTO t VALUES ({id}, '{name}')"));
+                    let _done = conn.try_query(&format!("UPDATE t SET val = '{name} {g}' WHERE id < 10"));
+                    if g % 100 == 50 {
+                        let _done = conn.try_query("TRUNCATE t");
+                    }
+                }
+            });
+        }
+    });
+    // These are later than every truncate.
+    m.changes(&[("A", "INSERT INTO t VALUES (-1, 'A')"), ("B", "INSERT INTO t VALUES (-2, 'B')")]);
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT count(*) FROM t WHERE id < 0", "2");
+}

@@ -1,0 +1,124 @@
+//! The random convergence test: three sources and a target on servers of their own, few keys, everything that applications
+//! do (`load`), everything that goes wrong (`trouble`); then peace, and all members must be equal (`quiesce`).
+//!
+//! All decisions come from one seed, which is printed first and again on failure: the machine's timing cannot be
+//! repeated, the choices can. `make torture SECONDS=600 SEED=7` runs it for long; a seed that failed goes into `SEEDS`.
+
+mod dice;
+mod load;
+mod quiesce;
+mod trouble;
+
+use crate::compare::literal;
+use crate::multi::{Clock, Multi, Place, Plan};
+use crate::net::Capture;
+use crate::proxy::Proxy;
+use dice::Dice;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the suite runs each time, for a short while each; seeds that failed once are added here.
+const SEEDS: [u64; 2] = [1, 2];
+const SHORT: Duration = Duration::from_secs(12);
+/// So long the world is at war before it must be at peace, in a long run.
+const ROUND: Duration = Duration::from_secs(15);
+
+const TABLES: [&str; 4] = ["parent", "child", "item", "entry"];
+const DDL: &str = "CREATE TABLE parent (id int PRIMARY KEY, val text); \
+     CREATE TABLE child (a int, b text, parent int REFERENCES parent ON UPDATE CASCADE ON DELETE CASCADE, val text, PRIMARY KEY (b, a)); \
+     CREATE TABLE item (id int PRIMARY KEY, u text, val text); CREATE UNIQUE INDEX item_u ON item (u); \
+     CREATE TABLE entry (id bigint PRIMARY KEY, val text)";
+
+pub struct World {
+    pub m: Multi,
+    /// One for each member, in their order.
+    pub proxies: Vec<Proxy>,
+    /// No more load, no more trouble.
+    pub over: AtomicBool,
+    /// Rows of `entry` whose commit an application has seen: nobody deletes those.
+    pub acknowledged: AtomicI64,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let capture = if seed.is_multiple_of(2) { Capture::Native } else { Capture::Plain };
+        let clock = if seed.is_multiple_of(3) { Clock::Statement } else { Clock::Commit };
+        let m = Plan::new(3).place(Place::Apart).capture(capture).clock(clock).start();
+        let proxies: Vec<Proxy> = m.names().iter().map(|name| Proxy::to(m.server_of(name))).collect();
+        for (name, proxy) in m.names().into_iter().zip(&proxies) {
+            let conninfo = literal(&proxy.conninfo(&name.to_lowercase()));
+            m.control().exec(&format!("SELECT bucardo.update_db('{name}', conninfo => {conninfo})"));
+        }
+        m.everywhere(DDL);
+        let tables = TABLES.map(|table| format!("public.{table}")).join(",");
+        m.sync_over(&m.dbs(), &format!("tables => '{tables}'"));
+        World { m, proxies, over: AtomicBool::new(false), acknowledged: AtomicI64::new(0) }
+    }
+
+    /// War for so long: all writers, one trouble-maker.
+    fn fight(&self, dice: &mut Dice, duration: Duration) {
+        self.over.store(false, Ordering::SeqCst);
+        std::thread::scope(|threads| {
+            for (n, source) in self.m.sources.iter().enumerate() {
+                for client in 0..2 {
+                    let own = dice.split();
+                    threads.spawn(move || load::write(self, source, (n * 2 + client) as i64, own));
+                }
+            }
+            // Also when the trouble-maker panics: a scope waits for its threads.
+            let _end = AtEnd(&self.over);
+            trouble::make(self, &mut dice.split(), Instant::now() + duration);
+        });
+    }
+}
+
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Says the seed once more where a failure is reported.
+struct Seed(u64, Duration);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("torture failed; again: make torture SECONDS={} SEED={}", self.1.as_secs(), self.0);
+        }
+    }
+}
+
+fn torture(seed: u64, duration: Duration, round: Duration) {
+    eprintln!("torture: SECONDS={} SEED={seed}", duration.as_secs());
+    let began = Instant::now();
+    let _seed = Seed(seed, duration);
+    let mut dice = Dice::new(seed);
+    let world = World::new(seed);
+    for number in 1.. {
+        world.fight(&mut dice, round.min(duration));
+        quiesce::make_peace(&world);
+        quiesce::check(&world);
+        let conflicts = world.m.count_conflicts("true");
+        eprintln!("torture: round {number}, {} s, {conflicts} conflicts so far, all equal", began.elapsed().as_secs());
+        if began.elapsed() >= duration {
+            assert!(conflicts > 0, "three sources wrote the same few keys, and nothing was a conflict");
+            return;
+        }
+    }
+}
+
+#[test]
+fn for_a_short_while() {
+    SEEDS.into_iter().for_each(|seed| torture(seed, SHORT, SHORT));
+}
+
+#[test]
+#[ignore = "as long as one likes: make torture SECONDS=… SEED=…"]
+fn at_length() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    let seed = number("TORTURE_SEED").unwrap_or_else(dice::by_the_clock);
+    torture(seed, Duration::from_secs(number("TORTURE_SECONDS").unwrap_or(60)), ROUND);
+}
