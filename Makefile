@@ -21,7 +21,7 @@ PACKAGE = target/package/$(NAME)-$(VERSION)-$(PG_LABEL)
 SOURCES := Cargo.toml Cargo.lock build.rs $(NAME).control $(shell find src sql -type f 2>/dev/null)
 
 .DEFAULT_GOAL := all
-.PHONY: all setup demo demo-stop test check bench fmt lint unit regress replication torture install uninstall package clean help
+.PHONY: all setup demo demo-stop test check bench bench-smoke fmt lint unit regress replication torture install uninstall package clean help
 .DELETE_ON_ERROR:
 
 all: $(STAGE)/.complete ## build the extension into target/stage
@@ -45,7 +45,7 @@ test: ## all tests, with all set-up
 
 check: test
 
-fmt lint unit regress replication bench: ## one kind of test each (make setup comes first)
+fmt lint unit regress replication bench bench-smoke: ## one kind of test each (make setup comes first)
 	tests/run $@
 
 # Handed on by place: SECONDS means something else to the shell.

@@ -25,8 +25,16 @@ for _name in ("PQclear", "PQfinish"):
     getattr(_lib, _name).restype = None
 
 
+_lib.PQresultErrorField.restype = ctypes.c_char_p
+_lib.PQresultErrorField.argtypes = [ctypes.c_void_p, ctypes.c_int]
+
+
 class Error(Exception):
     """What the server said."""
+
+    def __init__(self, message, sqlstate=None):
+        super().__init__(message)
+        self.sqlstate = sqlstate
 
 
 class Connection:
@@ -37,13 +45,16 @@ class Connection:
         if _lib.PQstatus(self._conn) != 0:
             raise Error(_lib.PQerrorMessage(self._conn).decode())
         self.run("SET client_min_messages = warning")
+        self.pid = int(self.one("SELECT pg_backend_pid()"))
 
     def rows(self, sql):
         """All rows of the last statement, as lists of texts and None."""
         result = _lib.PQexec(self._conn, sql.encode())
         try:
             if _lib.PQresultStatus(result) not in (0, 1, 2):
-                raise Error(f"{_lib.PQresultErrorMessage(result).decode().strip()}\n{sql[:400]}")
+                state = _lib.PQresultErrorField(result, ord("C"))
+                message = _lib.PQresultErrorMessage(result).decode().strip()
+                raise Error(f"{message}\n{sql[:400]}", state.decode() if state else None)
             columns = range(_lib.PQnfields(result))
             return [
                 [None if _lib.PQgetisnull(result, r, c) else _lib.PQgetvalue(result, r, c).decode() for c in columns]

@@ -17,7 +17,8 @@ wal_level = logical
 max_worker_processes = 32
 max_wal_senders = 10
 max_replication_slots = 10
-max_connections = 100
+max_connections = 150
+max_locks_per_transaction = 512
 """
 
 
@@ -38,9 +39,44 @@ class Server:
     def start(self):
         log = os.path.join(self.folder, "log")
         self.place.as_server([self.place.bin("pg_ctl"), "-D", self.data, "-l", log, "-w", "-t", "60", "start"])
+        with open(os.path.join(self.data, "postmaster.pid"), encoding="ascii") as file:
+            self.pid = int(file.readline())
 
     def stop(self):
         self.place.as_server([self.place.bin("pg_ctl"), "-D", self.data, "-m", "immediate", "-w", "stop"], check=False)
+
+    def processes(self):
+        """(pid, title) of the server's processes but for the postmaster."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
+                    parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+                if parent == self.pid:
+                    with open(f"/proc/{name}/cmdline", encoding="utf-8", errors="replace") as title:
+                        found.append((int(name), title.read().replace("\0", " ").strip()))
+            except OSError:
+                pass  # it ended while it was looked at
+        return found
+
+    def cpu(self):
+        """The processor time of the whole server so far, its ended processes included, in seconds."""
+        with open(f"/proc/{self.pid}/stat", encoding="utf-8") as stat:
+            ended = sum(int(ticks) for ticks in stat.read().rsplit(")", 1)[1].split()[13:15])
+        total = ended / os.sysconf("SC_CLK_TCK")
+        for pid in [self.pid, *(pid for pid, _ in self.processes())]:
+            try:
+                total += time.clock_gettime((~pid << 3) | 2)
+            except OSError:
+                pass
+        return total
+
+    def setting(self, name, value):
+        """Changes a setting that a reload brings to all."""
+        conn = self.connect()
+        conn.run(f"ALTER SYSTEM SET {name} = '{value}'")
+        conn.run("SELECT pg_reload_conf()")
+        conn.close()
 
     def conninfo(self, db):
         return f"host={self.folder} dbname={db} user=postgres"
@@ -73,6 +109,9 @@ class Place:
         if check and done.returncode != 0:
             raise RuntimeError(f"{command[0]}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def popen(self, command, **options):
+        return subprocess.Popen(self.command(command), cwd=self.folder, **options)
 
     def server(self, name, settings=""):
         server = Server(self, name, settings)

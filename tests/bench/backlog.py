@@ -1,0 +1,210 @@
+"""Backlogs: how long a run takes over many rows, against COPY of the same rows and against logical replication; to four targets;
+from two sources; and the first copy of a table."""
+
+from common import ROW, Skipped, kick, measured, serve, timed, until
+from opponents import Subscription
+
+DETAILS = "SELECT details FROM bucardo.syncrun WHERE upserts + conflicts > 0 ORDER BY run DESC LIMIT 1"
+
+
+class Turn:
+    """One contender's figures: seconds on the wall and of both servers' processors, by kind."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.walls, self.cpus = {}, {}
+
+    def take(self, kind, action):
+        wall, cpu = measured(action, lambda: self.bench.one.cpu() + self.bench.two.cpu())
+        self.walls.setdefault(kind, []).append(wall)
+        self.cpus.setdefault(kind, []).append(cpu)
+
+
+def kinds(bench):
+    inserts, updates = bench.rows(1_000_000), bench.rows(200_000)
+    return (
+        ("insert", inserts, f"INSERT INTO t {ROW} FROM generate_series(1, {inserts}) g", "true"),
+        ("update", updates, f"UPDATE t SET a = a + 1 WHERE id <= {updates}", f"id <= {updates}"),
+    )
+
+
+def ours(bench, control, source, target, turn, details):
+    """Our turn: both backlogs, beginning with an empty table."""
+    source.run("TRUNCATE t")
+    kick(control)
+    for kind, _, sql, _ in kinds(bench):
+        control.run("SELECT bucardo.pause('s')")
+        source.run(sql)
+        bench.checkpoint()
+        turn.take(kind, lambda: serve(control))
+        details[kind] = control.one(DETAILS)
+        bench.equal(source, [target])
+
+
+def theirs(bench, subscription, turn):
+    """Logical replication's turn. It is not held back meanwhile, because a subscription that is enabled anew starts seconds
+    later: its time begins when the source has committed, before which it applies nothing."""
+    source, target = subscription.source, subscription.target
+    for conn in (source, target):
+        conn.run("TRUNCATE t")
+    for kind, _, sql, _ in kinds(bench):
+        bench.checkpoint()
+        source.run(sql)
+        last = source.one("SELECT max(id) FROM t" if kind == "insert" else "SELECT 1")
+        wanted = source.one(f"SELECT a FROM t WHERE id = {last}")
+        there = f"SELECT 1 FROM t WHERE id = {last} AND a = {wanted}"
+        turn.take(kind, lambda: until(lambda: target.rows(there)))
+        bench.equal(source, [target])
+
+
+def backlog(bench):
+    """A backlog until both sides are equal, against binary COPY of the same rows by a pipe."""
+    bench.databases("source", "logical_source")
+    bench.databases("target", "copied", "updated", "logical", server=bench.two)
+    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
+    source, target, updated = bench.one.connect("source"), bench.two.connect("target"), bench.two.connect("updated")
+    subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
+    updated.run(f"INSERT INTO t {ROW} FROM generate_series(1, {bench.rows(1_000_000)}) g")
+    mine, native, copy, limit, details = Turn(bench), Turn(bench), Turn(bench), [], {}
+    for _ in range(bench.repeat):
+        ours(bench, control, source, target, mine, details)
+        theirs(bench, subscription, native)
+        for kind, _, sql, where in kinds(bench):
+            bench.on(bench.two, "copied", "TRUNCATE t")
+            bench.checkpoint()
+            select = f"SELECT * FROM t WHERE {where}"
+            copy.take(kind, lambda: bench.place.copy(bench.one, "source", select, bench.two, "copied", "t"))
+        updated.run("VACUUM t")
+        updated.run("CHECKPOINT")
+        limit.append(timed(lambda: updated.run(kinds(bench)[1][2])))
+    for kind, count, _, _ in kinds(bench):
+        work = f"backlog of {count:,} {kind}s"
+        bench.report(work, "COPY", copy.walls[kind], "s")
+        bench.report(work, "bucardo", mine.walls[kind], "s", copy.walls[kind], "<= 1.5 x")
+        bench.report(work, "native logical", native.walls[kind], "s", copy.walls[kind])
+        if kind == "update":
+            bench.report(work, "the UPDATE alone, there", limit, "s", copy.walls[kind])
+        for name, turn in (("COPY", copy), ("bucardo", mine), ("native logical", native)):
+            bench.report(f"{work}: CPU", name, turn.cpus[kind], "s", None if turn is copy else copy.cpus[kind], ours=turn is mine)
+        print(f"      {details[kind]}")
+    subscription.close()
+    for conn in (control, source, target, updated):
+        conn.close()
+    bench.drop("source", "target", "copied", "updated", "logical", "logical_source")
+
+
+def fan_out(bench):
+    """The work of the source for four targets, against that for one: the processor time of its whole server."""
+    targets = [("B", "target1"), ("C", "target2"), ("D", "target3"), ("E", "target4")]
+    figures = {}
+    for count in (1, 4):
+        bench.databases("control", table=None)
+        bench.databases("source", server=bench.two)
+        bench.databases(*(db for _, db in targets[:count]))
+        control = bench.sync("control", ("A", bench.two, "source"), [(name, bench.one, db) for name, db in targets[:count]])
+        source = bench.two.connect("source")
+        for _ in range(bench.repeat):
+            source.run("TRUNCATE t")
+            kick(control)
+            for kind, rows, sql, _ in kinds(bench):
+                control.run("SELECT bucardo.pause('s')")
+                source.run(sql)
+                bench.checkpoint()
+                control.run("SELECT bucardo.resume('s')")
+                wall, cpu = measured(lambda: kick(control), bench.two.cpu)
+                figures.setdefault((kind, rows, count), []).append((wall, cpu))
+                bench.equal(source, [bench.one.connect(db) for _, db in targets[:count]])
+        control.close()
+        source.close()
+        bench.drop("control", "source", *(db for _, db in targets))
+    for kind, rows, _, _ in kinds(bench):
+        work = f"{rows:,} {kind}s to 1 and to 4"
+        alone, four = figures[kind, rows, 1], figures[kind, rows, 4]
+        bench.report(work, "CPU of the source, one target", [cpu for _, cpu in alone], "s")
+        bench.report(work, "CPU of the source, four targets", [cpu for _, cpu in four], "s", [cpu for _, cpu in alone], "<= 1.2 x")
+        bench.report(work, "wall, four targets", [wall for wall, _ in four], "s", [wall for wall, _ in alone], ours=True)
+
+
+def two_sources(bench):
+    """Two sources: 20,000 disjoint updates on each and 2,000 rows that both changed, until both are equal."""
+    alone, both = bench.rows(20_000), bench.rows(2_000, 10)
+    total = 2 * alone + both
+    bench.databases("source")
+    bench.databases("other", server=bench.two)
+    work, times = f"two sources, 2 x {alone:,} updates, {both:,} conflicts", []
+    for server, db in ((bench.one, "source"), (bench.two, "other")):
+        bench.on(server, db, f"INSERT INTO t {ROW} FROM generate_series(1, {total}) g")
+    try:
+        control = bench.sync_of("source", [("A", bench.one, "source", "source"), ("B", bench.two, "other", "source")])
+    except Skipped as skipped:
+        bench.results.skip(work, skipped)
+        bench.drop("source", "other")
+        return
+    a, b = bench.one.connect("source"), bench.two.connect("other")
+    for _ in range(bench.repeat + 1):
+        control.run("SELECT bucardo.pause('s')")
+        a.run(f"UPDATE t SET a = a + 1 WHERE id <= {alone} OR id > {2 * alone}")
+        b.run(f"UPDATE t SET a = a + 2 WHERE id > {alone}")
+        times.append(timed(lambda: serve(control)))
+        bench.equal(a, [b])
+    # The first run prepares what later ones find.
+    bench.report(work, "bucardo", times[1:], "s", goal="<= 0.30 s")
+    for conn in (control, a, b):
+        conn.close()
+    bench.drop("source", "other")
+
+
+def activate(control):
+    control.run("SELECT bucardo.activate('s')")
+    kick(control)
+
+
+def initial_copy(bench):
+    """The first copy of a table of 5,000,000 rows of about 100 bytes, against binary COPY and the initial copy of a subscription."""
+    count = bench.rows(5_000_000)
+    table = "CREATE TABLE t (id int PRIMARY KEY, a int NOT NULL, v text)"
+    bench.databases("source", table=table)
+    bench.databases("copied", "subscribed", server=bench.two, table=table)
+    work, walls, limit, native = f"initial copy of {count:,} rows", [], [], []
+    bench.on(bench.one, "source", f"INSERT INTO t SELECT g, g % 1000, repeat(md5(g::text), 2) FROM generate_series(1, {count}) g")
+    source = bench.one.connect("source")
+    try:
+        for _ in range(bench.repeat):
+            bench.databases("target", server=bench.two, table=table)
+            bench.on(bench.one, "source", "DROP EXTENSION IF EXISTS bucardo CASCADE")
+            bench.on(bench.two, "postgres", "CHECKPOINT")
+            control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")], options=", onetimecopy => 1, status => 'inactive'")
+            walls.append(timed(lambda: activate(control)))
+            target = bench.two.connect("target")
+            bench.equal(source, [target])
+            control.close()
+            target.close()
+            bench.on(bench.two, "copied", "TRUNCATE t")
+            bench.on(bench.two, "copied", "CHECKPOINT")
+            limit.append(bench.place.copy(bench.one, "source", "SELECT * FROM t", bench.two, "copied", "t"))
+            native.append(initial_subscription(bench))
+        bench.report(work, "COPY", limit, "s")
+        bench.report(work, "bucardo", walls, "s", limit, "<= 1.05 x")
+        bench.report(work, "native logical", native, "s", limit)
+    except Skipped as skipped:
+        bench.results.skip(work, skipped)
+    source.close()
+    bench.drop("source", "target", "copied", "subscribed")
+
+
+def initial_subscription(bench):
+    """Seconds that a new subscription takes to copy the table."""
+    there = bench.two.connect("subscribed")
+    there.run("TRUNCATE t")
+    there.run("CHECKPOINT")
+    bench.on(bench.one, "source", "DROP PUBLICATION IF EXISTS first; CREATE PUBLICATION first FOR TABLE t")
+
+    def copied():
+        there.run(f"CREATE SUBSCRIPTION first CONNECTION '{bench.one.conninfo('source')}' PUBLICATION first")
+        until(lambda: there.one("SELECT bool_and(srsubstate IN ('r', 's')) FROM pg_subscription_rel") == "t")
+
+    seconds = timed(copied)
+    there.run("DROP SUBSCRIPTION first")
+    there.close()
+    bench.on(bench.one, "source", "DROP PUBLICATION first")
+    return seconds

@@ -1,0 +1,123 @@
+"""What capture costs the application: the same statements without it, with the native trigger, with the plain SQL one, and while
+PostgreSQL's logical decoding reads along. No run takes place meanwhile: the masters are stopped."""
+
+import os
+import re
+import resource
+import subprocess
+
+from common import ROW, cpu_of, measured
+from opponents import Decoder
+
+DATABASES = ("none", "native", "plain", "decoded")
+NAMES = {"none": "no capture", "native": "native", "plain": "plain SQL", "decoded": "logical decoding"}
+
+
+def captured_databases(bench):
+    """Databases with the same table: two of them captured, one natively, one by plain SQL because the extension is not there."""
+    bench.databases(*DATABASES, "sink")
+    bench.databases("control", table=None)
+    native = bench.sync("native", ("A", bench.one, "native"), [("B", bench.one, "sink")])
+    control = bench.sync("control", ("A", bench.one, "plain"), [("B", bench.one, "sink")])
+    for conn in (native, control):
+        conn.run("SELECT bucardo.stop()")
+        conn.close()
+
+
+def drop_captured(bench):
+    bench.drop("control", *DATABASES, "sink")
+
+
+def capture_statements(bench):
+    """What one statement of many rows costs with capture, against the same without."""
+    captured_databases(bench)
+    conns = {db: bench.one.connect(db) for db in DATABASES}
+    inserts, updates = bench.rows(1_000_000), bench.rows(200_000)
+    walls = {(kind, db): [] for kind in ("insert", "update") for db in DATABASES}
+    cpus = {key: [] for key in walls}
+
+    def once(kind, db, sql):
+        wall, cpu = measured(lambda: conns[db].run(sql), lambda: cpu_of(conns[db].pid))
+        walls[kind, db].append(wall)
+        cpus[kind, db].append(cpu)
+
+    for _ in range(bench.repeat):
+        for db in DATABASES:
+            decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
+            conns[db].run("TRUNCATE t")
+            if db in ("native", "plain"):
+                conns[db].run("SELECT bucardo.capture_purge()")
+            conns[db].run("CHECKPOINT")
+            once("insert", db, f"INSERT INTO t {ROW} FROM generate_series(1, {inserts}) g")
+            conns[db].run("VACUUM t")
+            conns[db].run("CHECKPOINT")
+            once("update", db, f"UPDATE t SET a = a + 1 WHERE id <= {updates}")
+            if decoder:
+                decoder.close()
+    goals = {"insert": {"native": "<= 1.22 x", "plain": "<= 1.6 x"}, "update": {"native": "<= 1.18 x", "plain": "<= 1.35 x"}}
+    for kind, count in (("insert", inserts), ("update", updates)):
+        for db in DATABASES:
+            work, goal = f"capture of one {kind} of {count:,}", goals[kind].get(db)
+            against = (None, None) if db == "none" else (walls[kind, "none"], cpus[kind, "none"])
+            bench.report(work, NAMES[db], walls[kind, db], "s", against[0], goal)
+            bench.report(f"{work}: CPU", NAMES[db], cpus[kind, db], "s", against[1], ours=db in ("native", "plain"))
+    for conn in conns.values():
+        conn.close()
+    drop_captured(bench)
+
+
+def children():
+    """The processor time of programs that were run and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def pgbench(bench, server, db, arguments, commit="on"):
+    """Runs pgbench; what it printed."""
+    command = [bench.place.bin("pgbench"), "-n", "-h", server.folder, "-U", "postgres", *arguments, db]
+    env = {**os.environ, "PGOPTIONS": f"-c synchronous_commit={commit}"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=bench.place.folder)
+    if done.returncode != 0:
+        raise RuntimeError(f"pgbench: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def rate(bench, db, script, clients, commit):
+    """Transactions a second, and the processor time of each in microseconds (server and pgbench)."""
+    before = bench.one.cpu() + children()
+    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", "prepared", *bench.load(8)], commit)
+    used = bench.one.cpu() + children() - before
+    done = int(re.search(r"actually processed: (\d+)", out)[1])
+    return float(re.search(r"tps = ([\d.]+)", out)[1]), used / max(1, done) * 1e6
+
+
+def capture_transactions(bench):
+    """One-row transactions by pgbench: their rate and their processor time against the same without capture."""
+    captured_databases(bench)
+    rows = bench.rows(100_000)
+    script = os.path.join(bench.place.folder, "update.pgbench")
+    with open(script, "w", encoding="ascii") as file:
+        file.write(f"\\set id random(1, {rows})\nUPDATE t SET a = a + 1 WHERE id = :id;\n")
+    os.chmod(script, 0o644)
+    for db in DATABASES:
+        bench.on(bench.one, db, f"INSERT INTO t {ROW} FROM generate_series(1, {rows}) g; ALTER TABLE t SET (fillfactor = 50)")
+        bench.on(bench.one, db, "VACUUM FULL t")
+    for commit, goals in (("off", {"native": ">= 0.95 x", "plain": ">= 0.88 x"}), ("on", {"native": ">= 0.97 x", "plain": ">= 0.93 x"})):
+        for clients in (2, 16):
+            rates, costs = {db: [] for db in DATABASES}, {db: [] for db in DATABASES}
+            for _ in range(bench.repeat):
+                for db in DATABASES:
+                    bench.on(bench.one, db, "VACUUM t")
+                    bench.on(bench.one, db, "CHECKPOINT")
+                    decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
+                    tps, micros = rate(bench, db, script, clients, commit)
+                    if decoder:
+                        decoder.close()
+                    rates[db].append(tps)
+                    costs[db].append(micros)
+            work = f"one-row commits, {clients} clients, sync {commit}"
+            for db in DATABASES:
+                against = (None, None) if db == "none" else (rates["none"], costs["none"])
+                bench.report(work, NAMES[db], rates[db], "tps", against[0], goals.get(db))
+                bench.report(f"{work}: CPU", NAMES[db], costs[db], "us", against[1], ours=db in goals)
+    drop_captured(bench)

@@ -1,0 +1,155 @@
+"""How soon a change is there: one row at a time, and under pgbench's TPC-B at a fixed rate."""
+
+import statistics
+import subprocess
+import threading
+import time
+
+import pq
+from capture import pgbench
+from common import median_and_p99, quantile, timed, until
+from opponents import Subscription
+
+PGBENCH_TABLES = "pgbench_accounts, pgbench_branches, pgbench_tellers"
+KEYS = {"pgbench_accounts": "aid", "pgbench_branches": "bid", "pgbench_tellers": "tid"}
+
+
+def one_by_one(source, target, first, count, pause=0.01):
+    """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample."""
+    samples = []
+    for n in range(first, first + count):
+        time.sleep(pause)
+        source.run(f"INSERT INTO t VALUES ({n}, 0, 'x')")
+        began = time.perf_counter()
+        while not target.rows(f"SELECT 1 FROM t WHERE id = {n}"):
+            pass
+        samples.append((time.perf_counter() - began) * 1000)
+    return samples
+
+
+def samples_of(source, target, count):
+    one_by_one(source, target, 1, 20, 0.02)
+    return one_by_one(source, target, 1000, count)
+
+
+def latency(bench):
+    """From the commit to the row being visible on the other side, one row at a time."""
+    count = bench.rows(300, 20)
+    bench.databases("source", "logical_source")
+    bench.databases("far_control", table=None)
+    bench.databases("target", "far_source", "far_target", "logical", server=bench.two)
+    near = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
+    far = bench.sync("far_control", ("F", bench.two, "far_source"), [("B", bench.two, "far_target")])
+    subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
+    poll_min = float(far.one("SELECT setting FROM pg_settings WHERE name = 'bucardo.poll_min'"))
+    pairs = {
+        "bucardo": (bench.one.connect("source"), bench.two.connect("target")),
+        "bucardo, polled member": (bench.two.connect("far_source"), bench.two.connect("far_target")),
+        "native logical": (subscription.source, subscription.target),
+    }
+    goals = {"bucardo": ("<= 2 ms", "<= 8 ms"), "bucardo, polled member": (f"<= {poll_min + 5:g} ms", None)}
+    samples = {name: [] for name in pairs}
+    for name, (source, target) in pairs.items():
+        samples[name] = samples_of(source, target, count)
+    for name, values in samples.items():
+        median_and_p99(bench.report, "commit to visible", name, values, goals.get(name, (None, None)))
+    subscription.close()
+    for conn in (near, far, *pairs["bucardo"], *pairs["bucardo, polled member"]):
+        conn.close()
+    bench.drop("source", "far_control", "target", "far_source", "far_target", "logical", "logical_source")
+
+
+class Sampler:
+    """Asks something again and again while the benchmark is inside the `with`; `samples` has the answers afterwards."""
+
+    def __init__(self, ask, pause=0.2):
+        self.ask, self.pause = ask, pause
+        self.samples, self.error, self.over = [], None, threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        try:
+            while not self.over.wait(self.pause):
+                self.samples.append(self.ask())
+        except pq.Error as error:
+            self.error = error
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *failure):
+        self.over.set()
+        self.thread.join()
+        if self.error and not failure[0]:
+            raise self.error
+
+
+BACKLOG = """SELECT coalesce(sum(changes), 0), coalesce(extract(epoch FROM clock_timestamp() - min(oldest)) * 1000, 0)
+FROM bucardo.capture_backlog((SELECT min(control) FROM bucardo.capture_track))"""
+
+
+def backlog_of(conn):
+    return [float(x) for x in conn.rows(BACKLOG)[0]]
+
+
+def tpcb_databases(bench, names):
+    for server, db in names:
+        server.create_database(db)
+        arguments = ["-i", "-q", "-s", str(max(1, round(10 * min(1, bench.factor)))), "-h", server.folder, "-U", "postgres", db]
+        subprocess.run([bench.place.bin("pgbench"), *arguments], check=True, capture_output=True, cwd=bench.place.folder)
+
+
+def tpcb(bench):
+    """pgbench's TPC-B at 500/s: rows pending and the oldest of them meanwhile, and how long it takes until all is served."""
+    load = ["-c", "4", "-j", "1", "-R", "500", "-M", "prepared", *bench.load(60)]
+    for vacuum in ("on", "off"):
+        tpcb_databases(bench, [(bench.one, "source"), (bench.two, "target"), (bench.one, "logical_source"), (bench.two, "logical")])
+        for server in (bench.one, bench.two):
+            server.setting("autovacuum", vacuum)
+        work = f"TPC-B 500/s, autovacuum {vacuum}"
+        tpcb_ours(bench, work, load)
+        tpcb_native(bench, work, load)
+        bench.drop("source", "target", "logical_source", "logical")
+    for server in (bench.one, bench.two):
+        server.setting("autovacuum", "on")
+
+
+def compare_tpcb(bench, source, target):
+    for table, key in KEYS.items():
+        bench.equal(source, [target], table, key)
+
+
+def tpcb_ours(bench, work, load):
+    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")], PGBENCH_TABLES)
+    watcher, target = bench.one.connect("source"), bench.two.connect("target")
+    asker = bench.one.connect("source")
+    with Sampler(lambda: backlog_of(watcher)) as sampler:
+        pgbench(bench, bench.one, "source", load)
+        drain = timed(lambda: until(lambda: backlog_of(asker)[0] == 0)) * 1000
+    samples = sampler.samples or [backlog_of(watcher)]
+    compare_tpcb(bench, control, target)
+    pending, oldest = [s[0] for s in samples], [s[1] for s in samples]
+    bench.report(work, "bucardo, pending, median", [statistics.median(pending)], "rows", goal="<= 5 rows")
+    bench.report(work, "bucardo, pending, p99", [quantile(pending, 0.99)], "rows", ours=True)
+    bench.report(work, "bucardo, oldest, median", [statistics.median(oldest)], "ms", goal="<= 10 ms")
+    bench.report(work, "bucardo, oldest, p99", [quantile(oldest, 0.99)], "ms", ours=True)
+    bench.report(work, "bucardo, to drain", [drain], "ms", goal="<= 50 ms")
+    for conn in (control, watcher, asker, target):
+        conn.close()
+
+
+def tpcb_native(bench, work, load):
+    subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
+    watcher = bench.one.connect("logical_source")
+    with Sampler(lambda: subscription.lag(watcher)) as sampler:
+        pgbench(bench, bench.one, "logical_source", load)
+        lsn = subscription.source.one("SELECT pg_current_wal_lsn()")
+        drain = timed(lambda: until(lambda: subscription.flushed(lsn))) * 1000
+    lags = sampler.samples or [0.0]
+    compare_tpcb(bench, subscription.source, subscription.target)
+    bench.report(work, "native logical, replay_lag, median", [statistics.median(lags)], "ms")
+    bench.report(work, "native logical, replay_lag, p99", [quantile(lags, 0.99)], "ms")
+    bench.report(work, "native logical, to drain", [drain], "ms")
+    watcher.close()
+    subscription.close()

@@ -1,0 +1,183 @@
+"""What it costs to have it: memory of a kid, processor time and writing at rest, and the space of served deltas."""
+
+import threading
+import time
+
+from common import ROW, cpu_of, kick, serve, timed
+from many import make_syncs
+
+
+def anonymous(pid):
+    """The anonymous memory of a process in MiB: what it has for itself, without shared buffers."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def peak_of_kids(bench, action):
+    """The most anonymous memory that a kid had during `action`."""
+    watcher = bench.one.connect("source")
+    peak, over = [0.0], threading.Event()
+
+    def watch():
+        while not over.is_set():
+            for (pid,) in watcher.rows("SELECT pid FROM bucardo.activity WHERE kind = 'kid'"):
+                try:
+                    peak[0] = max(peak[0], anonymous(pid))
+                except OSError:
+                    pass
+            over.wait(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        action()
+    finally:
+        over.set()
+        thread.join()
+        watcher.close()
+    return peak[0]
+
+
+def memory(bench):
+    """The anonymous memory of the kid while it serves a backlog: it must not grow with it."""
+    bench.databases("source")
+    bench.databases("target", server=bench.two)
+    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
+    source, target = bench.one.connect("source"), bench.two.connect("target")
+    # 64 MiB, and the default of bucardo.kid_work_mem.
+    for count in (bench.rows(50_000), bench.rows(2_500_000)):
+        for change in ("inserted", "updated"):
+            control.run("SELECT bucardo.pause('s')")
+            if change == "inserted":
+                source.run("TRUNCATE t")
+                source.run(f"INSERT INTO t {ROW} FROM generate_series(1, {count}) g")
+            else:
+                source.run("UPDATE t SET a = a + 1")
+            peak = peak_of_kids(bench, lambda: serve(control))
+            bench.report(f"memory of a kid, {count:,} rows {change}", "bucardo", [peak], "MiB", goal="<= 128 MiB")
+            bench.equal(source, [target])
+    for conn in (control, source, target):
+        conn.close()
+    bench.drop("source", "target")
+
+
+def workers(bench):
+    """Our background workers, and the sessions that they have on both servers."""
+    ours = [pid for pid, title in bench.one.processes() if "bucardo" in title and "[local]" not in title]
+    sessions = []
+    for server in (bench.one, bench.two):
+        conn = server.connect()
+        sql = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'bucardo%' AND backend_type = 'client backend'"
+        sessions += [int(row[0]) for row in conn.rows(sql)]
+        conn.close()
+    return ours, sessions
+
+
+def positions(bench):
+    """The WAL written and the transaction ids taken so far on both servers."""
+    found = []
+    for server in (bench.one, bench.two):
+        conn = server.connect()
+        found.append((conn.number("SELECT pg_current_wal_insert_lsn() - '0/0'"), conn.number("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")))
+        conn.close()
+    return [sum(column) for column in zip(*found)]
+
+
+def idle(bench):
+    """Ten syncs of fifty tables at rest: processor time, WAL and transaction ids; woken by this server, and polled."""
+    seconds = bench.seconds(60)
+    for kind, server in (("woken", bench.one), ("polled", bench.two)):
+        control = make_syncs(bench, 10, bench.rows(50, 2), server)
+        for s in range(10):
+            kick(control, f"s{s + 1}")
+        for each in (bench.one, bench.two):
+            each.setting("autovacuum", "off")
+        bench.checkpoint()
+        # Until what was made is purged, compared and written out, and polling has slowed down.
+        time.sleep(bench.seconds(25))
+        ours, sessions = workers(bench)
+        before, cpu = positions(bench), [sum(map(cpu_of, pids)) for pids in (ours, sessions)]
+        time.sleep(seconds)
+        used = [sum(map(cpu_of, pids)) - was for pids, was in zip((ours, sessions), cpu)]
+        wal, xids = [now - was for now, was in zip(positions(bench), before)]
+        work = f"idle {seconds} s, 10 syncs, {kind}"
+        bench.report(work, f"CPU of {len(ours)} workers", [used[0] / seconds * 100], "%", goal="<= 0.5 %")
+        bench.report(work, f"CPU of their {len(sessions)} sessions", [used[1] / seconds * 100], "%", ours=True)
+        bench.report(work, "WAL", [wal], "bytes", goal="<= 0 bytes")
+        bench.report(work, "transaction ids", [xids], "xids", goal="<= 0 xids")
+        for each in (bench.one, bench.two):
+            each.setting("autovacuum", "on")
+        control.close()
+        bench.drop("control", "source", "target")
+
+
+SEGMENTS = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g"
+
+
+def rounds_of(bench, held, rounds, rows):
+    """The seconds of runs of `rows` updates each, with or without a snapshot held on the source; bytes left after the purge."""
+    bench.databases("source")
+    bench.databases("target", server=bench.two)
+    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
+    source, target, holder = bench.one.connect("source"), bench.two.connect("target"), bench.one.connect("source")
+    source.run(f"INSERT INTO t {ROW} FROM generate_series(1, {rounds * rows}) g")
+    kick(control)
+    if held:
+        holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM t LIMIT 1")
+    times = []
+    for n in range(rounds):
+        control.run("SELECT bucardo.pause('s')")
+        source.run(f"UPDATE t SET a = a + 1 WHERE id > {n * rows} AND id <= {(n + 1) * rows}")
+        bench.checkpoint()
+        times.append(timed(lambda: serve(control)))
+    # A purge leaves the segment that is written to; the next one finds it left.
+    for _ in range(2):
+        source.run("SELECT bucardo.capture_purge()")
+    left = source.number(SEGMENTS)
+    bench.equal(source, [target])
+    for conn in (holder, control, source, target):
+        conn.close()
+    bench.drop("source", "target")
+    return times, left
+
+
+def old_snapshot(bench):
+    """2,000,000 changes served in ten runs while a snapshot is held on the source: the last runs against the first."""
+    rounds, rows = 10, bench.rows(200_000)
+    work = f"10 x {rows:,} changes, an old snapshot"
+    free, _ = rounds_of(bench, False, rounds, rows)
+    held, left = rounds_of(bench, True, rounds, rows)
+    bench.report(work, "no snapshot: the first 3 runs", free[:3], "s")
+    bench.report(work, "no snapshot: the last 3 runs", free[-3:], "s", free[:3], ours=True)
+    bench.report(work, "held: the first 3 runs", held[:3], "s")
+    bench.report(work, "held: the last 3 runs", held[-3:], "s", held[:3], "<= 1.5 x")
+    bench.report(work, "held: segments after the purge", [left], "bytes", goal="<= 0 bytes")
+
+
+def purge(bench):
+    """The purge of 1,000,000 served deltas, written by one statement, and by a statement for each row."""
+    count = bench.rows(1_000_000)
+    bench.databases("source")
+    bench.databases("target", server=bench.two)
+    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
+    bench.one.setting("bucardo.purge_interval", "1h")
+    source, target = bench.one.connect("source"), bench.two.connect("target")
+    one_by_one = f"DO $$ BEGIN FOR i IN 1..{count} LOOP UPDATE t SET a = a + 1 WHERE id = i; END LOOP; END $$"
+    changes = (("by one statement", f"INSERT INTO t {ROW} FROM generate_series(1, {count}) g"), ("by a statement each", one_by_one))
+    for name, sql in changes:
+        control.run("SELECT bucardo.pause('s')")
+        source.run("SELECT bucardo.capture_purge()")
+        source.run(sql)
+        size = source.number(SEGMENTS)
+        serve(control)
+        first = timed(lambda: source.run("SELECT bucardo.capture_purge()")) * 1000
+        work = f"purge of {count:,} deltas, {name}"
+        bench.report(work, "size before", [size / 1024 / 1024], "MiB", ours=True)
+        bench.report(work, "bucardo", [first], "ms", goal="<= 20 ms")
+        bench.report(work, "size after", [source.number(SEGMENTS)], "bytes", goal="<= 0 bytes")
+        bench.equal(source, [target])
+    bench.one.setting("bucardo.purge_interval", "10s")
+    for conn in (control, source, target):
+        conn.close()
+    bench.drop("source", "target")
