@@ -4,7 +4,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::required;
-use crate::catalog::{change, check};
+use crate::catalog::{change, check, interleave};
 use crate::error::Result;
 
 type Row = (String, Option<String>, String, Option<String>);
@@ -14,6 +14,7 @@ fn faults(sync: &str) -> Result<Vec<Row>> {
     let mut faults = Vec::new();
     let mut checked = check::check(&sync, None, "validate_sync", None, &mut faults)?;
     check::check_capture(&sync, &mut checked, &mut faults)?;
+    interleave::check(&sync, &mut checked, &mut faults)?;
     Ok(faults.into_iter().map(|f| (f.db, f.relation, f.fault, f.fix)).collect())
 }
 

@@ -1,6 +1,6 @@
 //! What the user configured: one file per noun of the schema, each with the struct that the rest of the extension
-//! works with and the SQL that loads and stores it. Knows SPI and the schema `bucardo`; `describe`, `pick` and
-//! `check` alone look at members. It must never decide what a run does.
+//! works with and the SQL that loads and stores it. Knows SPI and the schema `bucardo`; `describe`, `pick`, `interleave`
+//! and `check` alone look at members. It must never decide what a run does.
 
 pub mod change;
 pub mod check;
@@ -9,6 +9,7 @@ pub mod customcode;
 pub mod db;
 pub mod describe;
 pub mod group;
+pub mod interleave;
 pub mod options;
 pub mod pick;
 pub mod relation;

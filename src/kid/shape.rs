@@ -31,6 +31,8 @@ pub struct UniqueIndex {
     /// The rows that it holds, as SQL; None: all.
     pub predicate: Option<String>,
     pub nulls_not_distinct: bool,
+    /// Whether it is checked by a trigger, which is off while rows are applied: it refuses nothing then.
+    pub deferred: bool,
     /// All columns that it looks at.
     pub columns: Vec<String>,
 }
@@ -179,7 +181,7 @@ const UNIQUES: &str = "SELECT i.indrelid, \
     pg_catalog.pg_get_expr(i.indpred, i.indrelid), coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), \
     to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) \
         OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
-            AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))) \
+            AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate \
     FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
 
 /// The foreign keys among tables: table, parent, columns, the parent's columns, whether a deletion sets them to null.
@@ -211,6 +213,7 @@ fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
             predicate: rows.get(row, 2).map(str::to_string),
             nulls_not_distinct: rows.bool(row, 3),
             columns: names(row, 4),
+            deferred: rows.bool(row, 5),
         };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(index);
     }

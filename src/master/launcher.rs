@@ -58,7 +58,10 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
 fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble>, now: Instant) -> Option<Duration> {
     masters.retain(|db, started| {
         let gone = worker::life(&started.worker) == worker::Life::Gone;
-        if gone {
+        let as_asked = gone && shmem::with(|s| s.master(*db).is_some_and(|m| std::mem::take(&mut m.ended_as_asked)));
+        if as_asked {
+            troubles.remove(db);
+        } else if gone {
             let trouble = troubles.entry(*db).or_default();
             trouble.failures = if now >= started.at + STABLE { 1 } else { trouble.failures + 1 };
             trouble.next_try = Some(now + back_off(trouble.failures, RESTART_MIN, RESTART_MAX));

@@ -222,7 +222,10 @@ impl Master {
             latch::wait(None, Some(Duration::from_millis(20)));
         }
         // Wanted it is no more, unless somebody has said so meanwhile.
-        shmem::with(|s| s.masters[self.slot].stop = false);
+        shmem::with(|s| {
+            s.masters[self.slot].stop = false;
+            s.masters[self.slot].ended_as_asked = true;
+        });
         worker::exit(0)
     }
 

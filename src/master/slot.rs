@@ -56,6 +56,8 @@ pub struct MasterSlot {
     pub generation: u64,
     /// `stop` asks the master to end.
     pub stop: bool,
+    /// The master has ended because it was asked to: that is no failure to wait for.
+    pub ended_as_asked: bool,
     /// No kid may be started until this process (a DROP EXTENSION or DROP DATABASE) has ended its transaction.
     pub held_by: i32,
     pub ping_asked: u64,
@@ -72,6 +74,7 @@ impl MasterSlot {
         procno: -1,
         generation: 0,
         stop: false,
+        ended_as_asked: false,
         held_by: 0,
         ping_asked: 0,
         ping_answered: 0,

@@ -8,12 +8,12 @@ use super::settle::{Decision, Outcome, Written};
 use super::{Broken, Mesh, record};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::kid::apply::{self, Pass};
+use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::gather::text_array;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
 use crate::kid::{progress as track, sequence};
-use crate::libpq::Rows;
+use crate::libpq::{Conn, Rows};
 use crate::master::slot::Phase;
 
 const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, source, member, served, identity, run) \
@@ -27,6 +27,7 @@ impl Mesh<'_> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
+        self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
             return Ok(0);
@@ -101,9 +102,36 @@ impl Mesh<'_> {
         progress: &mut Progress,
     ) -> Result<(), Broken> {
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
+        self.with_source(at, excluded, |pass, work, source, others| {
+            for item in work.iter().filter(|w| w.change.changes > 0) {
+                progress.relation(&item.name, 0);
+                match few.get(&(at, item.change.relation)) {
+                    Some(rows) => {
+                        let outcome = outcomes.get(&item.change.relation);
+                        let which = sent_rows(rows, item.change.key.len(), outcome.and_then(|o| o.kept.get(&at)));
+                        if !which.is_empty() {
+                            apply::write_few(item, rows, &which, others);
+                        }
+                    }
+                    None => pass.write_many(item, source, others)?,
+                }
+                progress.relation(&item.name, item.change.changes);
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Calls with what one source has changed, its connection, and all other members. An error is the source's.
+    pub(super) fn with_source(
+        &mut self,
+        at: usize,
+        excluded: HashMap<i32, String>,
+        body: impl FnOnce(&Pass<'_>, &[Work<'_>], &mut Conn, &mut [Receiver]) -> Result<()>,
+    ) {
+        // Who is away is known only while all members are in their places.
         let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
-        let few_relations: Vec<i32> = few.keys().filter(|(place, _)| *place == at).map(|(_, r)| *r).collect();
-        let Some(offer) = self.offers[at].take() else { return Ok(()) };
+        let Some(offer) = self.offers[at].take() else { return };
         let mut from = self.members.remove(at);
         let shapes = from.shapes.clone();
         let pass = Pass {
@@ -124,28 +152,10 @@ impl Mesh<'_> {
             tag: format!("_{at}"),
         };
         let others = &mut self.members;
-        let sent = pass.work(others).and_then(|work| {
-            for item in work.iter().filter(|w| w.change.changes > 0) {
-                let relation = item.change.relation;
-                progress.relation(&item.name, 0);
-                match few.get(&(at, relation)).filter(|_| few_relations.contains(&relation)) {
-                    Some(rows) => {
-                        let outcome = outcomes.get(&relation);
-                        let which = sent_rows(rows, item.change.key.len(), outcome.and_then(|o| o.kept.get(&at)));
-                        if !which.is_empty() {
-                            apply::write_few(item, rows, &which, others);
-                        }
-                    }
-                    None => pass.write_many(item, &mut from.session.conn, others)?,
-                }
-                progress.relation(&item.name, item.change.changes);
-            }
-            Ok(())
-        });
+        let sent = pass.work(others).and_then(|work| body(&pass, &work, &mut from.session.conn, others));
         from.attempt(|_| sent);
         self.members.insert(at, from);
         self.offers[at] = Some(offer);
-        Ok(())
     }
 
     /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
@@ -324,7 +334,7 @@ fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usiz
 }
 
 /// Writes one row out of its JSON, or deletes it; how many rows were written and deleted.
-fn write_one(conn: &mut crate::libpq::Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
+fn write_one(conn: &mut Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
     match &one.row {
         Some(row) => {
             let json = row.to_string();

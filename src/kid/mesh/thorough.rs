@@ -6,7 +6,6 @@ use std::collections::HashMap;
 
 use super::settle::Decision;
 use super::{Broken, Mesh};
-use crate::kid::apply::Pass;
 use crate::kid::statements::Join;
 
 /// What is to be done on one receiver with what one source has staged there.
@@ -72,45 +71,21 @@ impl Mesh<'_> {
         kept: &HashMap<(usize, i32), String>,
         staged: &mut Vec<Staged>,
     ) -> Result<(), Broken> {
-        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
         let excluded = kept.get(&(at, relation)).map(|t| (relation, t.clone())).into_iter().collect();
-        let Some(offer) = self.offers[at].take() else { return Ok(()) };
-        let mut from = self.members.remove(at);
-        let shapes = from.shapes.clone();
-        let pass = Pass {
-            sync: &self.plan.sync,
-            changes: &offer.changes,
-            window: offer.union(),
-            care: self.care,
-            source: &shapes,
-            source_version: from.session.conn.version(),
-            sequences: None,
-            sequence_query: None,
-            news,
-            excluded,
-            level: false,
-            noted,
-            relayed,
-            origin,
-            tag: format!("_{at}"),
-        };
-        let others = &mut self.members;
-        let sent = pass.work(others).and_then(|work| {
+        let from = self.members[at].index;
+        self.with_source(at, excluded, |pass, work, source, others| {
             let Some(item) = work.iter().find(|w| w.change.relation == relation) else { return Ok(()) };
-            pass.stage(item, &mut from.session.conn, others)?;
+            pass.stage(item, source, others)?;
             for receiver in others.iter() {
                 let Ok(writing) = item.writing(receiver) else { continue };
                 let mut deletes = writing.apply_stage_thoroughly();
                 let inserts = deletes.split_off(3);
                 let stage = writing.stage.clone();
                 let note = pass.note(item, receiver);
-                staged.push(Staged { receiver: receiver.index, source: from.index, stage, note, deletes, inserts });
+                staged.push(Staged { receiver: receiver.index, source: from, stage, note, deletes, inserts });
             }
             Ok(())
         });
-        from.attempt(|_| sent);
-        self.members.insert(at, from);
-        self.offers[at] = Some(offer);
         self.check()
     }
 }

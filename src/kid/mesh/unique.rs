@@ -28,7 +28,14 @@ impl Mesh<'_> {
         let Some(hub) = sources.first().copied().filter(|_| sources.len() > 1) else { return Ok(()) };
         let Some(table) = self.members[hub].shapes.get(&relation).cloned() else { return Ok(()) };
         let key = self.key_of(relation);
-        let indexes: Vec<UniqueIndex> = table.uniques.iter().filter(|u| !u.is_on(&key)).cloned().collect();
+        let mut indexes: Vec<UniqueIndex> = Vec::new();
+        // One that a single member has must hold there too.
+        for index in self.members.iter().filter_map(|m| m.shapes.get(&relation)).flat_map(|t| &t.uniques) {
+            let here = index.columns.iter().all(|c| table.column(c).is_some());
+            if here && !index.is_on(&key) && !indexes.contains(index) {
+                indexes.push(index.clone());
+            }
+        }
         if indexes.is_empty() {
             return Ok(());
         }
@@ -41,6 +48,15 @@ impl Mesh<'_> {
             self.choose_rows(relation, &key, &rows, &mut doomed, outcome)?;
         }
         self.check()
+    }
+
+    /// Whether clashes must be looked for before any is refused, because a deferred index refuses none.
+    pub(super) fn must_look(&self, relations: &[i32]) -> bool {
+        let deferred = |r: &i32| {
+            let tables = self.members.iter().filter_map(|m| m.shapes.get(r));
+            self.changed(*r).len() > 1 && tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
+        };
+        relations.iter().any(deferred)
     }
 
     /// Copies the rows that every source is about to send into a table of one of them.

@@ -80,12 +80,12 @@ fn an_older_truncate_meets_a_newer_one_of_another_table() {
     m.changes(&[
         ("A", "TRUNCATE t"),
         ("B", "TRUNCATE u"),
-        ("B", "INSERT INTO t VALUES (1, 'B')"),
-        ("A", "INSERT INTO u VALUES (1, 'A')"),
+        ("B", "INSERT INTO t VALUES (10, 'B')"),
+        ("A", "INSERT INTO u VALUES (10, 'A')"),
     ]);
     m.drain_equal(&["t", "u"]);
-    m.expect_everywhere(ALL, "1B");
-    m.expect_everywhere("SELECT coalesce(string_agg(id || val, ' ' ORDER BY id), '') FROM u", "1A");
+    m.expect_everywhere(ALL, "10B");
+    m.expect_everywhere("SELECT coalesce(string_agg(id || val, ' ' ORDER BY id), '') FROM u", "10A");
 }
 
 /// The loser of a truncate is told like the loser of a deletion.
