@@ -19,6 +19,8 @@ pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: &[D
     let winners: Vec<Option<String>> = decisions.iter().map(|d| d.winner.clone()).collect();
     let rows: Vec<String> = decisions.iter().map(|d| d.rows.to_string()).collect();
     xact::transaction(|| {
+        // A kid does not wait for the disk, but for this it must: members that commit next may be other servers.
+        spi::execute("SET LOCAL synchronous_commit = on", &[])?;
         let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
             SELECT $1, $2, r, k::jsonb, s, w, i::jsonb FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) u(r, k, s, w, i)";
         let args = [
