@@ -83,9 +83,19 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
 );
 COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was truncated, or every row of it may have changed.';
 
+-- Native capture names here each segment that it writes into, in the transaction that does, so that idle tables cost a
+-- reader nothing: no row here, no delta there. A writer leaves it out only when it sees a committed row for the file
+-- that it writes into (a TRUNCATE gives the segment another file), so whoever sees a delta sees such a row too.
+CREATE TABLE IF NOT EXISTS bucardo.capture_touched (
+    capture integer NOT NULL,
+    file    oid     NOT NULL
+);
+CREATE INDEX IF NOT EXISTS capture_touched_capture ON bucardo.capture_touched (capture, file);
+COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native capture has written into.';
+
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 2 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 3 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -137,6 +147,9 @@ BEGIN
         (SELECT string_agg('q.k' || array_position(p_keys, k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
         p_query) USING p_origin;
     GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 AND c.native THEN
+        INSERT INTO bucardo.capture_touched VALUES (c.id, pg_relation_filenode(c.segments[active]));
+    END IF;
     IF n > 0 AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
         EXECUTE 'SELECT bucardo.capture_wake()';
     END IF;
@@ -437,6 +450,7 @@ BEGIN
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;
     DELETE FROM bucardo.capture_mark WHERE relid = c.relid;
+    DELETE FROM bucardo.capture_touched WHERE capture = p_id;
     DELETE FROM bucardo.capture WHERE id = p_id;
 END
 $body$;
@@ -598,6 +612,22 @@ BEGIN
 END
 $body$;
 
+-- Whether a captured table's segments hold anything, by their files.
+CREATE OR REPLACE FUNCTION bucardo.capture_filled(p_segments oid[]) RETURNS boolean
+LANGUAGE sql STABLE AS $body$
+    SELECT pg_catalog.pg_relation_size(p_segments[1]) > 0 OR pg_catalog.pg_relation_size(p_segments[2]) > 0 OR pg_catalog.pg_relation_size(p_segments[3]) > 0
+$body$;
+
+-- The captured tables that may have anything pending. What is pending on others is nothing, whoever asks. Only the plain
+-- capture's segments are asked one by one.
+CREATE OR REPLACE FUNCTION bucardo.capture_candidates() RETURNS SETOF bucardo.capture
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT k.* FROM bucardo.capture k
+     WHERE CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
+        OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
+        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid))
+$body$;
+
 -- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
 CREATE OR REPLACE FUNCTION bucardo.capture_served(p_capture integer) RETURNS TABLE (control text, sync text, member text, xmax bigint, xip bigint[])
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
@@ -621,7 +651,7 @@ DECLARE
 BEGIN
     FOR c IN SELECT k.id, k.relid, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
                     (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
-               FROM bucardo.capture k LOOP
+               FROM bucardo.capture_candidates() k LOOP
         CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
         total := total + coalesce(c.size, 0);
         FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
@@ -661,7 +691,7 @@ DECLARE
     condition text;
 BEGIN
     FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, k.batched, u.sync AS name
-               FROM bucardo.capture k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
+               FROM bucardo.capture_candidates() k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
         CONTINUE WHEN condition IS NULL;
@@ -698,14 +728,18 @@ BEGIN
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
         AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
-    FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
+    FOR c IN SELECT * FROM bucardo.capture_candidates() k ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
         CONTINUE WHEN condition IS NULL;
         EXECUTE format('DELETE FROM bucardo.capture_mark WHERE relid = %s AND NOT (%s)', c.relid, condition);
-        CONTINUE WHEN NOT EXISTS (SELECT FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0);
+        IF NOT bucardo.capture_filled(c.segments) THEN
+            -- Nobody relies on a file that is gone: only somebody else than us could have rewritten the segment.
+            DELETE FROM bucardo.capture_touched t WHERE t.capture = c.id AND t.file <> ALL (ARRAY(SELECT pg_relation_filenode(g) FROM unnest(c.segments) g));
+            CONTINUE;
+        END IF;
         EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
         IF pg_relation_size(c.segments[active]) > 0 THEN
             SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
@@ -722,6 +756,7 @@ BEGIN
                 EXECUTE format('SELECT coalesce(sum(%s), 0), coalesce(bool_or(%s), false) FROM %s',
                     CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, condition, c.segments[i]::regclass) INTO n, unserved;
                 IF NOT unserved THEN
+                    DELETE FROM bucardo.capture_touched t WHERE t.capture = c.id AND t.file = pg_relation_filenode(c.segments[i]);
                     EXECUTE format('TRUNCATE %s', c.segments[i]::regclass);
                     freed := freed + n;
                 END IF;

@@ -28,15 +28,14 @@ BEGIN
         FOR c IN
             SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches,
                    coalesce(m.truncated, false) AS truncated, coalesce(m.whole, false) OR p.renewed AS whole
-              FROM bucardo.capture k
+              FROM bucardo.capture_candidates() k
               JOIN bucardo.capture_sync s ON s.capture = k.id
-             CROSS JOIN LATERAL (SELECT bucardo.capture_renewed(k.id, k.relid) AS renewed) p
+             CROSS JOIN LATERAL (SELECT k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed) p
               LEFT JOIN (SELECT b.relid AS marked, bool_or(b.kind = 'truncate') AS truncated, bool_or(b.kind = 'whole') AS whole
                            FROM bucardo.capture_mark b
                           WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR b.origin <> ALL (echoes))
                           GROUP BY b.relid) m ON m.marked = k.relid
              WHERE s.control = p_control AND s.sync = p_sync
-               AND (m.marked IS NOT NULL OR p.renewed OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
         LOOP
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
             batched := c.in_batches; changes := 0; existed := 0;
@@ -78,10 +77,8 @@ DECLARE
 BEGIN
     FOR c IN
         SELECT k.id, k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches
-          FROM bucardo.capture k JOIN bucardo.capture_sync s ON s.capture = k.id
+          FROM bucardo.capture_candidates() k JOIN bucardo.capture_sync s ON s.capture = k.id
          WHERE s.control = p_control AND s.sync = p_sync
-           AND (EXISTS (SELECT FROM bucardo.capture_mark b WHERE b.relid = k.relid)
-                OR EXISTS (SELECT FROM unnest(k.segments) g WHERE pg_relation_size(g) > 0))
     LOOP
         relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
         batched := c.in_batches; changes := 0; existed := 0; newest := NULL;

@@ -88,7 +88,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
             // Whole tables are copied as between several sources.
-            Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, members, progress),
+            Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, todo | (1 << source), progress),
             Err((error, fresh)) => {
                 forget(plan, &error);
                 match retry::judge(&error, attempt, care, fresh) {

@@ -10,6 +10,8 @@ use std::mem::MaybeUninit;
 
 use pgrx::pg_sys::{self, AttrNumber, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
 
+use super::touched::Segment;
+
 /// How many rows are written at once.
 const ROWS: usize = 1000;
 /// How many keys go into one row's arrays at most, and how many bytes of them: the row must fit into a page, where it
@@ -56,6 +58,8 @@ pub struct Key {
 /// A captured table, resolved for this backend.
 #[derive(Clone, Debug)]
 pub struct Captured {
+    /// Its number in `bucardo.capture`.
+    id: i32,
     pub active: Oid,
     pub segments: [Oid; 3],
     pub keys: Vec<Key>,
@@ -65,6 +69,8 @@ pub struct Captured {
 /// `Some(Err(()))`: the table's key is not what the segments hold, so single rows cannot be written down.
 pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> {
     let (names, keys) = arguments.split_at_checked(4)?;
+    // The first is `seg7_active`.
+    let id = names[0].to_str().ok()?.strip_prefix("seg")?.strip_suffix("_active")?.parse().ok()?;
     // SAFETY: catalog look-ups by NUL-terminated names, inside a transaction; a missing object answers 0.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"bucardo".as_ptr(), true);
@@ -84,7 +90,7 @@ pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> 
             pg_sys::get_typlenbyvalalign(kind, &mut length, &mut by_value, &mut align);
             columns.push(Key { attnum, kind, by_value, length, align });
         }
-        Some(Ok(Captured { active: found[0], segments: [found[1], found[2], found[3]], keys: columns }))
+        Some(Ok(Captured { id, active: found[0], segments: [found[1], found[2], found[3]], keys: columns }))
     }
 }
 
@@ -110,6 +116,7 @@ fn active_segment(sequence: Oid) -> usize {
 
 /// The writer of one statement. Owns nothing that a jump could leak: all of it is memory of the current context.
 struct Writer {
+    capture: i32,
     rel: Relation,
     desc: TupleDesc,
     keys: *const Key,
@@ -155,6 +162,7 @@ impl Writer {
             );
             let batched = (*desc).natts as usize == 2 * n + EXTRA;
             Self {
+                capture: captured.id,
                 rel,
                 desc,
                 keys: captured.keys.as_ptr(),
@@ -309,11 +317,14 @@ impl Writer {
         self.filled = 0;
     }
 
+    /// Where everything went.
+    ///
     /// # Safety
     /// Inside the guard; last call.
-    unsafe fn finish(&mut self) {
+    unsafe fn finish(&mut self) -> Segment {
         // SAFETY: writes what is left, drops the slots and closes the relation, keeping its lock.
         unsafe {
+            let segment = Segment { capture: self.capture, oid: (*self.rel).rd_id, file: (*self.rel).rd_node.relNode };
             self.batch();
             self.write();
             for i in 0..self.made {
@@ -321,6 +332,7 @@ impl Writer {
             }
             pg_sys::MemoryContextDelete(self.memory);
             pg_sys::table_close(self.rel, pg_sys::NoLock as i32);
+            segment
         }
     }
 }
@@ -339,11 +351,11 @@ unsafe fn reader(store: *mut Tuplestorestate, desc: TupleDesc) -> *mut TupleTabl
     }
 }
 
-/// Writes down the keys of a statement's rows. `old`, `new`: the transition tables that it has.
+/// Writes down the keys of a statement's rows, those of the transition tables that it has. Where to; None: nothing changed.
 ///
 /// # Safety
 /// Called from a running AFTER STATEMENT trigger with its own data.
-pub unsafe fn statement(trigger: *mut TriggerData, captured: &Captured) {
+pub unsafe fn statement(trigger: *mut TriggerData, captured: &Captured) -> Option<Segment> {
     // SAFETY: the tuplestores belong to the trigger; everything is opened, used and closed inside the guard.
     unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
@@ -353,17 +365,18 @@ pub unsafe fn statement(trigger: *mut TriggerData, captured: &Captured) {
                 (false, false) => updated(old, new, desc, captured),
                 (true, false) => written(new, desc, captured, false),
                 (false, true) => written(old, desc, captured, true),
-                (true, true) => {}
+                (true, true) => None,
             }
-        });
+        })
     }
 }
 
 /// # Safety
 /// Inside the guard.
-unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured, existed: bool) {
+unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured, existed: bool) -> Option<Segment> {
     // SAFETY: see `statement`.
     unsafe {
+        let mut segment = None;
         let slot = reader(store, desc);
         if tuplestore_gettupleslot(store, true, false, slot) {
             let mut writer = Writer::new(captured, existed);
@@ -373,15 +386,16 @@ unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captu
                     break;
                 }
             }
-            writer.finish();
+            segment = Some(writer.finish());
         }
         pg_sys::ExecDropSingleTupleTableSlot(slot);
+        segment
     }
 }
 
 /// # Safety
 /// Inside the guard. Old and new rows of an UPDATE stand in the same order.
-unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured) {
+unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured) -> Option<Segment> {
     // SAFETY: see `statement`.
     unsafe {
         let (before, after) = (reader(old, desc), reader(new, desc));
@@ -402,11 +416,10 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
                 writer.add(before);
             }
         }
-        if begun {
-            writer.assume_init_mut().finish();
-        }
+        let segment = begun.then(|| writer.assume_init_mut().finish());
         pg_sys::ExecDropSingleTupleTableSlot(before);
         pg_sys::ExecDropSingleTupleTableSlot(after);
+        segment
     }
 }
 
@@ -448,11 +461,11 @@ unsafe fn same_key(a: *mut TupleTableSlot, b: *mut TupleTableSlot, keys: &[Key])
     }
 }
 
-/// Writes down the key of one row, and the old key when it changed, for a row trigger.
+/// Writes down the key of one row, and the old key when it changed, for a row trigger. Where to.
 ///
 /// # Safety
 /// Called from a running AFTER ROW trigger with its own data.
-pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) {
+pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) -> Option<Segment> {
     // SAFETY: the tuples belong to the trigger and have the shape of its relation.
     unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
@@ -472,8 +485,9 @@ pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) {
                 }
                 pg_sys::ExecDropSingleTupleTableSlot(second);
             }
-            writer.finish();
+            let segment = writer.finish();
             pg_sys::ExecDropSingleTupleTableSlot(first);
-        });
+            Some(segment)
+        })
     }
 }

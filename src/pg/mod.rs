@@ -9,6 +9,7 @@ pub mod latch;
 pub mod role;
 pub mod shmem;
 pub mod spi;
+pub mod touched;
 pub mod trigger;
 pub mod worker;
 pub mod xact;

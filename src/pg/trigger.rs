@@ -11,7 +11,7 @@ use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid, TriggerData};
 use pgrx::{pg_guard, warning};
 
 use super::delta::{self, Captured};
-use super::shmem;
+use super::{role, shmem, touched};
 
 /// What the cache knows of a table.
 #[derive(Clone)]
@@ -58,14 +58,18 @@ pub unsafe extern "C-unwind" fn bucardo_capture(fcinfo: FunctionCallInfo) -> Dat
     match known(table, trigger) {
         Known::Ready(captured) => {
             // SAFETY: the trigger's data are its own; see `delta`.
-            unsafe {
-                if (*trigger).tg_event & pg_sys::TRIGGER_EVENT_ROW != 0 {
-                    delta::row(trigger, &captured);
-                } else {
-                    delta::statement(trigger, &captured);
+            let segment = unsafe {
+                match (*trigger).tg_event & pg_sys::TRIGGER_EVENT_ROW {
+                    0 => delta::statement(trigger, &captured),
+                    _ => delta::row(trigger, &captured),
                 }
+            };
+            if let Some(segment) = segment {
+                if let Err(error) = touched::tell(segment) {
+                    pgrx::error!("bucardo: a changed table could not be noted: {error}");
+                }
+                CAPTURED.set(true);
             }
-            CAPTURED.set(true);
         }
         Known::Altered => mark_whole(table),
         Known::Absent => warn_absent(),
@@ -139,20 +143,8 @@ pub fn note_captured() {
 
 /// The key changed under the triggers: single rows cannot be written down, so the whole table is.
 fn mark_whole(table: Oid) {
-    let (mut user, mut context) = (Oid::INVALID, 0);
-    // SAFETY: the identity is switched to the owner of the extension's objects for one statement of ours; an ERROR in
-    // between ends the transaction, which restores it.
-    unsafe {
-        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        pg_sys::SetUserIdAndSecContext(
-            Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
-            context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
-        );
-    }
-    let marked = pgrx::Spi::run(&format!("SELECT bucardo.capture_whole({}::pg_catalog.oid)", table.to_u32()));
-    // SAFETY: as above.
-    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
-    if let Err(error) = marked {
+    let sql = format!("SELECT bucardo.capture_whole({}::pg_catalog.oid)", table.to_u32());
+    if let Err(error) = role::with_rights_of(pg_sys::BOOTSTRAP_SUPERUSERID, || pgrx::Spi::run(&sql)) {
         warning!("bucardo: a changed table could not be marked: {error}");
     }
     CAPTURED.set(true);

@@ -8,7 +8,13 @@ use crate::net::{Capture, Net};
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
 for_both!(statements, foreign_keys, partitions, truncated_new_partitions, row_movement, subtransactions, prepared, many_at_once);
-for_both!(application_role, replica_role_and_own_triggers, rolled_back_with_the_session);
+for_both!(
+    application_role,
+    replica_role_and_own_triggers,
+    rolled_back_with_the_session,
+    first_writer_rolled_back,
+    emptied_segments
+);
 
 fn statements(capture: Capture) {
     let net = Net::together(capture, 1).with_table(T, "public.t");
@@ -160,6 +166,62 @@ fn subtransactions(capture: Capture) {
     net.kick();
     net.assert_equal("t");
     assert_eq!(net.pending(), 0, "a change rolled back counts as pending");
+}
+
+/// Whoever writes first into an empty segment says so, and may take it back.
+fn first_writer_rolled_back(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    for (id, script) in [
+        "SAVEPOINT s; INSERT INTO t VALUES (-1, 'undone'); ROLLBACK TO s; INSERT INTO t VALUES ($, 'x')",
+        "SAVEPOINT s; SAVEPOINT r; INSERT INTO t VALUES (-2, 'undone'); RELEASE r; INSERT INTO t VALUES (-3, 'undone'); \
+         ROLLBACK TO s; INSERT INTO t VALUES ($, 'x')",
+        "SAVEPOINT s; INSERT INTO t VALUES (-4, 'undone'); ROLLBACK TO s; SAVEPOINT r; INSERT INTO t VALUES ($, 'x'); RELEASE r",
+    ]
+    .iter()
+    .enumerate()
+    {
+        a.exec("BEGIN; INSERT INTO t VALUES (-9, 'undone'); ROLLBACK");
+        a.exec(&format!("BEGIN; {}; COMMIT", script.replace('$', &id.to_string())));
+        net.settle(&["t"]);
+        for _ in 0..3 {
+            net.control().exec("SELECT bucardo.purge()");
+        }
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 3);
+    // Somebody else's write, which is not committed yet and never will be, is no reason to keep silent.
+    let mut other = net.on("A");
+    other.exec("BEGIN; INSERT INTO t VALUES (-5, 'undone')");
+    a.exec("INSERT INTO t VALUES (10, 'x')");
+    other.exec("ROLLBACK");
+    net.settle(&["t"]);
+    other.exec("INSERT INTO t VALUES (11, 'x')");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(id::text, ',' ORDER BY id) FROM t"), "0,1,2,10,11");
+}
+
+/// A session that has written into a segment writes into it again after it was emptied, also one whose snapshot is older.
+fn emptied_segments(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let (mut a, mut b) = (net.on("A"), net.on("A"));
+    let mut id = 0;
+    for _ in 0..4 {
+        let mut old = net.on("A");
+        old.exec("INSERT INTO t VALUES (1000, 'x') ON CONFLICT (id) DO UPDATE SET v = t.v || 'x'");
+        old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t");
+        for _ in 0..4 {
+            a.exec(&format!("INSERT INTO t VALUES ({id}, 'a')"));
+            net.settle(&["t"]);
+            net.control().exec("SELECT bucardo.purge()");
+            b.exec(&format!("UPDATE t SET v = 'b' WHERE id = {id}"));
+            net.settle(&["t"]);
+            net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+            id += 1;
+        }
+        old.exec(&format!("INSERT INTO t VALUES ({}, 'old'); COMMIT", 2000 + id));
+        net.settle(&["t"]);
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 21);
 }
 
 fn prepared(capture: Capture) {

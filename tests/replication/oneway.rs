@@ -5,7 +5,7 @@
 
 use crate::net::{Capture, Net};
 
-for_both!(changes_travel, keys_change, generated_and_identity);
+for_both!(changes_travel, keys_change, generated_and_identity, one_copy_of_everything);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)";
 
@@ -42,6 +42,34 @@ fn rows_that_were_there_before_are_not_copied() {
     net.wait_served();
     assert_eq!(net.on("B").one("SELECT string_agg(v, ',') FROM t"), "new");
     net.on("A").exec("UPDATE t SET n = 1");
+    net.settle(&["t"]);
+}
+
+/// Rows that were there before reach every target once, with what changes meanwhile; what only a target has goes.
+fn one_copy_of_everything(capture: Capture) {
+    let net = Net::apart(capture, 2);
+    net.everywhere(T);
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'old ' || g FROM generate_series(1, 3000) g");
+    net.on("B").exec("INSERT INTO t VALUES (7, 'stale'), (9999, 'only here')");
+    net.add_sync("tables => 'public.t', onetimecopy => 1, status => 'inactive'");
+    a.exec("UPDATE t SET v = 'changed' WHERE id = 8; DELETE FROM t WHERE id = 9");
+    net.control().exec("SELECT bucardo.activate('s')");
+    a.exec("UPDATE t SET v = 'changed too' WHERE id = 10; INSERT INTO t VALUES (4000, 'new')");
+    assert_eq!(net.kick(), "good");
+    net.settle(&["t"]);
+    assert_eq!(net.control().number("SELECT onetimecopy FROM bucardo.sync"), 0, "a copy is made once");
+    // Nobody writes down what is not the application's own change.
+    net.on("B").exec("DELETE FROM t WHERE id <= 100");
+    net.on("C").exec("TRUNCATE t");
+    a.exec("UPDATE t SET v = 'later' WHERE id = 1000");
+    net.wait_served();
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 2901, "what the application deleted there came back");
+    // A target that is away gets its copy when it is back, the other at once.
+    net.server_of("C").stop(crate::cluster::Stop::Fast);
+    net.control().exec("SELECT bucardo.update_sync('s', onetimecopy => 1)");
+    net.wait_equal("t", &["B"]);
+    net.server_of("C").launch();
     net.settle(&["t"]);
 }
 

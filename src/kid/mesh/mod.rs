@@ -24,6 +24,7 @@ use super::members::Pool;
 use super::report::Progress;
 use super::retry::{self, Care, Verdict};
 use super::run::{self, Failure, Plan};
+use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
 use offer::Offer;
@@ -96,6 +97,10 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
                 verdict => {
                     todo &= !(1 << index);
                     let error = run::at_member(error, plan, index);
+                    // Nobody else could serve anything.
+                    if plan.sync.sources().count() == 1 && plan.sync.members[index].role == Role::Source {
+                        return progress.failed(if verdict == Verdict::Down { 1 << index } else { 0 }, error);
+                    }
                     progress.member_failed(1 << index, verdict == Verdict::Down, error);
                 }
             }
