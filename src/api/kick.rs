@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::interval;
+use super::{interval, required};
+use crate::catalog::Noun;
 use crate::error::{Error, Result, SqlState};
 use crate::master::notify;
 use crate::master::slot::{Outcome, SyncSlot};
@@ -19,7 +20,7 @@ fn kick(
     sync: Option<&str>,
     timeout: default!(Option<pgrx::datum::Interval>, "NULL"),
 ) -> Result<&'static str, pgrx::pg_sys::panic::ErrorReport> {
-    Ok(kick_sync(sync.unwrap_or_default(), timeout.map(interval::duration).transpose()?)?)
+    Ok(kick_sync(required(sync, "sync")?, timeout.map(interval::duration).transpose()?)?)
 }
 
 fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
@@ -57,14 +58,12 @@ fn runnable(name: &str, anew: bool) -> Result<i32> {
     let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
     let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?));
     let found = if anew { spi::write(sql, &[name.into()], row) } else { spi::select(sql, &[name.into()], row) }?;
-    let shown = crate::ident::shown(name);
     let literal = crate::ident::quote_literal(name);
     match found.into_iter().next() {
-        None => Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("sync {shown} does not exist"))
-            .hint("SELECT sync FROM bucardo.status; lists the syncs.")),
-        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is not active"))
+        None => Err(Noun::Sync.unknown(name)),
+        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is not active"))
             .hint(format!("SELECT bucardo.activate({literal});"))),
-        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is paused"))
+        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is paused"))
             .hint(format!("SELECT bucardo.resume({literal});"))),
         Some((id, true, false)) => Ok(id),
     }
@@ -116,10 +115,8 @@ fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Resu
             _ => {
                 let now = runnable(name, true)?;
                 if now != id {
-                    return Err(Error::new(
-                        SqlState::UNDEFINED_OBJECT,
-                        format!("sync {} was removed", crate::ident::shown(name)),
-                    ));
+                    let message = format!("sync \"{name}\" was removed, and another of that name was added");
+                    return Err(Error::new(SqlState::UNDEFINED_OBJECT, message).hint("Kick that one, if you want it to run."));
                 }
                 ticket = ask(db, id, Some(worker::me().1))?;
             }
@@ -127,7 +124,7 @@ fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Resu
         let left = match deadline {
             None => LOOK,
             Some(deadline) => latch::left(deadline).ok_or_else(|| {
-                Error::new(SqlState::TIMED_OUT, format!("sync {} has not finished a run in time", crate::ident::shown(name)))
+                Error::new(SqlState::TIMED_OUT, format!("sync \"{name}\" has not finished a run in time"))
                     .hint("The run goes on. SELECT * FROM bucardo.activity; shows what it does.")
             })?,
         };
