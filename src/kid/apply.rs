@@ -244,8 +244,11 @@ impl<'a> Pass<'a> {
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((1 + locks).min(answers.len())..);
         let fingerprints = answers.next();
-        let tables: Result<Vec<&Table>> =
-            work.iter().map(|w| receiver.table(w.change.relation).map_err(|e| e.at(&w.name))).collect();
+        let table = |w: &Work| {
+            let table = receiver.table(w.change.relation)?;
+            shape::check_columns(self.sync, table, &w.columns).map(|()| table)
+        };
+        let tables: Result<Vec<&Table>> = work.iter().map(|w| table(w).map_err(|e| e.at(&w.name))).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
         receiver.attempt(|_| checked);
         if let (Some(source), Some(mine)) = (self.sequences, answers.next()) {

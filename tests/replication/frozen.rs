@@ -85,7 +85,7 @@ fn a_frozen_source_is_named_and_stalls_its_sync_only() {
     assert!(error.sqlstate.starts_with("08") && error.message.contains("\"A\""), "{error}");
     net.server_of("A").thaw();
     net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
-    net.settle(&["t"]);
+    net.wait_equal("t", &["B", "C"]);
     net.wait_state("good|empty");
 }
 
