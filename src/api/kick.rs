@@ -29,14 +29,14 @@ fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
     notify::require_master()?;
     let db = shmem::my_database();
     let (_, procno) = worker::me();
-    let ticket = ask(db, id, timeout.map(|_| procno))?;
+    let ticket = ask(db, id, timeout.map(|_| procno), false)?;
     let Some(timeout) = timeout else { return Ok("kicked") };
     let _place = Place { db, id, procno };
     wait(name, id, ticket, Instant::now().checked_add(timeout))
 }
 
-/// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then.
-fn ask(db: u32, id: i32, waiter: Option<i32>) -> Result<u64> {
+/// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then. `again`: it was said before.
+fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
     let asked = shmem::with(|s| {
         let slot = s.sync(db, id)?;
         slot.kicked += 1;
@@ -44,7 +44,12 @@ fn ask(db: u32, id: i32, waiter: Option<i32>) -> Result<u64> {
         if let (Some(procno), Some(place)) = (waiter, slot.waiters.iter_mut().find(|w| **w < 0)) {
             *place = procno;
         }
-        Some((ticket, s.master(db).map_or(-1, |m| m.procno)))
+        let Some(master) = s.master(db) else { return Some((ticket, -1)) };
+        // What was restored from a dump has told nobody: at a first kick the master reads the catalog again.
+        if ticket == 1 && !again {
+            master.generation += 1;
+        }
+        Some((ticket, master.procno))
     });
     let Some((ticket, master)) = asked else {
         return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
@@ -118,7 +123,7 @@ fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Resu
                     let message = format!("sync \"{name}\" was removed, and another of that name was added");
                     return Err(Error::new(SqlState::UNDEFINED_OBJECT, message).hint("Kick that one, if you want it to run."));
                 }
-                ticket = ask(db, id, Some(worker::me().1))?;
+                ticket = ask(db, id, Some(worker::me().1), true)?;
             }
         }
         let left = match deadline {

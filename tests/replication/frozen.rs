@@ -57,7 +57,8 @@ fn a_target_that_freezes_in_the_midst_of_a_run() {
         &net,
         || {
             lock.exec("BEGIN; LOCK t");
-            net.on("A").exec("INSERT INTO t VALUES (3, 'held up')");
+            // More than the buffers on the way can hold: the run waits until it may send the rest.
+            net.on("A").exec("INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(10, 100000) g");
             net.wait_sql("C", "the run to wait", "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
             c.freeze();
         },
