@@ -103,7 +103,7 @@ pub fn init() {
     int(
         c"bucardo.connect_timeout",
         c"How long to wait for a connection to a member.",
-        c"",
+        c"A member that is silent for so long is asked over a second connection whether it is still there.",
         &CONNECT_TIMEOUT,
         100,
         600_000,

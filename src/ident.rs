@@ -80,11 +80,12 @@ pub fn parse_list(text: &str) -> Result<Vec<String>> {
         }
     }
     if quoted {
-        return Err(bad(format!("a double quote is not closed in \"{}\"", shown(text))));
+        return Err(bad(format!("a double quote is not closed: {}", shown(text)))
+            .hint("Write names as in SQL: a double quote within a quoted name is doubled."));
     }
     let items: Vec<String> = items.iter().map(|i| i.trim().to_string()).collect();
     if items.iter().any(String::is_empty) {
-        return Err(bad(format!("the list has an empty place: \"{}\"", shown(text))));
+        return Err(bad(format!("the list has an empty place: \"{}\"", shown(text))).hint("Give one comma between two names."));
     }
     Ok(items)
 }

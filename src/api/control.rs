@@ -62,8 +62,11 @@ fn begin_master() -> Result<(), ErrorReport> {
 /// Stops the master: runs in progress are rolled back everywhere. Holds across restarts until `start`.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-fn stop(reason: default!(Option<&str>, "NULL"), timeout: default!(Interval, "'30s'")) -> Result<&'static str, ErrorReport> {
-    Ok(stop_master(reason, interval::duration(timeout)?)?)
+fn stop(
+    reason: default!(Option<&str>, "NULL"),
+    timeout: default!(Option<Interval>, "'30s'"),
+) -> Result<&'static str, ErrorReport> {
+    Ok(stop_master(reason, interval::given(timeout)?)?)
 }
 
 fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> {
@@ -107,8 +110,8 @@ fn reload() -> Result<&'static str, ErrorReport> {
 /// How long the master takes to answer; 57014 when it does not.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-fn ping(timeout: default!(Interval, "'15s'")) -> Result<Interval, ErrorReport> {
-    Ok(interval::interval(ping_master(interval::duration(timeout)?)?))
+fn ping(timeout: default!(Option<Interval>, "'15s'")) -> Result<Interval, ErrorReport> {
+    Ok(interval::interval(ping_master(interval::given(timeout)?)?))
 }
 
 fn ping_master(timeout: Duration) -> Result<Duration> {

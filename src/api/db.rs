@@ -9,6 +9,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name};
 use crate::libpq::Target;
 use crate::master::notify;
+use crate::pg::spi;
 
 /// Adds a member.
 #[pg_extern(security_definer)]
@@ -24,6 +25,7 @@ fn add_db(
 ) -> Answer {
     let name = required(name, "name")?;
     check_name("db", name)?;
+    spi::require_primary()?;
     options::check_status(status)?;
     let role = role.map(Role::parse).transpose()?;
     if role.is_some() && dbgroup.is_none() {

@@ -12,6 +12,11 @@ pub fn duration(interval: pgrx::datum::Interval) -> Result<Duration> {
     })
 }
 
+/// The duration of a timeout that must be given.
+pub fn given(timeout: Option<pgrx::datum::Interval>) -> Result<Duration> {
+    duration(super::required(timeout, "timeout")?)
+}
+
 /// A duration as an interval.
 pub fn interval(duration: Duration) -> pgrx::datum::Interval {
     let micros = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use pgrx::prelude::*;
 
-use super::interval;
+use super::{interval, required};
+use crate::catalog::Noun;
 use crate::error::{Error, Result, SqlState};
 use crate::master::notify;
 use crate::master::slot::{Outcome, SyncSlot};
@@ -19,7 +20,7 @@ fn kick(
     sync: Option<&str>,
     timeout: default!(Option<pgrx::datum::Interval>, "NULL"),
 ) -> Result<&'static str, pgrx::pg_sys::panic::ErrorReport> {
-    Ok(kick_sync(sync.unwrap_or_default(), timeout.map(interval::duration).transpose()?)?)
+    Ok(kick_sync(required(sync, "sync")?, timeout.map(interval::duration).transpose()?)?)
 }
 
 fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
@@ -28,14 +29,14 @@ fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
     notify::require_master()?;
     let db = shmem::my_database();
     let (_, procno) = worker::me();
-    let ticket = ask(db, id, timeout.map(|_| procno))?;
+    let ticket = ask(db, id, timeout.map(|_| procno), false)?;
     let Some(timeout) = timeout else { return Ok("kicked") };
     let _place = Place { db, id, procno };
     wait(name, id, ticket, Instant::now().checked_add(timeout))
 }
 
-/// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then.
-fn ask(db: u32, id: i32, waiter: Option<i32>) -> Result<u64> {
+/// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then. `again`: it was said before.
+fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
     let asked = shmem::with(|s| {
         let slot = s.sync(db, id)?;
         slot.kicked += 1;
@@ -43,7 +44,12 @@ fn ask(db: u32, id: i32, waiter: Option<i32>) -> Result<u64> {
         if let (Some(procno), Some(place)) = (waiter, slot.waiters.iter_mut().find(|w| **w < 0)) {
             *place = procno;
         }
-        Some((ticket, s.master(db).map_or(-1, |m| m.procno)))
+        let Some(master) = s.master(db) else { return Some((ticket, -1)) };
+        // What was restored from a dump has told nobody: at a first kick the master reads the catalog again.
+        if ticket == 1 && !again {
+            master.generation += 1;
+        }
+        Some((ticket, master.procno))
     });
     let Some((ticket, master)) = asked else {
         return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
@@ -57,14 +63,12 @@ fn runnable(name: &str, anew: bool) -> Result<i32> {
     let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
     let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?));
     let found = if anew { spi::write(sql, &[name.into()], row) } else { spi::select(sql, &[name.into()], row) }?;
-    let shown = crate::ident::shown(name);
     let literal = crate::ident::quote_literal(name);
     match found.into_iter().next() {
-        None => Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("sync {shown} does not exist"))
-            .hint("SELECT sync FROM bucardo.status; lists the syncs.")),
-        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is not active"))
+        None => Err(Noun::Sync.unknown(name)),
+        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is not active"))
             .hint(format!("SELECT bucardo.activate({literal});"))),
-        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync {shown} is paused"))
+        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is paused"))
             .hint(format!("SELECT bucardo.resume({literal});"))),
         Some((id, true, false)) => Ok(id),
     }
@@ -116,18 +120,16 @@ fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Resu
             _ => {
                 let now = runnable(name, true)?;
                 if now != id {
-                    return Err(Error::new(
-                        SqlState::UNDEFINED_OBJECT,
-                        format!("sync {} was removed", crate::ident::shown(name)),
-                    ));
+                    let message = format!("sync \"{name}\" was removed, and another of that name was added");
+                    return Err(Error::new(SqlState::UNDEFINED_OBJECT, message).hint("Kick that one, if you want it to run."));
                 }
-                ticket = ask(db, id, Some(worker::me().1))?;
+                ticket = ask(db, id, Some(worker::me().1), true)?;
             }
         }
         let left = match deadline {
             None => LOOK,
             Some(deadline) => latch::left(deadline).ok_or_else(|| {
-                Error::new(SqlState::TIMED_OUT, format!("sync {} has not finished a run in time", crate::ident::shown(name)))
+                Error::new(SqlState::TIMED_OUT, format!("sync \"{name}\" has not finished a run in time"))
                     .hint("The run goes on. SELECT * FROM bucardo.activity; shows what it does.")
             })?,
         };

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, SqlState};
 type Answer = Result<String, ErrorReport>;
 
 /// An argument that must not be null.
-fn required<'a>(value: Option<&'a str>, argument: &str) -> Result<&'a str> {
+fn required<T>(value: Option<T>, argument: &str) -> Result<T> {
     value.ok_or_else(|| {
         Error::new(SqlState::INVALID_PARAMETER, format!("{argument} must not be null")).hint(format!("Give {argument} => '…'."))
     })

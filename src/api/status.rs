@@ -7,9 +7,9 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::interval;
-use crate::catalog;
 use crate::catalog::db::Db;
-use crate::error::{Error, Result, SqlState};
+use crate::catalog::{self, Noun};
+use crate::error::Result;
 use crate::guc;
 use crate::libpq::Conn;
 use crate::master::notify;
@@ -42,10 +42,7 @@ type Pending = (String, String, String, i64, Option<TimestampWithTimeZone>);
 
 fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
     let syncs = match only {
-        Some(name) => {
-            let unknown = || Error::new(SqlState::UNDEFINED_OBJECT, format!("sync {} does not exist", crate::ident::shown(name)));
-            vec![catalog::sync::load(name)?.ok_or_else(unknown)?]
-        }
+        Some(name) => vec![catalog::change::load(name)?],
         None => catalog::sync::load_all()?,
     };
     let control = catalog::control_id()?;
@@ -81,8 +78,7 @@ fn purge(db: default!(Option<&str>, "NULL")) -> Result<i64, ErrorReport> {
 
 fn purge_sources(only: Option<&str>) -> Result<i64> {
     if let Some(name) = only {
-        let unknown = || Error::new(SqlState::UNDEFINED_OBJECT, format!("db {} does not exist", crate::ident::shown(name)));
-        catalog::db::load(name)?.ok_or_else(unknown)?;
+        catalog::db::load(name)?.ok_or_else(|| Noun::Db.unknown(name))?;
     }
     let syncs = catalog::sync::load_all()?;
     let mut done: Vec<&str> = Vec::new();

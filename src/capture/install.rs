@@ -64,9 +64,13 @@ pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: b
 }
 
 fn explained(error: Error, owner: &Owner<'_>) -> Error {
-    let busy = error.code == SqlState::LOCK_NOT_AVAILABLE;
+    let code = error.code;
     let error = error.at(format_args!("capture could not be installed on db \"{}\"", owner.source));
-    if busy { error.hint("A table is locked by another transaction. Let it end, then call again.") } else { error }
+    match code {
+        SqlState::LOCK_NOT_AVAILABLE => error.hint("A table is locked by another transaction. Let it end, then call again."),
+        SqlState::NOT_ALLOWED => error.hint("Give a superuser in the conninfo, or the role the right to what is named here."),
+        _ => error,
+    }
 }
 
 fn install_objects(conn: &mut Conn) -> Result<()> {

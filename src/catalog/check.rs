@@ -47,6 +47,7 @@ pub fn check<'a>(
             None => open(&member.db.target, function),
         };
         let described = attempt.and_then(|(mut conn, identity)| {
+            describe::check_role(&mut conn)?;
             let relations = describe::describe(&mut conn, &names)?;
             Ok((conn, identity, relations))
         });
@@ -128,7 +129,12 @@ fn presence(c: &Checked<'_>, relation: &Relation, found: Option<&Described>, syn
         );
     };
     if found.is_sequence() != relation.is_sequence || !(found.is_table() || found.is_sequence()) {
-        return fault(SqlState::WRONG_STATE, format!("it is not a {what}"), None);
+        let fix = "Leave it out: only tables, partitioned tables and sequences are replicated.";
+        return fault(SqlState::WRONG_STATE, format!("it is not a {what}"), Some(fix.into()));
+    }
+    if relation.schema.starts_with("pg_") || matches!(relation.schema.as_str(), "information_schema" | "bucardo") {
+        let fix = format!("Leave out everything in schema {}.", quote_ident(&relation.schema));
+        return fault(SqlState::WRONG_STATE, "it belongs to the server or to bucardo".into(), Some(fix));
     }
     if relation.is_sequence || c.member.role != Role::Source || !sync.captures() {
         return None;

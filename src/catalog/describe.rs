@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result, SqlState};
+use crate::ident::quote_ident;
 use crate::libpq::{Conn, Rows};
 
 /// A column as it is on one member.
@@ -293,14 +294,22 @@ pub fn check_member(conn: &mut Conn) -> Result<Identity> {
         other => other?,
     };
     if rows.bool(0, 0) {
-        return Err(Error::new(SqlState::WRONG_STATE, format!("db \"{}\" is a standby and cannot be written", conn.name)).hint(
-            format!(
-                "Point it at the primary: SELECT bucardo.update_db({}, conninfo => '…');",
-                crate::ident::quote_literal(&conn.name)
-            ),
-        ));
+        return Err(Error::new(SqlState::WRONG_STATE, format!("db \"{}\" is a standby and cannot be written", conn.name))
+            .hint("Give it the conninfo of the primary."));
     }
     Ok(Identity(rows.text(0, 1)))
+}
+
+/// Refuses a role that may not do what a run does first.
+pub fn check_role(conn: &mut Conn) -> Result<()> {
+    let role = conn.parameter(c"session_authorization");
+    let denied = |error: Error| {
+        Error::new(error.code, format!("role \"{role}\" may not take part: {}", error.message)).hint(format!(
+            "Give a superuser in the conninfo, or from PostgreSQL 15 on: GRANT SET ON PARAMETER session_replication_role TO {};",
+            quote_ident(&role)
+        ))
+    };
+    conn.query("SET session_replication_role = replica; RESET session_replication_role").map(drop).map_err(denied)
 }
 
 #[cfg(test)]

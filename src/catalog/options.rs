@@ -51,24 +51,27 @@ pub fn check_status(status: Option<&str>) -> Result<()> {
 /// The shortest checktime: shorter ones would only keep the servers busy.
 const MIN_CHECKTIME_MICROS: i128 = 10_000;
 
-fn check_interval(argument: &str, value: Option<Interval>, least: i128) -> Result<()> {
+/// An interval of at least so many microseconds. For a sync that exists, zero takes it away.
+fn check_interval(argument: &str, value: Option<Interval>, least: i128, new: bool) -> Result<()> {
+    let none = if new { "leave it out" } else { "give '0'" };
     match value.map(|v| v.as_micros()) {
-        Some(micros) if micros != 0 && micros < least => Err(bad(
+        Some(0) if !new => Ok(()),
+        Some(micros) if micros < least => Err(bad(
             format!("{argument} is negative or too short"),
-            &format!("Give {argument} as an interval, as '10s'; '0' means none."),
+            &format!("Give {argument} as an interval, as '10s'; {none} for none."),
         )),
         _ => Ok(()),
     }
 }
 
 impl Options<'_> {
-    /// Checks each option by itself.
-    pub fn check(&self) -> Result<()> {
+    /// Checks each option by itself. `new`: of a sync that is being added.
+    pub fn check(&self, new: bool) -> Result<()> {
         check_status(self.status)?;
         one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"])?;
         one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"])?;
-        check_interval("checktime", self.checktime, MIN_CHECKTIME_MICROS)?;
-        check_interval("lifetime", self.lifetime, 1)?;
+        check_interval("checktime", self.checktime, MIN_CHECKTIME_MICROS, new)?;
+        check_interval("lifetime", self.lifetime, 1, new)?;
         if self.maxkicks.is_some_and(|m| m < 0) {
             return Err(bad("maxkicks must not be negative".into(), "Give maxkicks => 0 for a kid that is never replaced."));
         }
@@ -97,16 +100,6 @@ impl Options<'_> {
             self.priority.into(),
             self.status.into(),
         ]
-    }
-
-    /// Checks what only a new sync must not be given: for an existing one, zero takes an interval away.
-    pub fn check_new(&self) -> Result<()> {
-        for (argument, value) in [("checktime", self.checktime), ("lifetime", self.lifetime)] {
-            if value.is_some_and(|v| v.as_micros() == 0) {
-                return Err(bad(format!("{argument} must be longer than nothing"), &format!("Leave {argument} out for none.")));
-            }
-        }
-        Ok(())
     }
 
     /// Changes what is given of a sync.

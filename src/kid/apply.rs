@@ -136,6 +136,13 @@ impl Work<'_> {
         }
     }
 
+    /// The receiver's table, if it is there and takes all columns that travel.
+    pub fn table_on<'b>(&self, receiver: &'b Receiver, sync: &Sync) -> Result<&'b Table> {
+        let found = receiver.table(self.change.relation);
+        let whole = found.and_then(|table| shape::check_columns(sync, table, &self.columns).map(|()| table));
+        whole.map_err(|e| e.at(&self.name))
+    }
+
     pub fn writing<'b>(&'b self, receiver: &'b Receiver) -> Result<Writing<'b>> {
         let stage = format!("bucardo_stage_{}{}", self.change.relation, self.tag);
         let table = receiver.table(self.change.relation)?;
@@ -244,8 +251,7 @@ impl<'a> Pass<'a> {
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((1 + locks).min(answers.len())..);
         let fingerprints = answers.next();
-        let tables: Result<Vec<&Table>> =
-            work.iter().map(|w| receiver.table(w.change.relation).map_err(|e| e.at(&w.name))).collect();
+        let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
         receiver.attempt(|_| checked);
         if let (Some(source), Some(mine)) = (self.sequences, answers.next()) {

@@ -152,8 +152,10 @@ pub(super) fn forget(plan: &mut Plan, error: &Error) {
     }
 }
 
+/// Says at which member, unless the message does.
 pub(super) fn at_member(error: Error, plan: &Plan, index: usize) -> Error {
-    error.at(format_args!("db \"{}\"", plan.sync.members[index].db.name))
+    let place = format!("db \"{}\"", plan.sync.members[index].db.name);
+    if error.message.contains(&place) { error } else { error.at(place) }
 }
 
 /// A receiver's part that failed.

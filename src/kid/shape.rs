@@ -8,7 +8,7 @@ use super::statements::list;
 use crate::catalog::describe::{self, Described};
 use crate::catalog::sync::{Relation, Sync};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::quote_ident;
+use crate::ident::{quote_ident, quote_literal};
 use crate::libpq::{Conn, Rows};
 
 /// A foreign key on one member.
@@ -254,6 +254,15 @@ pub fn missing(sync: &Sync, relation: i32) -> Error {
     let name = sync.relations.iter().find(|r| r.id == relation).map_or_else(String::new, |r| format!("{}.{}", r.schema, r.name));
     Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
         .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table.")
+}
+
+/// An error that names a travelling column which the receiver's table does not have.
+pub fn check_columns(sync: &Sync, table: &Table, columns: &[String]) -> Result<()> {
+    match columns.iter().find(|c| table.column(c).is_none()) {
+        None => Ok(()),
+        Some(column) => Err(Error::new(SqlState(*b"42703"), format!("column \"{column}\" is missing"))
+            .hint(format!("See how to mend it: SELECT * FROM bucardo.validate_sync({});", quote_literal(&sync.name)))),
+    }
 }
 
 /// An error that names a table of the sync which the member does not have. On a source nothing may count as served then:

@@ -1,7 +1,6 @@
 //! One connection to one member: opened under a deadline, used without blocking, cancelled and closed in every way
 //! out. After an error of the wire it is `broken` and must be replaced; it never reconnects by itself.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
@@ -9,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
+use super::cancel;
 use super::conninfo::Conninfo;
+use super::doubt::Doubt;
 use super::ffi;
 use super::result::Rows;
 use crate::error::{Error, Result, SqlState};
@@ -27,7 +28,8 @@ pub struct Conn {
     pub(super) raw: *mut ffi::PGconn,
     /// The member's short name.
     pub name: String,
-    info: Conninfo,
+    pub(super) info: Conninfo,
+    pub(super) doubt: Doubt,
     /// Prepared statements of this session: the text and the name it has there.
     pub(super) prepared: HashMap<String, CString>,
     /// Whether the session may hold prepared statements that `prepared` does not know.
@@ -87,35 +89,6 @@ fn refused(name: &str, info: &Conninfo, text: &str) -> Error {
         .hint(format!("See whether the server runs and takes this conninfo: {}", info.masked()))
 }
 
-thread_local! {
-    /// The open connections of this process, so that a FATAL exit, which runs no destructors, can cancel their work.
-    static OPEN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Cancels what the members are doing for this process. To be called from an exit hook.
-pub fn cancel_all() {
-    let open = OPEN.try_with(|o| o.try_borrow().map(|o| o.clone()).unwrap_or_default()).unwrap_or_default();
-    for raw in open {
-        cancel(raw as *mut ffi::PGconn);
-    }
-}
-
-/// Asks the member to stop the running statement; without effect when none runs.
-fn cancel(raw: *mut ffi::PGconn) {
-    // SAFETY: raw is an open connection of this process; the cancel object is freed here.
-    unsafe {
-        if ffi::PQtransactionStatus(raw) != ffi::PQTRANS_ACTIVE {
-            return;
-        }
-        let request = ffi::PQgetCancel(raw);
-        if !request.is_null() {
-            let mut message = [0 as c_char; 256];
-            ffi::PQcancel(request, message.as_mut_ptr(), message.len() as c_int);
-            ffi::PQfreeCancel(request);
-        }
-    }
-}
-
 /// Drops notices of a member: they belong to nobody's terminal.
 unsafe extern "C" fn ignore_notice(_arg: *mut std::ffi::c_void, _res: *const ffi::PGresult) {}
 
@@ -168,11 +141,12 @@ impl Conn {
             unsafe { pg_sys::ReleaseExternalFD() };
             return Err(fail("out of memory"));
         }
-        OPEN.with_borrow_mut(|o| o.push(raw as usize));
+        cancel::opened(raw);
         let conn = Self {
             raw,
             name: target.name.clone(),
             info: target.info.clone(),
+            doubt: Doubt::new(timeout),
             prepared: HashMap::new(),
             stale_prepared: false,
             queued: Vec::new(),
@@ -192,6 +166,9 @@ impl Conn {
     }
 
     pub(super) fn wire_message(&self) -> String {
+        if self.doubt.silent {
+            return "the server is silent, and does not answer a second connection either".into();
+        }
         // SAFETY: raw is live; the text is NUL-terminated.
         let text = unsafe { CStr::from_ptr(ffi::PQerrorMessage(self.raw)) }.to_string_lossy();
         self.info.scrub(text.trim())
@@ -282,6 +259,7 @@ impl Conn {
         if sent == 0 {
             return Err(self.lost());
         }
+        self.doubt.heard();
         self.flush_some()
     }
 
@@ -304,17 +282,22 @@ impl Conn {
     }
 
     pub(super) fn wait_io(&mut self, ready: Ready) -> Result<()> {
-        if latch::wait(Some((self.socket(), ready)), None) == Woken::Socket {
-            // SAFETY: raw is live.
-            if unsafe { ffi::PQconsumeInput(self.raw) } == 0 {
-                return Err(self.lost());
+        match latch::wait(Some((self.socket(), ready)), Some(self.doubt_in())) {
+            Woken::Socket => {
+                self.doubt.heard();
+                // SAFETY: raw is live.
+                if unsafe { ffi::PQconsumeInput(self.raw) } == 0 { Err(self.lost()) } else { Ok(()) }
             }
+            Woken::Latch => Ok(()),
+            Woken::Timeout => self.doubt(),
         }
-        Ok(())
     }
 
     /// The next answer of what was sent, waiting for it; None when there is no more.
     pub(super) fn next(&mut self) -> Result<Option<Rows>> {
+        if self.doubt.silent {
+            return Err(self.lost());
+        }
         self.flush()?;
         // SAFETY: raw is live.
         while unsafe { ffi::PQisBusy(self.raw) } != 0 {
@@ -370,8 +353,8 @@ impl Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        cancel(self.raw);
-        OPEN.with_borrow_mut(|o| o.retain(|raw| *raw != self.raw as usize));
+        cancel::cancel(self.raw);
+        cancel::closed(self.raw);
         // SAFETY: raw is closed once; the descriptor was acquired in open.
         unsafe {
             ffi::PQfinish(self.raw);

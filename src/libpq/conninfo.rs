@@ -89,6 +89,11 @@ fn quoted(value: &str) -> String {
 
 /// libpq repeats what it could not parse between double quotes, and that may be a password: leave it out.
 fn unquoted(message: &str) -> String {
+    // The one thing that it quotes and that is none of the user's.
+    const MISSING: &str = "missing \"=\" after";
+    if message.starts_with(MISSING) {
+        return format!("{MISSING} a keyword");
+    }
     let mut parts = message.splitn(2, '"');
     match (parts.next(), parts.next()) {
         (Some(before), Some(rest)) => {

@@ -63,6 +63,9 @@ unsafe extern "C" {
     pub fn PQtransactionStatus(conn: *const PGconn) -> c_int;
     pub fn PQsocket(conn: *const PGconn) -> c_int;
     pub fn PQerrorMessage(conn: *const PGconn) -> *const c_char;
+    pub fn PQhost(conn: *const PGconn) -> *const c_char;
+    pub fn PQhostaddr(conn: *const PGconn) -> *const c_char;
+    pub fn PQport(conn: *const PGconn) -> *const c_char;
     pub fn PQserverVersion(conn: *const PGconn) -> c_int;
     pub fn PQparameterStatus(conn: *const PGconn, name: *const c_char) -> *const c_char;
     pub fn PQsetnonblocking(conn: *mut PGconn, arg: c_int) -> c_int;

@@ -2,14 +2,17 @@
 //! Nothing in this folder blocks: each wait is on the process latch and the socket together, so that a cancel, a
 //! shutdown or a configuration reload is answered in every phase. It knows nothing of syncs.
 
+mod cancel;
 mod conn;
 mod conninfo;
 mod copy;
+mod doubt;
 mod ffi;
 mod pipeline;
 mod result;
 
-pub use conn::{Conn, Opening, Step, Target, cancel_all};
+pub use cancel::cancel_all;
+pub use conn::{Conn, Opening, Step, Target};
 pub use conninfo::Conninfo;
 pub use copy::CopyOut;
 pub use result::Rows;

@@ -76,6 +76,7 @@ impl Conn {
         if unsafe { ffi::PQpipelineSync(self.raw) } == 0 {
             return Err(self.lost());
         }
+        self.doubt.heard();
         self.flush_some()
     }
 

@@ -167,12 +167,16 @@ impl Controller {
         } else {
             self.recovering &= !job.members;
         }
-        let error = report.message.get();
         let kind = if report.down != 0 { Kind::Down } else { Kind::Refused };
+        // Who looks is told the mend as well.
+        let error = match (kind, report.hint.get()) {
+            (Kind::Refused, hint) if !hint.is_empty() => format!("{} ({hint})", report.message.get()),
+            _ => report.message.get().to_string(),
+        };
         if report.whole {
             let attempts = self.whole.as_ref().map_or(0, |t| t.attempts) + 1;
             let next_try = now + back_off(attempts, min, max);
-            self.whole = Some(Trouble { kind, attempts, next_try, error: error.into() });
+            self.whole = Some(Trouble { kind, attempts, next_try, error: error.clone() });
             self.changed |= job.main;
             // A member that was to catch up waits too: its part was in vain for the same reason.
             for trouble in
@@ -196,7 +200,7 @@ impl Controller {
                 if report.down & bit != 0 { Some(Kind::Down) } else { (report.refused & bit != 0).then_some(Kind::Refused) };
             self.troubles[i] = failed.map(|kind| {
                 let attempts = self.troubles[i].as_ref().map_or(0, |t| t.attempts) + 1;
-                Trouble { kind, attempts, next_try: now + back_off(attempts, min, max), error: error.into() }
+                Trouble { kind, attempts, next_try: now + back_off(attempts, min, max), error: error.clone() }
             });
         }
         if report.outcome == Outcome::Good && !job.main {

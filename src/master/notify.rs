@@ -166,9 +166,10 @@ fn end_workers(db: u32, with_master: bool) {
 pub const STOPPED: &str = "bucardo is stopped in this database";
 pub const START: &str = "SELECT bucardo.start();";
 
-/// Says 55000 when the master of this database is stopped. What the catalog says counts: soon after the start of the
+/// Says 55000 when the master of this database is stopped, and 25006 on a standby. What the catalog says counts: soon after the start of the
 /// server a master that shall run may not be there yet, and one that shall not may be about to learn it.
 pub fn require_master() -> Result<()> {
+    spi::require_primary()?;
     if spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])? != Some(true) {
         return Ok(());
     }

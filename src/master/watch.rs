@@ -12,7 +12,7 @@ use crate::libpq::{Conn, Opening, Rows, Step, Target};
 use crate::pg::shmem::{self, Watching};
 
 /// How long a waiting call waits on a quiet source; it holds a snapshot there meanwhile, so not for long.
-const WAIT_CALL: &str = "5s";
+const WAIT_CALL: Duration = Duration::from_secs(5);
 /// Even a source that wakes us is looked at this often, against what no wake-up reports (a prepared transaction that
 /// was committed while the master was away).
 const SAFETY_LOOK: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ impl Watcher {
             // A socket that must become writable is not in the master's wait set; connecting is short.
             Line::Opening(opening) if opening.ready != crate::pg::latch::Ready::Read => Some(now + Duration::from_millis(2)),
             Line::Opening(opening) => Some(opening.deadline),
-            Line::Open(_) if self.asked != Asked::Nothing => None,
+            Line::Open(conn) if self.asked != Asked::Nothing => Some(now + conn.doubt_in()),
             Line::Open(_) if self.only_upkeep && self.upkeep.is_empty() => None,
             Line::Open(_) if self.look || !self.upkeep.is_empty() => Some(now),
             Line::Open(_) => Some(self.next_look),
@@ -231,6 +231,9 @@ impl Watcher {
     fn send(&mut self, what: Asked, sql: String) -> Result<()> {
         if let Line::Open(conn) = &mut self.line {
             conn.send(&sql)?;
+            if what == Asked::Waiting {
+                conn.expect_silence(WAIT_CALL);
+            }
             self.asked = what;
         }
         Ok(())
@@ -240,6 +243,7 @@ impl Watcher {
     fn take_answer(&mut self, now: Instant, news: &mut Vec<News>) -> Result<bool> {
         let Line::Open(conn) = &mut self.line else { return Ok(false) };
         if !conn.answer_ready()? {
+            conn.doubt()?;
             return Ok(false);
         }
         let answer = conn.collect();
@@ -307,7 +311,7 @@ impl Watcher {
             return Ok(true);
         }
         if matches!(self.wake, Wake::Call) {
-            self.send(Asked::Waiting, format!("SELECT bucardo.wait_for_changes('{WAIT_CALL}')"))?;
+            self.send(Asked::Waiting, format!("SELECT bucardo.wait_for_changes('{} s')", WAIT_CALL.as_secs()))?;
             return Ok(true);
         }
         Ok(false)

@@ -103,6 +103,17 @@ pub fn wait_any(sockets: &[i32], timeout: Option<Duration>) -> Woken {
     }
 }
 
+/// Whether the socket is ready now. Leaves the latch alone, so that nobody's wake-up is lost.
+pub fn is_ready(socket: i32, ready: Ready) -> bool {
+    let events = match ready {
+        Ready::Read => libc::POLLIN,
+        Ready::ReadWrite => libc::POLLIN | libc::POLLOUT,
+    };
+    let mut poll = libc::pollfd { fd: socket, events, revents: 0 };
+    // SAFETY: one structure of ours, for the length of the call, which does not wait.
+    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+}
+
 /// What is left until a deadline; None when it has passed.
 pub fn left(deadline: Instant) -> Option<Duration> {
     deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero())

@@ -7,7 +7,7 @@ use pgrx::prelude::Spi;
 use pgrx::spi::{SpiClient, SpiHeapTupleData};
 use pgrx::{FromDatum, IntoDatum};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 
 /// One row of an answer; columns count from 1.
 pub struct Row<'a>(SpiHeapTupleData<'a>);
@@ -45,10 +45,22 @@ pub fn value<T: IntoDatum + FromDatum>(sql: &str, args: &[DatumWithOid<'_>]) -> 
 
 /// Changes the catalog; the rows of RETURNING, or of a SELECT that locks.
 pub fn write<T>(sql: &str, args: &[DatumWithOid<'_>], mut row: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+    require_primary()?;
     Spi::connect_mut(|client| client.update(sql, None, args)?.map(|tuple| row(&Row(tuple))).collect())
 }
 
 /// Changes the catalog; how many rows.
 pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<usize> {
+    require_primary()?;
     Spi::connect_mut(|client| Ok(client.update(sql, None, args)?.len()))
+}
+
+/// Says 25006 on a standby: its catalog cannot be changed, and no master works there.
+pub fn require_primary() -> Result<()> {
+    // SAFETY: reads the state of this process and of shared memory.
+    if unsafe { pgrx::pg_sys::RecoveryInProgress() } {
+        return Err(Error::new(SqlState::READ_ONLY, "this server is a standby, on which bucardo does nothing")
+            .hint("Call it on the primary server, or promote this one: SELECT pg_promote();"));
+    }
+    Ok(())
 }

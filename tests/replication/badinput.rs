@@ -158,7 +158,7 @@ fn tables_that_cannot_be_replicated() {
             (CODES, "add_sync('s', dbs => 'A,B', tables => 'public.view')"),
             (CODES, "add_sync('s', dbs => 'A,B', tables => 'public.lonely')"),
             ("22023", "add_sync('s', dbs => 'A,B', tables => 'public.t,public.keyless,public.missing,public.kind')"),
-            (CODES, "add_sync('s', dbs => 'A,B', tables => 'pg_catalog.pg_class')"),
+            ("22023", "add_sync('s', dbs => 'A,B', tables => 'pg_catalog.pg_class')"),
         ],
     );
     let all = "SELECT bucardo.add_sync('s', dbs => 'A,B', tables => 'public.t,public.keyless,public.missing,public.kind')";
@@ -268,6 +268,31 @@ fn roles_without_rights_are_refused_everywhere() {
     for view in ["status", "db", "sync", "syncrun", "activity", "conflict"] {
         nobody.expect_error(&format!("SELECT * FROM bucardo.{view}"), "42501");
     }
+}
+
+#[test]
+fn a_member_whose_role_may_not_take_part() {
+    let net = net();
+    let mut control = net.control();
+    control.exec("CREATE ROLE app LOGIN");
+    let conninfo = literal(&net.conninfo("B").replace("user=postgres", "user=app"));
+    control.exec(&format!("SELECT bucardo.update_db('B', {conninfo})"));
+    let call = "add_sync('s', dbs => 'A,B', tables => 'public.t', stayalive => false)";
+    refused(&net, &[("42501", call)]);
+    let error = refusal(&net, &format!("SELECT bucardo.{call}"));
+    assert!(error.message.contains("\"app\"") && error.hint.contains("GRANT SET ON PARAMETER"), "{error}");
+    control.exec("ALTER ROLE app SUPERUSER");
+    control.exec(&format!("SELECT bucardo.{call}"));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    // What it finds out later it says once, with the mend.
+    control.exec("ALTER ROLE app NOSUPERUSER");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    let error = net.try_kick().expect_err("the role may not");
+    assert_eq!((error.sqlstate.as_str(), error.message.matches("db \"B\"").count()), ("42501", 1), "{error}");
+    assert!(!error.hint.is_empty(), "{error}");
+    control.exec("ALTER ROLE app SUPERUSER");
+    net.settle(&["t"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What was made is taken away again: by remove, by DROP EXTENSION, by a rollback. And what must stay, stays: the
 //! application's objects, a living older Bucardo beside us, the configuration in a dump.
 
+use crate::cluster::Cluster;
 use crate::footprint::{Footprint, wait_unchanged};
 use crate::net::{CONTROL, Capture, Net};
 use crate::scratch::{output, scratch};
@@ -131,23 +132,39 @@ fn wait_unchanged_but_members(net: &Net, before: &Footprint) {
     wait_unchanged(net, before, "a sync beside an older Bucardo");
 }
 
+/// Dumps the control database and restores it as another one.
+fn restore(net: &Net, to: &Cluster, db: &str) {
+    to.create_database(db, "");
+    let dump = output(scratch().server_command("pg_dump").arg("-d").arg(net.servers[0].conninfo(CONTROL)));
+    let file = to.folder().join("dump.sql");
+    std::fs::write(&file, dump).expect("the dump can be written");
+    let mut psql = scratch().server_command("psql");
+    output(psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &to.conninfo(db), "-f"]).arg(&file));
+}
+
+#[test]
+fn a_restored_control_database_works_from_its_first_kick_on() {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    net.control().exec("SELECT bucardo.stop()");
+    restore(&net, &net.servers[0], "restored");
+    let mut restored = net.servers[0].connect("restored");
+    // Its master has read the catalog by now, before there was anything in it.
+    restored.exec("SELECT bucardo.ping()");
+    restored.exec("SELECT bucardo.kick('s', '80s')");
+    net.on("A").exec("INSERT INTO t VALUES (2)");
+    net.wait_equal("t", &["B"]);
+}
+
 #[test]
 fn a_dump_of_the_control_database_keeps_the_configuration() {
     let net = Net::together(Capture::Plain, 1);
     net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)");
     net.add_sync("tables => 'public.t', checktime => '1 hour', priority => 3, conflict_strategy => 'bucardo_source'");
     net.control().exec("SELECT bucardo.pause('s')");
-    let plain = crate::cluster::Cluster::start("restored", "");
-    plain.create_database(CONTROL, "");
-    let dump = output(scratch().server_command("pg_dump").arg("-d").arg(net.servers[0].conninfo(CONTROL)));
-    let file = plain.folder().join("dump.sql");
-    std::fs::write(&file, dump).expect("the dump can be written");
-    output(
-        scratch()
-            .server_command("psql")
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &plain.conninfo(CONTROL), "-f"])
-            .arg(&file),
-    );
+    let plain = Cluster::start("restored", "");
+    restore(&net, &plain, CONTROL);
     for table in ["db", "dbgroup", "dbmap", "relation", "relgroup", "relmap", "sync"] {
         let rows = format!(
             "SELECT coalesce(string_agg(to_jsonb(x)::text, E'\\n' ORDER BY to_jsonb(x)::text), '') FROM bucardo.{table} x"

@@ -55,6 +55,18 @@ impl Cluster {
         cluster
     }
 
+    /// A started standby of another cluster, with the same databases and configuration.
+    pub fn standby_of(primary: &Cluster) -> Cluster {
+        let folder = scratch().new_folder("standby");
+        let mut backup = scratch().server_command("pg_basebackup");
+        backup.arg("-D").arg(folder.join("data")).args(["-d", &primary.conninfo("postgres"), "-R", "-X", "stream", "-c", "fast"]);
+        output(&mut backup);
+        let cluster = Cluster { name: "standby".to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
+        cluster.configure(&format!("unix_socket_directories = '{}'", cluster.folder.display()));
+        cluster.launch();
+        cluster
+    }
+
     /// Lines at the end of postgresql.conf; the last one of a name wins. In force from the next start or reload.
     pub fn configure(&self, lines: &str) {
         let path = self.folder.join("data/postgresql.conf");
@@ -135,6 +147,27 @@ impl Cluster {
         }
     }
 
+    /// Stops every process of the server where it stands: its machine takes connections, and nobody answers.
+    pub fn freeze(&self) {
+        // The postmaster first, so that none is started meanwhile.
+        self.signal("STOP");
+        self.children().iter().for_each(|pid| kill("STOP", *pid));
+    }
+
+    pub fn thaw(&self) {
+        self.children().iter().for_each(|pid| kill("CONT", *pid));
+        self.signal("CONT");
+    }
+
+    fn children(&self) -> Vec<i32> {
+        let Some(server) = self.server.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(|child| child.id().to_string())
+        else {
+            return vec![];
+        };
+        let found = Command::new("pgrep").args(["-P", &server]).output().expect("pgrep can be run");
+        String::from_utf8_lossy(&found.stdout).lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     pub fn port(&self) -> u16 {
         *self.port.lock().unwrap()
     }
@@ -203,7 +236,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.signal("CONT");
+        self.thaw();
         self.begin_stop(Stop::Immediate);
         if let Some(mut child) = self.server.lock().unwrap_or_else(|e| e.into_inner()).take() {
             let _ = child.wait();

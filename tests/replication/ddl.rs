@@ -24,7 +24,9 @@ fn a_column_added_on_both_sides(capture: Capture) {
     net.on("A").exec("ALTER TABLE t ADD COLUMN second int DEFAULT 7");
     net.on("A").exec("INSERT INTO t VALUES (200, 'y', 2, NULL, 8); UPDATE t SET second = 9 WHERE id = 1");
     net.wait_state("bad");
-    assert!(net.last_error().contains("second"), "{}", net.last_error());
+    crate::wait::wait_until("the missing column to be named", || net.last_error().contains("column \"second\" is missing"));
+    assert!(net.last_error().contains("validate_sync"), "{}", net.last_error());
+    assert!(!net.try_kick().expect_err("the column is missing").hint.is_empty());
     net.on("B").exec("ALTER TABLE t ADD COLUMN second int DEFAULT 7");
     net.settle(&["t"]);
     net.wait_state("good|empty");

@@ -152,7 +152,13 @@ impl Mesh<'_> {
             tag: format!("_{at}"),
         };
         let others = &mut self.members;
-        let sent = pass.work(others).and_then(|work| body(&pass, &work, &mut from.session.conn, others));
+        let sent = pass.work(others).and_then(|work| {
+            for receiver in others.iter_mut() {
+                let fits = work.iter().try_for_each(|w| w.table_on(receiver, pass.sync).map(drop));
+                receiver.attempt(|_| fits);
+            }
+            body(&pass, &work, &mut from.session.conn, others)
+        });
         from.attempt(|_| sent);
         self.members.insert(at, from);
         self.offers[at] = Some(offer);

@@ -45,6 +45,20 @@ fn two_sources_only(capture: Capture) {
 }
 
 #[test]
+fn a_column_that_one_member_lacks_is_named_and_the_others_go_on() {
+    let m = Plan::new(2).targets(1).start().with(T, "tables => 'public.t'");
+    let add = "ALTER TABLE t ADD COLUMN more int";
+    ["A", "B"].iter().for_each(|name| m.on(name).exec(add));
+    m.on("A").exec("INSERT INTO t VALUES (1, 'x', 2)");
+    let error = m.try_kick().expect_err("T lacks a column");
+    assert!(error.message.contains("db \"T\"") && error.message.contains("column \"more\" is missing"), "{error}");
+    assert_eq!(m.on("B").number("SELECT more FROM t"), 2);
+    m.on("T").exec(add);
+    assert_eq!(m.kick(), "good");
+    m.assert_equal("t");
+}
+
+#[test]
 fn sources_on_servers_of_their_own() {
     let m = Plan::new(3).place(Place::Apart).start().with(T, "tables => 'public.t'");
     m.changes(&[
