@@ -186,31 +186,32 @@ BEGIN
 END
 $body$;
 
--- The statement that writes the keys of a query into a segment, in the body of a plain capture function: one row as it
--- is; many as arrays. An array must stay far from what a value can hold, or the application's statement would fail: a
--- million keys of fixed width at once, a thousand of any other.
+-- The statement that writes the keys of a query into a segment, in the body of a plain capture function: each as it is.
+CREATE OR REPLACE FUNCTION bucardo.capture_write_few(p_segment text, p_keys text, p_existed text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT format('
+                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+$body$;
+
+-- The same for many keys: as arrays where there can be some. An array must stay far from what a value can hold, or the
+-- application's statement would fail: a million keys of fixed width at once, a thousand of any other.
 CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
     p_aggregates text, p_fixed boolean) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT CASE
         WHEN p_capture.batched AND p_fixed THEN format($f$
-            IF few THEN INSERT INTO %1$s SELECT d.*, tx, clock_timestamp(), NULL, %3$s FROM (%2$s) d;
-            ELSE
                 skip := 0;
                 LOOP
                     INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
                         HAVING count(*) > 0 RETURNING array_length(ks1, 1) INTO written;
                     EXIT WHEN written IS DISTINCT FROM 1000000;
                     skip := skip + 1000000;
-                END LOOP;
-            END IF;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
         WHEN p_capture.batched THEN format($f$
-            IF few THEN INSERT INTO %1$s SELECT d.*, tx, clock_timestamp(), NULL, %3$s FROM (%2$s) d;
-            ELSE
                 INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
-                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;
-            END IF;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
-        ELSE format('INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
+            p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+        ELSE bucardo.capture_write_few(p_segment, p_keys, p_existed)
     END
 $body$;
 
@@ -219,7 +220,7 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text;
+    old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text; created text;
     body text := '';
     segment text;
     fixed boolean;
@@ -231,6 +232,7 @@ BEGIN
            string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
       INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
       FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord);
+    created := format('SELECT %s FROM bucardo_new n', new_columns);
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     FOR i IN 1 .. 3 LOOP
@@ -247,19 +249,29 @@ BEGIN
         END IF;
 $f$, segment, new_row, old_row, moved);
         ELSE
+            -- A statement of one row, which most are, is one INSERT: each costs as much as the row.
             body := body || format($f$
         IF TG_OP = 'INSERT' THEN
-            %1$s
+            IF few THEN %1$s
+            ELSE %2$s
+            END IF;
         ELSIF TG_OP = 'UPDATE' THEN
-            %2$s
-            %3$s
+            IF few THEN %3$s
+            ELSE %4$s
+                %5$s
+            END IF;
         ELSE
-            %4$s
+            IF few THEN %6$s
+            ELSE %7$s
+            END IF;
         END IF;
-$f$, bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_new n', new_columns), 'NULL', arrays, aggregates, fixed),
-                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_new n', new_columns), 'true', arrays, aggregates, fixed),
+$f$, bucardo.capture_write_few(segment, created, 'NULL'),
+                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
+                bucardo.capture_write_few(segment, format('%s UNION ALL SELECT %s FROM bucardo_old o, bucardo_new n WHERE NOT (%s)', created, old_columns, same), 'true'),
+                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
                     old_columns, same), 'true', arrays, aggregates, fixed),
+                bucardo.capture_write_few(segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true'),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
     END LOOP;
@@ -272,24 +284,25 @@ DECLARE
     skip bigint;
     written integer;
 BEGIN
-%4$s    tx := pg_current_xact_id()::text::bigint;
-    SELECT last_value INTO active FROM %2$s;
-%3$s    END IF;
+%3$s    tx := pg_current_xact_id()::text::bigint;
+%2$s    END IF;
     RETURN NULL;
 EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
     OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
     RETURN NULL;
 END
-$f$, p_capture.relid, p_capture.active::regclass, body, CASE WHEN NOT p_capture.by_row THEN $f$
+$f$, p_capture.relid, body, CASE WHEN NOT p_capture.by_row THEN format($f$
     IF TG_OP = 'DELETE' THEN
-        SELECT count(*) = 1 INTO few FROM (SELECT FROM bucardo_old LIMIT 2) x HAVING count(*) > 0;
+        SELECT c.n = 1, s.last_value INTO few, active FROM (SELECT count(*) AS n FROM (SELECT FROM bucardo_old LIMIT 2) x) c, %1$s s WHERE c.n > 0;
     ELSE
-        SELECT count(*) = 1 INTO few FROM (SELECT FROM bucardo_new LIMIT 2) x HAVING count(*) > 0;
+        SELECT c.n = 1, s.last_value INTO few, active FROM (SELECT count(*) AS n FROM (SELECT FROM bucardo_new LIMIT 2) x) c, %1$s s WHERE c.n > 0;
     END IF;
     -- Nothing changed: no transaction id is taken for it.
     IF few IS NULL THEN RETURN NULL; END IF;
-$f$ ELSE '' END);
+$f$, p_capture.active::regclass) ELSE format($f$
+    SELECT last_value INTO active FROM %s;
+$f$, p_capture.active::regclass) END);
 END
 $body$;
 
