@@ -85,7 +85,7 @@ COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was tr
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 2 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 3 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -432,7 +432,8 @@ BEGIN
              WHERE n.nspname = 'bucardo' AND p.proname LIKE format('seg%s\_capture\_%%', p_id) LOOP
         EXECUTE format('DROP FUNCTION %s', o.name);
     END LOOP;
-    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.oid = ANY (c.segments || c.active) LOOP
+    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.oid = ANY (c.segments || c.active)
+              AND s.relnamespace = 'bucardo'::regnamespace LOOP
         PERFORM bucardo.capture_adopt(CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name::text, false);
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;
@@ -529,6 +530,10 @@ $body$;
 -- still waits for, because what that one has not got may not have reached where the new one's rows came from.
 CREATE OR REPLACE FUNCTION bucardo.capture_receivers(p_control text, p_sync text, p_source text, p_receivers text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
+    -- In a copy of another source that one's progress stands, and in a restored dump snapshots of another server.
+    DELETE FROM bucardo.capture_track t WHERE t.control = p_control AND t.sync = p_sync AND (t.source <> p_source
+        OR pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+    DELETE FROM bucardo.capture_progress g WHERE g.control = p_control AND g.sync = p_sync AND g.member <> p_source;
     INSERT INTO bucardo.capture_track AS t (control, sync, source, member, served)
         SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', least(pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
                 (SELECT min(pg_snapshot_xmin(o.served::pg_snapshot)::text::bigint) FROM bucardo.capture_track o

@@ -33,6 +33,19 @@ COMMENT ON COLUMN bucardo.syncrun.sqlstate  IS 'The SQLSTATE of that error.';
 COMMENT ON COLUMN bucardo.syncrun.details   IS 'Where the time went, by phase and relation.';
 CREATE INDEX syncrun_sync ON bucardo.syncrun (sync, run DESC);
 
+CREATE TABLE bucardo.seen (
+    sync     integer NOT NULL REFERENCES bucardo.sync ON DELETE CASCADE,
+    db       text    NOT NULL REFERENCES bucardo.db ON DELETE CASCADE ON UPDATE CASCADE,
+    identity text    NOT NULL,
+    place    text    NOT NULL,
+    PRIMARY KEY (sync, db)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE  bucardo.seen          IS 'Where each member was when a run of a sync had committed there: what it has lost since is recognised by that.';
+COMMENT ON COLUMN bucardo.seen.sync     IS 'The sync.';
+COMMENT ON COLUMN bucardo.seen.db       IS 'The member.';
+COMMENT ON COLUMN bucardo.seen.identity IS 'Which database it was: system identifier / oid.';
+COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was on the disk: timeline:location.';
+
 CREATE TABLE bucardo.conflict (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run        bigint      NOT NULL,

@@ -20,7 +20,7 @@ const CAPTURE_READ: &str = include_str!("../../sql/capture_read.sql");
 pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 /// So many tables are captured with one statement.
 const BATCH: usize = 100;
 /// How often a busy table is tried, and the pause in between: some ten seconds in all.
@@ -103,6 +103,21 @@ fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole
         conn.query(&calls.join("; "))?;
     }
     Ok(())
+}
+
+/// Whose progress stands on a member for a sync: sources and their receivers.
+pub fn known(conn: &mut Conn, control: &str, sync: &str) -> Result<Vec<(String, String)>> {
+    let sql = "SELECT source, member FROM bucardo.capture_track WHERE control = $1 AND sync = $2";
+    match conn.query_params(sql, &[Some(control), Some(sync)]) {
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        rows => rows.map(|rows| (0..rows.len()).map(|i| (rows.text(i, 0), rows.text(i, 1))).collect()),
+    }
+}
+
+/// The source of which a database is a copy: it has that one's progress in a sync and none of its own.
+pub fn is_copy<'a>(known: &'a [(String, String)], source: &str) -> Option<&'a str> {
+    let own = known.iter().any(|(s, _)| s == source);
+    known.first().filter(|_| !own).map(|(other, _)| other.as_str())
 }
 
 /// What is wrong with the capture of the sync's tables on a source, by the table's oid; None: nothing. Tables that are

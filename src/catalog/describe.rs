@@ -268,9 +268,14 @@ pub fn casts(conn: &mut Conn) -> Result<HashMap<u32, Vec<u32>>> {
     Ok(casts)
 }
 
-/// What tells one database from all others, for as long as its server runs.
+/// What tells one database from all others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity(String);
+pub struct Identity {
+    /// For as long as its server runs: not even a copy has the same.
+    running: String,
+    /// For good, as `kid/who.rs` knows it.
+    pub lasting: String,
+}
 
 /// Refuses a server that cannot take part: too old, or a standby. Returns the database's identity.
 pub fn check_member(conn: &mut Conn) -> Result<Identity> {
@@ -283,7 +288,8 @@ pub fn check_member(conn: &mut Conn) -> Result<Identity> {
         .hint("A member must be PostgreSQL 13 or newer."));
     }
     let sql = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
-        pg_catalog.current_setting('port'), pg_catalog.current_setting('data_directory', true), d.oid) \
+        pg_catalog.current_setting('port'), pg_catalog.current_setting('data_directory', true), d.oid), \
+        (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid \
         FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
     let rows = match conn.query(sql) {
         // data_directory may be hidden from this role; the rest tells enough.
@@ -300,7 +306,7 @@ pub fn check_member(conn: &mut Conn) -> Result<Identity> {
             ),
         ));
     }
-    Ok(Identity(rows.text(0, 1)))
+    Ok(Identity { running: rows.text(0, 1), lasting: rows.text(0, 2) })
 }
 
 #[cfg(test)]
