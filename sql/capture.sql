@@ -542,6 +542,32 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
         ON CONFLICT (control, sync, source, member) DO UPDATE SET at = clock_timestamp()
 $body$;
 
+-- After this source has failed over and lost commits: its receivers have all that p_served shows, a snapshot from before.
+-- Numbers of lost transactions are given again: whatever was captured after p_since, or still runs, counts as not served.
+CREATE OR REPLACE FUNCTION bucardo.capture_rewind(p_control text, p_sync text, p_source text, p_served text, p_since timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    bound bigint := least(pg_snapshot_xmax(p_served::pg_snapshot)::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint);
+    -- What these rows know has survived.
+    sure bigint;
+    segment oid;
+    first bigint;
+BEGIN
+    SELECT max(pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint) INTO sure FROM bucardo.capture_track t
+     WHERE t.control = p_control AND t.sync = p_sync AND t.source = p_source;
+    FOR segment IN SELECT unnest(c.segments) FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
+                    WHERE s.control = p_control AND s.sync = p_sync LOOP
+        EXECUTE format('SELECT min(xid) FROM %s WHERE xid >= $1 AND at > $2', segment::regclass) INTO first USING sure, p_since;
+        bound := least(bound, first);
+    END LOOP;
+    SELECT least(bound, min(m.xid)) INTO bound FROM bucardo.capture_mark m WHERE m.xid >= sure AND m.at > p_since;
+    UPDATE bucardo.capture_track t
+       SET served = (SELECT format('%s:%s:%s', coalesce(min(x), bound), bound, string_agg(x::text, ',' ORDER BY x))
+                       FROM (SELECT x::text::bigint AS x FROM pg_snapshot_xip(p_served::pg_snapshot) x) r WHERE x < bound)
+     WHERE t.control = p_control AND t.sync = p_sync AND t.source = p_source AND bound > sure;
+END
+$body$;
+
 -- The origins of deltas that are no news for a sync: what its own living sources wrote here through it.
 CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$

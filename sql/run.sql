@@ -34,7 +34,7 @@ COMMENT ON COLUMN bucardo.syncrun.details   IS 'Where the time went, by phase an
 CREATE INDEX syncrun_sync ON bucardo.syncrun (sync, run DESC);
 
 CREATE TABLE bucardo.seen (
-    sync     integer NOT NULL REFERENCES bucardo.sync ON DELETE CASCADE,
+    sync     integer NOT NULL REFERENCES bucardo.sync (id) ON DELETE CASCADE,
     db       text    NOT NULL REFERENCES bucardo.db ON DELETE CASCADE ON UPDATE CASCADE,
     identity text    NOT NULL,
     place    text    NOT NULL,

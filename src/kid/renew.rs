@@ -1,6 +1,6 @@
 //! Whether the members are what they were when the sync ran last. One that failed over and has lost what it had
 //! committed, and one that was confirmed to be another database, gets whole tables; if it is the only source, all others
-//! get them from it. What it has captured itself survives. It must never believe that somebody was served who may have
+//! get them from it. What somebody has captured itself and not yet given away survives. It must never believe that somebody was served who may have
 //! lost what it was given.
 
 use super::copy;
@@ -17,6 +17,9 @@ const NOTE: &str = "INSERT INTO bucardo.seen AS s (sync, db, identity, place) \
     SELECT y.id, d.name, u.identity, u.place FROM unnest($2::text[], $3::text[], $4::text[]) u(name, identity, place) \
     JOIN bucardo.db d ON d.name = u.name JOIN bucardo.sync y ON y.id = $1 \
     ON CONFLICT (sync, db) DO UPDATE SET identity = excluded.identity, place = excluded.place";
+const SERVED: &str =
+    "SELECT served FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND source = $3 AND member = $4";
+const REWIND: &str = "SELECT bucardo.capture_rewind($1, $2, $3, $4, pg_catalog.to_timestamp($5::pg_catalog.float8))";
 const LEARN: &str = "UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND identity IS NULL";
 
 /// Where a member was after it had committed.
@@ -83,10 +86,9 @@ fn recognise_one(plan: &mut Plan, sessions: &mut [(usize, &mut Session)], at: us
     } else {
         return Ok(());
     };
-    let many = plan.sync.sources().count() > 1;
     let is_source = |i: usize| plan.sync.members[i].role == Role::Source;
-    let giver =
-        if is_source(index) && !many { Some(at) } else { sessions.iter().position(|(i, _)| *i != index && is_source(*i)) };
+    let alone = is_source(index) && plan.sync.sources().count() == 1;
+    let giver = if alone { Some(at) } else { sessions.iter().position(|(i, _)| *i != index && is_source(*i)) };
     let Some(giver) = giver else {
         return Err(Error::new(
             SqlState::WRONG_STATE,
@@ -94,11 +96,28 @@ fn recognise_one(plan: &mut Plan, sessions: &mut [(usize, &mut Session)], at: us
         ));
     };
     let from = sessions[giver].0;
-    let takes = |i: &usize| if giver == at { *i != index } else { *i == index };
+    // What a source has lost has perhaps reached only some of the others.
+    let all = is_source(index) && was == identity;
+    let takes = |i: &usize| if all || alone { *i != from } else { *i == index };
     let takers: Vec<String> = (0..plan.sync.members.len()).filter(takes).map(|i| plan.sync.members[i].db.name.clone()).collect();
     copy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers)?;
+    if all && !alone {
+        rewind(plan, sessions, (at, giver), &place)?;
+    }
     pgrx::warning!("bucardo: sync \"{}\": db \"{name}\" {why}: whole tables go to {}", plan.sync.name, takers.join(", "));
     xact::transaction(|| note(sync, &[Seen { db: name, identity, place: now }]))
+}
+
+/// A source that has lost commits has also lost how far the others were served, but the giver knows up to where it was,
+/// and from it the others get everything. Without this they would get old rows once more, and over newer ones. What was
+/// written since `place` counts as not served, because its transactions may have the numbers of lost ones.
+fn rewind(plan: &Plan, sessions: &mut [(usize, &mut Session)], (at, giver): (usize, usize), place: &str) -> Result<()> {
+    let name = |at: usize| plan.sync.members[sessions[at].0].db.name.clone();
+    let (source, member, sync) = (name(at), name(giver), plan.sync.capture_name());
+    let rows = sessions[giver].1.conn.query_params(SERVED, &[plan.control.as_str(), &sync, &source, &member].map(Some))?;
+    let (Some(served), Some(since)) = (rows.get(0, 0), who::time_of(place)) else { return Ok(()) };
+    let params = [plan.control.as_str(), &sync, &source, served, since].map(Some);
+    sessions[at].1.conn.query_params(REWIND, &params).map(drop)
 }
 
 /// The first time that a member is met, it is known by what is found.

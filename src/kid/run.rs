@@ -101,7 +101,11 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
             // Whole tables are copied as between several sources.
-            Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, members, progress),
+            Err((error, _)) if gather::wants_copy(&error) => {
+                mesh::run(plan, pool, members | 1 << source, progress);
+                progress.whole |= (progress.down | progress.refused) & (1 << source) != 0;
+                return;
+            }
             Err((error, fresh)) => {
                 forget(plan, &error);
                 match retry::judge(&error, attempt, care, fresh) {

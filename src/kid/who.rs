@@ -12,12 +12,12 @@ const ASK: &str = "SELECT (SELECT s.system_identifier FROM pg_catalog.pg_control
     pg_catalog.pg_is_in_recovery(), extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
     (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8 - 946684800000000 \
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
-/// Up to where the log is on the disk, with its timeline.
+/// The timeline, up to where the log is on the disk, and when that was.
 const PLACE: &str = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
-    pg_catalog.pg_current_wal_flush_lsn()";
-/// Commits and tells up to where the log is then.
+    pg_catalog.pg_current_wal_flush_lsn() || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
+/// Commits and tells the same.
 pub const COMMIT: &str = "COMMIT; SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
-    pg_catalog.pg_current_wal_flush_lsn()";
+    pg_catalog.pg_current_wal_flush_lsn() || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
 /// Where the timelines before this one ended.
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || $1 || '.history', 0, 1000000, true)";
 
@@ -94,8 +94,13 @@ fn lost(seen: &str, now: &str, history: impl FnOnce() -> String) -> bool {
 
 /// A place as numbers: timeline and location.
 fn parse(place: &str) -> Option<(u32, u64)> {
-    let (timeline, at) = place.split_once(':')?;
-    Some((u32::from_str_radix(timeline, 16).ok()?, location(at)?))
+    let mut parts = place.split(':');
+    Some((u32::from_str_radix(parts.next()?, 16).ok()?, location(parts.next()?)?))
+}
+
+/// When a member was at a place, by its own clock, in seconds since 1970.
+pub fn time_of(place: &str) -> Option<&str> {
+    place.split(':').nth(2)
 }
 
 fn location(text: &str) -> Option<u64> {
@@ -156,7 +161,8 @@ mod tests {
     #[test]
     fn a_server_that_goes_on_has_lost_nothing() {
         assert!(!is_lost("00000001:0/3000148", "00000001:0/3000148"));
-        assert!(!is_lost("00000001:0/FFFFFFFF", "00000001:1/0"));
+        assert!(!is_lost("00000001:0/FFFFFFFF:1700000000.5", "00000001:1/0:1700000001"));
+        assert_eq!(time_of("00000001:0/FFFFFFFF:1700000000.5"), Some("1700000000.5"));
         assert!(is_lost("00000001:1/0", "00000001:0/FFFFFFFF"), "restored from an older copy");
     }
 

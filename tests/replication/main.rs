@@ -39,6 +39,7 @@ mod crash;
 mod ddl;
 mod fault;
 mod harness;
+mod identity;
 mod keys;
 mod late;
 mod lost;
