@@ -333,7 +333,7 @@ impl Master {
                 inspect_at: now + INSPECT,
             });
             source.compare_at = Some(now);
-            source.watcher.expect(known, now);
+            source.watcher.must_be(known, now);
             source.watcher.look_soon();
         }
     }

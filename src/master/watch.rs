@@ -117,7 +117,7 @@ impl Watcher {
     }
 
     /// Says which database it must be. Where another one was met it is tried again at once.
-    pub fn expect(&mut self, known: Option<String>, now: Instant) {
+    pub fn must_be(&mut self, known: Option<String>, now: Instant) {
         if self.known != known {
             self.known = known;
             self.reached(now);
