@@ -422,7 +422,7 @@ BEGIN
     SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
     FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g
              WHERE g.tgparentid = 0 AND g.tgname = ANY (ARRAY(SELECT format('bucardo_capture_%s%s', w, p_id) FROM unnest(ARRAY['i', 'u', 'd', 't', 'root']) w))
-               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
+               AND (g.tgrelid = c.relid OR g.tgrelid = to_regclass(format('%I.%I', c.schemaname, c.relname)) OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
                     -- A detached partition keeps this one.
                     OR (g.tgname LIKE '%root%' AND g.tgfoid = 'bucardo.capture_truncated()'::regprocedure))
     LOOP
@@ -432,8 +432,9 @@ BEGIN
              WHERE n.nspname = 'bucardo' AND p.proname LIKE format('seg%s\_capture\_%%', p_id) LOOP
         EXECUTE format('DROP FUNCTION %s', o.name);
     END LOOP;
-    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.oid = ANY (c.segments || c.active)
-              AND s.relnamespace = 'bucardo'::regnamespace LOOP
+    -- By name: in a restored dump the numbers are those of other objects.
+    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.relnamespace = 'bucardo'::regnamespace
+              AND s.relkind IN ('r', 'S') AND s.relname LIKE format('seg%s\_%%', p_id) LOOP
         PERFORM bucardo.capture_adopt(CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name::text, false);
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;

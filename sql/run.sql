@@ -1,5 +1,6 @@
 -- What happened: the runs, and the conflicts that they decided. Written by master and kid, emptied by age, and by
--- remove_sync. Nothing decides by these tables: a run's progress is kept at the members.
+-- remove_sync. No run decides by these tables what is served: its progress is kept at the members. No foreign keys: a
+-- kid must not wait for whoever changes the catalog.
 
 CREATE SEQUENCE bucardo.syncrun_run_seq;
 
@@ -34,8 +35,8 @@ COMMENT ON COLUMN bucardo.syncrun.details   IS 'Where the time went, by phase an
 CREATE INDEX syncrun_sync ON bucardo.syncrun (sync, run DESC);
 
 CREATE TABLE bucardo.seen (
-    sync     integer NOT NULL REFERENCES bucardo.sync (id) ON DELETE CASCADE,
-    db       text    NOT NULL REFERENCES bucardo.db ON DELETE CASCADE ON UPDATE CASCADE,
+    sync     integer NOT NULL,
+    db       text    NOT NULL,
     identity text    NOT NULL,
     place    text    NOT NULL,
     PRIMARY KEY (sync, db)
@@ -44,7 +45,7 @@ COMMENT ON TABLE  bucardo.seen          IS 'Where each member was when a run of 
 COMMENT ON COLUMN bucardo.seen.sync     IS 'The sync.';
 COMMENT ON COLUMN bucardo.seen.db       IS 'The member.';
 COMMENT ON COLUMN bucardo.seen.identity IS 'Which database it was: system identifier / oid.';
-COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was on the disk: timeline:location.';
+COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was safe, and when: timeline:location:seconds.';
 
 CREATE TABLE bucardo.conflict (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -32,6 +32,8 @@ fn load_where(name: Option<&str>) -> Result<Vec<Db>> {
             Some(own) if text.trim().is_empty() => own.clone(),
             _ => Conninfo::parse(&text)?,
         };
+        // The control database is itself, wherever it was restored.
+        let identity = identity.filter(|_| !text.trim().is_empty());
         Ok(Db { target: Target { name: name.clone(), info }, name, conninfo: text, makedelta, active, identity })
     };
     rows.into_iter().map(make).collect()
@@ -85,12 +87,14 @@ pub fn update(name: &str, conninfo: Option<&str>, makedelta: Option<bool>, statu
 
 /// Notes which database the member is, or that it is not known any more.
 pub fn set_identity(name: &str, identity: Option<&str>) -> Result<()> {
-    spi::execute("UPDATE bucardo.db SET identity = $2 WHERE name = $1", &[name.into(), identity.into()]).map(drop)
+    spi::execute("UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND conninfo <> ''", &[name.into(), identity.into()])
+        .map(drop)
 }
 
 /// Takes the member out of all dbgroups and out of the catalog.
 pub fn delete(name: &str) -> Result<()> {
     spi::execute("DELETE FROM bucardo.dbmap WHERE db = $1", &[name.into()])?;
+    spi::execute("DELETE FROM bucardo.seen WHERE db = $1", &[name.into()])?;
     spi::execute("DELETE FROM bucardo.db WHERE name = $1", &[name.into()])?;
     Ok(())
 }

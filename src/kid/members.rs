@@ -32,7 +32,7 @@ pub struct Session {
     /// Whether it was made for this run.
     pub fresh: bool,
     pub who: Who,
-    /// Up to where the member's log was on the disk after it had committed in this run.
+    /// Where the member's log was after it had committed in this run.
     pub place: Option<String>,
     /// Which of this kid's connections it is.
     pub number: u64,

@@ -70,7 +70,8 @@ fn recognise_one(plan: &mut Plan, sessions: &mut [(usize, &mut Session)], at: us
     let index = sessions[at].0;
     let (name, sync) = (plan.sync.members[index].db.name.clone(), plan.sync.id);
     let identity = sessions[at].1.who.identity.clone();
-    if plan.sync.members[index].db.identity.is_none() {
+    let db = &plan.sync.members[index].db;
+    if db.identity.is_none() && !db.conninfo.trim().is_empty() {
         learn(&name, &identity)?;
     }
     let row = |r: &spi::Row<'_>| Ok((r.get::<String>(1)?, r.get::<String>(2)?));

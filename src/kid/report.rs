@@ -33,7 +33,7 @@ pub struct Progress {
     pub conflicts: u64,
     /// Whether anything was pending.
     pub saw_changes: bool,
-    /// Which database each member was, and up to where its log was on the disk after it had committed.
+    /// Which database each member was, and where its log was after it had committed.
     pub seen: BTreeMap<usize, (String, String)>,
 }
 

@@ -89,6 +89,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     if plan.sync.sources().count() > 1 {
         return mesh::run(plan, pool, members, progress);
     }
+    progress.doubt_clocks(&plan.sync, "");
     let Some(source) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
         return progress.failed(0, Error::new(SqlState::WRONG_STATE, "the sync has no source"));
     };

@@ -12,12 +12,14 @@ const ASK: &str = "SELECT (SELECT s.system_identifier FROM pg_catalog.pg_control
     pg_catalog.pg_is_in_recovery(), extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
     (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8 - 946684800000000 \
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
-/// The timeline, up to where the log is on the disk, and when that was.
+/// The timeline, up to where the log is safe (as far as the session waits for that), and when that was.
 const PLACE: &str = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
-    pg_catalog.pg_current_wal_flush_lsn() || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
+    CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN pg_catalog.pg_current_wal_insert_lsn() \
+    ELSE pg_catalog.pg_current_wal_flush_lsn() END || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
 /// Commits and tells the same.
 pub const COMMIT: &str = "COMMIT; SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
-    pg_catalog.pg_current_wal_flush_lsn() || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
+    CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN pg_catalog.pg_current_wal_insert_lsn() \
+    ELSE pg_catalog.pg_current_wal_flush_lsn() END || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
 /// Where the timelines before this one ended.
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || $1 || '.history', 0, 1000000, true)";
 
@@ -63,7 +65,7 @@ pub fn ask(conn: &mut Conn) -> Result<Who> {
     Ok(Who { identity: rows.text(0, 0), started: rows.text(0, 2), clock: Clock::measured(before, theirs, after) })
 }
 
-/// Up to where the member's log is on the disk.
+/// Where the member's log is.
 pub fn place(conn: &mut Conn) -> Result<String> {
     Ok(conn.query(PLACE)?.text(0, 0))
 }

@@ -6,6 +6,7 @@
 use crate::cluster::{Cluster, Stop};
 use crate::compare::literal;
 use crate::net::{CONTROL, CONTROL_SETTINGS, Capture, Net};
+use crate::scratch::{output, scratch};
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
@@ -135,6 +136,38 @@ fn a_copy_of_another_source_is_refused_until_confirmed() {
 #[test]
 fn a_copy_of_another_source_is_refused_where_all_have_the_same_identifiers() {
     a_copy_in_the_place_of_a_source(true);
+}
+
+/// Its catalog says how far others were served, in numbers that mean nothing on the new server.
+#[test]
+fn a_source_restored_from_a_dump_takes_part_again() {
+    let net = two_sources(false);
+    net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    net.on("A").exec("SELECT pg_current_xact_id() FROM generate_series(1, 3000)");
+    net.settle(&["t"]);
+    let server = net.server_of("A");
+    let dump = output(scratch().server_command("pg_dump").arg("-d").arg(server.conninfo("app")));
+    net.on("A").exec("UPDATE t SET v = 'A later' WHERE id <= 5");
+    net.on("B").exec("UPDATE t SET v = 'B later' WHERE id = 20; DELETE FROM t WHERE id = 19");
+    net.settle(&["t"]);
+    server.stop(Stop::Fast);
+    let new = Cluster::start("new", "");
+    new.create_database("app", "");
+    let file = new.folder().join("dump.sql");
+    std::fs::write(&file, dump).expect("the dump can be written");
+    let mut psql = scratch().server_command("psql");
+    output(psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &new.conninfo("app"), "-f"]).arg(&file));
+    server.replace_by_copy_of(&new);
+    net.on("B").exec("UPDATE t SET v = 'B again' WHERE id = 18");
+    wait_refused(&net, "A");
+    net.control().exec("SELECT bucardo.update_db('A', status => 'active')");
+    net.settle(&["t"]);
+    let rows = net.on("A").one("SELECT string_agg(id || v, ',' ORDER BY id) FROM t WHERE v <> 'A' OR id = 19");
+    assert_eq!(rows, "1A later,2A later,3A later,4A later,5A later,18B again,20B later");
+    net.on("A").exec("UPDATE t SET v = 'restored' WHERE id = 1; DELETE FROM t WHERE id = 2");
+    net.settle(&["t"]);
+    assert_eq!(net.on("C").one("SELECT v FROM t WHERE id = 1"), "restored");
+    assert_eq!(net.on("C").number("SELECT count(*) FROM t"), 18);
 }
 
 #[test]
@@ -285,6 +318,26 @@ fn a_copy_of_the_control_server_does_not_run_by_itself() {
     copy.restart(Stop::Fast);
     net.on("A").exec("INSERT INTO t VALUES (4, 'x')");
     net.wait_sql("B", "the copy to go on after a restart", "SELECT count(*) = 4 FROM t");
+}
+
+#[test]
+fn a_control_database_restored_from_a_dump_knows_its_members() {
+    let net = Net::apart(Capture::Native, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let dump = output(scratch().server_command("pg_dump").arg("-d").arg(net.servers[0].conninfo(CONTROL)));
+    net.servers[0].stop(Stop::Fast);
+    let new = Cluster::start("new", CONTROL_SETTINGS);
+    new.create_database(CONTROL, "");
+    let file = new.folder().join("dump.sql");
+    std::fs::write(&file, dump).expect("the dump can be written");
+    let mut psql = scratch().server_command("psql");
+    output(psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", &new.conninfo(CONTROL), "-f"]).arg(&file));
+    new.sql(CONTROL, "SELECT bucardo.update_sync('s', status => 'active')");
+    new.sql(CONTROL, "INSERT INTO t VALUES (2, 'y')");
+    net.wait_sql("B", "the restored control database to serve it", "SELECT count(*) = 2 FROM t");
+    let state = new.connect(CONTROL).one("SELECT state FROM bucardo.status WHERE sync = 's'");
+    assert!(["good", "empty", "running"].contains(&state.as_str()), "{state}");
 }
 
 #[test]
