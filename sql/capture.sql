@@ -297,6 +297,10 @@ BEGIN
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
     c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
+    -- A restored dump has the triggers, but not what they write into.
+    FOR event IN SELECT g.tgname FROM pg_trigger g WHERE g.tgrelid = p_rel AND g.tgparentid = 0 AND g.tgname ~ '^bucardo_capture_[iudt][0-9]+$' LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', event.tgname, p_rel::regclass);
+    END LOOP;
     SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
