@@ -323,6 +323,10 @@ BEGIN
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
     c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
+    -- A restored dump has the triggers, but not what they write into.
+    FOR event IN SELECT g.tgname FROM pg_trigger g WHERE g.tgrelid = p_rel AND g.tgparentid = 0 AND g.tgname ~ '^bucardo_capture_[iudt][0-9]+$' LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', event.tgname, p_rel::regclass);
+    END LOOP;
     SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
@@ -448,7 +452,7 @@ BEGIN
     SELECT * INTO STRICT c FROM bucardo.capture WHERE id = p_id;
     FOR t IN SELECT g.tgname, g.tgrelid FROM pg_trigger g
              WHERE g.tgparentid = 0 AND g.tgname = ANY (ARRAY(SELECT format('bucardo_capture_%s%s', w, p_id) FROM unnest(ARRAY['i', 'u', 'd', 't', 'root']) w))
-               AND (g.tgrelid = c.relid OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
+               AND (g.tgrelid = c.relid OR g.tgrelid = to_regclass(format('%I.%I', c.schemaname, c.relname)) OR g.tgrelid IN (SELECT s.relid FROM pg_partition_tree(c.relid) s)
                     -- A detached partition keeps this one.
                     OR (g.tgname LIKE '%root%' AND g.tgfoid = 'bucardo.capture_truncated()'::regprocedure))
     LOOP
@@ -458,7 +462,9 @@ BEGIN
              WHERE n.nspname = 'bucardo' AND p.proname LIKE format('seg%s\_capture\_%%', p_id) LOOP
         EXECUTE format('DROP FUNCTION %s', o.name);
     END LOOP;
-    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.oid = ANY (c.segments || c.active) LOOP
+    -- By name: in a restored dump the numbers are those of other objects.
+    FOR o IN SELECT s.oid::regclass AS name, s.relkind FROM pg_class s WHERE s.relnamespace = 'bucardo'::regnamespace
+              AND s.relkind IN ('r', 'S') AND s.relname LIKE format('seg%s\_%%', p_id) LOOP
         PERFORM bucardo.capture_adopt(CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name::text, false);
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;
@@ -556,12 +562,42 @@ $body$;
 -- still waits for, because what that one has not got may not have reached where the new one's rows came from.
 CREATE OR REPLACE FUNCTION bucardo.capture_receivers(p_control text, p_sync text, p_source text, p_receivers text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
+    -- In a copy of another source that one's progress stands, and in a restored dump snapshots of another server.
+    DELETE FROM bucardo.capture_track t WHERE t.control = p_control AND t.sync = p_sync AND (t.source <> p_source
+        OR pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+    DELETE FROM bucardo.capture_progress g WHERE g.control = p_control AND g.sync = p_sync AND g.member <> p_source;
     INSERT INTO bucardo.capture_track AS t (control, sync, source, member, served)
         SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', least(pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
                 (SELECT min(pg_snapshot_xmin(o.served::pg_snapshot)::text::bigint) FROM bucardo.capture_track o
                   WHERE o.control = p_control AND o.sync = p_sync AND o.source = p_source AND o.member = ANY (p_receivers))))
           FROM unnest(p_receivers) m
         ON CONFLICT (control, sync, source, member) DO UPDATE SET at = clock_timestamp()
+$body$;
+
+-- After this source has failed over and lost commits: its receivers have all that p_served shows, a snapshot from before.
+-- Numbers of lost transactions are given again: whatever was captured after p_since, or still runs, counts as not served.
+CREATE OR REPLACE FUNCTION bucardo.capture_rewind(p_control text, p_sync text, p_source text, p_served text, p_since timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    bound bigint := least(pg_snapshot_xmax(p_served::pg_snapshot)::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint);
+    -- What these rows know has survived.
+    sure bigint;
+    segment oid;
+    first bigint;
+BEGIN
+    SELECT max(pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint) INTO sure FROM bucardo.capture_track t
+     WHERE t.control = p_control AND t.sync = p_sync AND t.source = p_source;
+    FOR segment IN SELECT unnest(c.segments) FROM bucardo.capture c JOIN bucardo.capture_sync s ON s.capture = c.id
+                    WHERE s.control = p_control AND s.sync = p_sync LOOP
+        EXECUTE format('SELECT min(xid) FROM %s WHERE xid >= $1 AND at > $2', segment::regclass) INTO first USING sure, p_since;
+        bound := least(bound, first);
+    END LOOP;
+    SELECT least(bound, min(m.xid)) INTO bound FROM bucardo.capture_mark m WHERE m.xid >= sure AND m.at > p_since;
+    UPDATE bucardo.capture_track t
+       SET served = (SELECT format('%s:%s:%s', coalesce(min(x), bound), bound, string_agg(x::text, ',' ORDER BY x))
+                       FROM (SELECT x::text::bigint AS x FROM pg_snapshot_xip(p_served::pg_snapshot) x) r WHERE x < bound)
+     WHERE t.control = p_control AND t.sync = p_sync AND t.source = p_source AND bound > sure;
+END
 $body$;
 
 -- The origins of deltas that are no news for a sync: what its own living sources wrote here through it.

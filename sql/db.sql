@@ -5,12 +5,14 @@ CREATE TABLE bucardo.control (
     id          text        PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid()::text,
     stopped     boolean     NOT NULL DEFAULT false,
     stop_reason text,
+    identity    text,
     created     timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE  bucardo.control             IS 'This control database: one row.';
 COMMENT ON COLUMN bucardo.control.id          IS 'Its identity, under which members know it.';
 COMMENT ON COLUMN bucardo.control.stopped     IS 'Whether bucardo.stop() was called: holds across restarts until bucardo.start().';
 COMMENT ON COLUMN bucardo.control.stop_reason IS 'The reason given to bucardo.stop().';
+COMMENT ON COLUMN bucardo.control.identity    IS 'Where its master ran last: system identifier / database''s oid : timeline : file. Null: not known, or confirmed by bucardo.start().';
 COMMENT ON COLUMN bucardo.control.created     IS 'When the extension was created.';
 CREATE UNIQUE INDEX control_one_row ON bucardo.control ((true));
 INSERT INTO bucardo.control DEFAULT VALUES;
@@ -20,6 +22,7 @@ CREATE TABLE bucardo.db (
     conninfo  text        NOT NULL,
     makedelta boolean     NOT NULL DEFAULT false,
     status    text        NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'inactive')),
+    identity  text,
     created   timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE  bucardo.db           IS 'The members: databases that take part, by their short names.';
@@ -27,6 +30,7 @@ COMMENT ON COLUMN bucardo.db.name      IS 'The short name.';
 COMMENT ON COLUMN bucardo.db.conninfo  IS 'How it is reached, passwords masked; empty: the control database itself.';
 COMMENT ON COLUMN bucardo.db.makedelta IS 'Whether rows written here by replication are captured again, for syncs that go on from here.';
 COMMENT ON COLUMN bucardo.db.status    IS 'active or inactive; syncs leave an inactive member alone.';
+COMMENT ON COLUMN bucardo.db.identity  IS 'Which database it is: system identifier / oid. Another one is refused until update_db confirms it. Null: not known yet.';
 COMMENT ON COLUMN bucardo.db.created   IS 'When it was added.';
 
 CREATE TABLE bucardo.db_secret (

@@ -1,5 +1,6 @@
 -- What happened: the runs, and the conflicts that they decided. Written by master and kid, emptied by age, and by
--- remove_sync. Nothing decides by these tables: a run's progress is kept at the members.
+-- remove_sync. No run decides by these tables what is served: its progress is kept at the members. No foreign keys: a
+-- kid must not wait for whoever changes the catalog.
 
 CREATE SEQUENCE bucardo.syncrun_run_seq;
 
@@ -32,6 +33,19 @@ COMMENT ON COLUMN bucardo.syncrun.error     IS 'Why it is bad: member, relation,
 COMMENT ON COLUMN bucardo.syncrun.sqlstate  IS 'The SQLSTATE of that error.';
 COMMENT ON COLUMN bucardo.syncrun.details   IS 'Where the time went, by phase and relation.';
 CREATE INDEX syncrun_sync ON bucardo.syncrun (sync, run DESC);
+
+CREATE TABLE bucardo.seen (
+    sync     integer NOT NULL,
+    db       text    NOT NULL,
+    identity text    NOT NULL,
+    place    text    NOT NULL,
+    PRIMARY KEY (sync, db)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE  bucardo.seen          IS 'Where each member was when a run of a sync had committed there: what it has lost since is recognised by that.';
+COMMENT ON COLUMN bucardo.seen.sync     IS 'The sync.';
+COMMENT ON COLUMN bucardo.seen.db       IS 'The member.';
+COMMENT ON COLUMN bucardo.seen.identity IS 'Which database it was: system identifier / oid.';
+COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was safe, and when: timeline:location:seconds.';
 
 CREATE TABLE bucardo.conflict (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

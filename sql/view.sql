@@ -15,14 +15,15 @@ SELECT s.name AS sync,
        good.conflicts,
        bad.ended AS last_bad,
        coalesce(CASE WHEN m.running THEN live.error ELSE m.trouble END, bad.error) AS last_error,
-       CASE WHEN m.running AND s.status = 'active' AND NOT s.paused THEN live.next_try END AS next_try
+       CASE WHEN m.running AND s.status = 'active' AND NOT s.paused THEN live.next_try END AS next_try,
+       CASE WHEN m.running THEN live.doubt END AS warning
   FROM bucardo.sync s
  CROSS JOIN bucardo.master_state() m
   LEFT JOIN bucardo.sync_state() live ON live.sync = s.id
   LEFT JOIN LATERAL (SELECT r.state FROM bucardo.syncrun r WHERE r.sync = s.name ORDER BY r.run DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'good' ORDER BY r.run DESC LIMIT 1) good ON true
   LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'bad' ORDER BY r.run DESC LIMIT 1) bad ON true;
-COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try.';
+COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try, and what makes its decisions doubtful.';
 CREATE INDEX syncrun_state ON bucardo.syncrun (sync, state, run DESC);
 
 CREATE VIEW bucardo.activity AS

@@ -8,8 +8,15 @@ pub fn point(_name: &'static str) -> crate::error::Result<()> {
     Ok(())
 }
 
+/// By how much (microseconds) a member's clock is to be taken for another one. In a test build `bucardo.fault_clock` sets it.
+#[cfg(not(feature = "fault_points"))]
+#[inline(always)]
+pub fn clock(_member: &str) -> i64 {
+    0
+}
+
 #[cfg(feature = "fault_points")]
-pub use armed::point;
+pub use armed::{clock, point};
 
 #[cfg(feature = "fault_points")]
 mod armed {
@@ -91,6 +98,20 @@ mod armed {
         };
         fault::set(at, action, times);
         Ok(())
+    }
+
+    pub fn clock(member: &str) -> i64 {
+        fault::clock(number_of(member))
+    }
+
+    /// The clock of a member is read as if it went so many seconds ahead; of members whose names begin alike it is the same.
+    #[pg_extern]
+    fn fault_clock(member: &str, seconds: f64) {
+        fault::set_clock(number_of(member), (seconds * 1_000_000.0) as i64);
+    }
+
+    fn number_of(member: &str) -> usize {
+        usize::from(member.bytes().next().unwrap_or(0))
     }
 
     /// Forgets all that was set; who waits goes on.

@@ -32,7 +32,8 @@ fn start_master(reason: Option<&str>) -> Result<&'static str> {
     if let Some(reason) = reason {
         log!("bucardo: started: {reason}");
     }
-    spi::execute("UPDATE bucardo.control SET stopped = false, stop_reason = NULL WHERE stopped", &[])?;
+    // Who starts it says that this is the place.
+    spi::execute("UPDATE bucardo.control SET stopped = false, stop_reason = NULL, identity = NULL", &[])?;
     mark_database()?;
     notify::want_master_at_commit();
     Ok("started")

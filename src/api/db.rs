@@ -38,12 +38,11 @@ fn add_db(
     if Noun::Db.exists(name)? {
         return Err(Noun::Db.duplicate(name).into());
     }
-    if check_connection.unwrap_or(true) {
-        check::open(&target, "add_db")?;
-    }
+    let identity = if check_connection.unwrap_or(true) { Some(check::open(&target, "add_db")?.1.lasting) } else { None };
     if !db::insert(name, conninfo, makedelta.unwrap_or(false), status.unwrap_or("active"))? {
         return Err(Noun::Db.duplicate(name).into());
     }
+    db::set_identity(name, identity.as_deref())?;
     if let Some(dbgroup) = dbgroup {
         join(name, dbgroup, role)?;
     }
@@ -71,7 +70,8 @@ fn join(name: &str, dbgroup: &str, role: Option<Role>) -> Result<()> {
     Ok(())
 }
 
-/// Changes a member; a null leaves the value.
+/// Changes a member; a null leaves the value. Where it is, or that it takes part, is said anew: then it may be another
+/// database than before.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn update_db(
@@ -89,10 +89,15 @@ fn update_db(
     let active = status.map_or(before.active, |s| s == "active");
     let syncs = group::syncs_of_db(name)?;
     db::update(name, conninfo, makedelta, status)?;
+    let confirmed = conninfo.is_some() || status == Some("active");
+    if confirmed {
+        db::set_identity(name, None)?;
+    }
     // A member that is away, or of no interest for now, need not answer; one that is to work must.
-    if active && (target.is_some() || !before.active) {
-        if let (true, Some(target)) = (syncs.is_empty(), &target) {
-            check::open(target, "update_db")?;
+    if active && confirmed {
+        if syncs.is_empty() {
+            let (_, identity) = check::open(target.as_ref().unwrap_or(&before.target), "update_db")?;
+            db::set_identity(name, Some(&identity.lasting))?;
         }
         for sync in &syncs {
             change::engage(sync, None, "update_db", None, Vec::new())?;

@@ -113,6 +113,7 @@ fn sync_state() -> TableIterator<
         name!(state, Option<&'static str>),
         name!(error, Option<String>),
         name!(next_try, Option<TimestampWithTimeZone>),
+        name!(doubt, Option<String>),
     ),
 > {
     if !shmem::is_loaded() {
@@ -120,8 +121,8 @@ fn sync_state() -> TableIterator<
     }
     let db = shmem::my_database();
     let rows: Vec<_> =
-        shmem::read(|s| s.syncs.iter().filter(|y| y.db == db).map(|y| (y.sync, y.shown, y.error, y.next_try)).collect());
-    TableIterator::new(rows.into_iter().map(|(sync, shown, error, next_try)| {
+        shmem::read(|s| s.syncs.iter().filter(|y| y.db == db).map(|y| (y.sync, y.shown, y.error, y.next_try, y.doubt)).collect());
+    TableIterator::new(rows.into_iter().map(|(sync, shown, error, next_try, doubt)| {
         let state = match shown {
             Shown::Last => None,
             Shown::Running => Some("running"),
@@ -130,7 +131,8 @@ fn sync_state() -> TableIterator<
         };
         let error = (!error.is_empty()).then(|| error.get().to_string());
         let next_try = (next_try != 0).then(|| TimestampWithTimeZone::try_from(next_try).ok()).flatten();
-        (sync, state, error, next_try)
+        let doubt = (!doubt.is_empty()).then(|| doubt.get().to_string());
+        (sync, state, error, next_try, doubt)
     }))
 }
 

@@ -109,6 +109,21 @@ fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole
     Ok(())
 }
 
+/// Whose progress stands on a member for a sync: sources and their receivers.
+pub fn known(conn: &mut Conn, control: &str, sync: &str) -> Result<Vec<(String, String)>> {
+    let sql = "SELECT source, member FROM bucardo.capture_track WHERE control = $1 AND sync = $2";
+    match conn.query_params(sql, &[Some(control), Some(sync)]) {
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        rows => rows.map(|rows| (0..rows.len()).map(|i| (rows.text(i, 0), rows.text(i, 1))).collect()),
+    }
+}
+
+/// The source of which a database is a copy: it has that one's progress in a sync and none of its own.
+pub fn is_copy<'a>(known: &'a [(String, String)], source: &str) -> Option<&'a str> {
+    let own = known.iter().any(|(s, _)| s == source);
+    known.first().filter(|_| !own).map(|(other, _)| other.as_str())
+}
+
 /// What is wrong with the capture of the sync's tables on a source, by the table's oid; None: nothing. Tables that are
 /// missing here are not captured.
 pub fn state(conn: &mut Conn, control: &str, sync: &str) -> Result<HashMap<u32, State>> {

@@ -3,11 +3,13 @@
 //! connections and the descriptions go on to whoever installs capture.
 
 use super::compare::{Fault, Pair};
+use super::db;
 use super::describe::{self, Described, Identity};
 use super::sync::{Member, Relation, Role, Sync};
 use crate::capture::install::{self, Captured, Owner};
 use crate::error::{Result, SqlState};
 use crate::ident::{display_qualified, quote_ident, quote_literal, quote_qualified};
+use crate::kid::{renew, who};
 use crate::libpq::Conn;
 use crate::{catalog, guc, master};
 
@@ -47,6 +49,7 @@ pub fn check<'a>(
             None => open(&member.db.target, function),
         };
         let described = attempt.and_then(|(mut conn, identity)| {
+            know(member, &identity)?;
             describe::check_role(&mut conn)?;
             let relations = describe::describe(&mut conn, &names)?;
             Ok((conn, identity, relations))
@@ -76,6 +79,19 @@ pub fn check<'a>(
     }
     compare(sync, &mut checked, faults)?;
     Ok(checked)
+}
+
+/// A member must be the database that it was; the first time it is noted which one that is.
+fn know(member: &Member, found: &Identity) -> Result<()> {
+    match &member.db.identity {
+        None => db::set_identity(&member.db.name, Some(&found.lasting)),
+        Some(known) if *known == found.lasting => Ok(()),
+        Some(known) => {
+            let mut error = who::other_database(&member.db.name, known, &found.lasting);
+            error.hint = error.detail.take();
+            Err(error)
+        }
+    }
 }
 
 fn compare(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
@@ -170,7 +186,11 @@ pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
         }
         let name = &c.member.db.name;
         let captured = sync.capture_name();
-        master::notify::remember_install(name, &catalog::db::secret(name)?.unwrap_or_default(), &captured);
+        master::notify::remember_install(name, &db::secret(name)?.unwrap_or_default(), &captured);
+        if install::is_copy(&install::known(&mut c.conn, &control, &captured)?, name).is_some() {
+            // Whoever calls has confirmed it. Where it stood was another database's place.
+            renew::forget(sync.id, name)?;
+        }
         let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != name).collect();
         install::install(
             &mut c.conn,

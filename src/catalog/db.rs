@@ -14,22 +14,27 @@ pub struct Db {
     pub target: Target,
     pub makedelta: bool,
     pub active: bool,
+    /// Which database it is, as far as it is known; see `kid/who.rs`.
+    pub identity: Option<String>,
 }
 
-const LOAD: &str = "SELECT d.name, s.conninfo, d.makedelta, d.status = 'active' \
+const LOAD: &str = "SELECT d.name, s.conninfo, d.makedelta, d.status = 'active', d.identity \
     FROM bucardo.db d JOIN bucardo.db_secret s ON s.db = d.name WHERE $1 IS NULL OR d.name = $1 ORDER BY d.name";
 
 fn load_where(name: Option<&str>) -> Result<Vec<Db>> {
     let rows = spi::select(LOAD, &[name.into()], |row| {
-        Ok((row.get::<String>(1)?, row.get::<String>(2)?, row.get::<bool>(3)?, row.get::<bool>(4)?))
+        let db = (row.get::<String>(1)?, row.get::<String>(2)?, row.get::<bool>(3)?, row.get::<bool>(4)?);
+        Ok((db, row.opt::<String>(5)?))
     })?;
-    let own = if rows.iter().any(|r| r.1.trim().is_empty()) { Some(own_conninfo()?) } else { None };
-    let make = |(name, text, makedelta, active): (String, String, bool, bool)| {
+    let own = if rows.iter().any(|(r, _)| r.1.trim().is_empty()) { Some(own_conninfo()?) } else { None };
+    let make = |((name, text, makedelta, active), identity): ((String, String, bool, bool), Option<String>)| {
         let info = match &own {
             Some(own) if text.trim().is_empty() => own.clone(),
             _ => Conninfo::parse(&text)?,
         };
-        Ok(Db { target: Target { name: name.clone(), info }, name, conninfo: text, makedelta, active })
+        // The control database is itself, wherever it was restored.
+        let identity = identity.filter(|_| !text.trim().is_empty());
+        Ok(Db { target: Target { name: name.clone(), info }, name, conninfo: text, makedelta, active, identity })
     };
     rows.into_iter().map(make).collect()
 }
@@ -80,9 +85,16 @@ pub fn update(name: &str, conninfo: Option<&str>, makedelta: Option<bool>, statu
     Ok(())
 }
 
+/// Notes which database the member is, or that it is not known any more.
+pub fn set_identity(name: &str, identity: Option<&str>) -> Result<()> {
+    spi::execute("UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND conninfo <> ''", &[name.into(), identity.into()])
+        .map(drop)
+}
+
 /// Takes the member out of all dbgroups and out of the catalog.
 pub fn delete(name: &str) -> Result<()> {
     spi::execute("DELETE FROM bucardo.dbmap WHERE db = $1", &[name.into()])?;
+    spi::execute("DELETE FROM bucardo.seen WHERE db = $1", &[name.into()])?;
     spi::execute("DELETE FROM bucardo.db WHERE name = $1", &[name.into()])?;
     Ok(())
 }

@@ -269,9 +269,14 @@ pub fn casts(conn: &mut Conn) -> Result<HashMap<u32, Vec<u32>>> {
     Ok(casts)
 }
 
-/// What tells one database from all others, for as long as its server runs.
+/// What tells one database from all others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity(String);
+pub struct Identity {
+    /// For as long as its server runs: not even a copy has the same.
+    running: String,
+    /// For good, as `kid/who.rs` knows it.
+    pub lasting: String,
+}
 
 /// Refuses a server that cannot take part: too old, or a standby. Returns the database's identity.
 pub fn check_member(conn: &mut Conn) -> Result<Identity> {
@@ -284,7 +289,8 @@ pub fn check_member(conn: &mut Conn) -> Result<Identity> {
         .hint("A member must be PostgreSQL 13 or newer."));
     }
     let sql = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.concat_ws(' ', extract(epoch FROM pg_catalog.pg_postmaster_start_time()), \
-        pg_catalog.current_setting('port'), pg_catalog.current_setting('data_directory', true), d.oid) \
+        pg_catalog.current_setting('port'), pg_catalog.current_setting('data_directory', true), d.oid), \
+        (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid \
         FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
     let rows = match conn.query(sql) {
         // data_directory may be hidden from this role; the rest tells enough.
@@ -297,7 +303,7 @@ pub fn check_member(conn: &mut Conn) -> Result<Identity> {
         return Err(Error::new(SqlState::WRONG_STATE, format!("db \"{}\" is a standby and cannot be written", conn.name))
             .hint("Give it the conninfo of the primary."));
     }
-    Ok(Identity(rows.text(0, 1)))
+    Ok(Identity { running: rows.text(0, 1), lasting: rows.text(0, 2) })
 }
 
 /// Refuses a role that may not do what a run does first.

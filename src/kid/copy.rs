@@ -6,6 +6,7 @@ use super::run::Plan;
 use crate::catalog::sync::Role;
 use crate::error::{Error, Result, SqlState};
 use crate::kid::gather::text_array;
+use crate::libpq::Conn;
 use crate::pg::{spi, xact};
 
 const NOTE: &str = "UPDATE bucardo.capture_track SET copy = $4 \
@@ -21,16 +22,21 @@ pub fn begin(plan: &mut Plan, pool: &mut Pool) -> Result<()> {
     };
     let all = plan.sync.onetimecopy == 1;
     let gets = |(i, m): &(usize, &crate::catalog::sync::Member)| *i != first && (!all || m.role == Role::Target);
-    let members: Vec<&str> = plan.sync.members.iter().enumerate().filter(gets).map(|(_, m)| m.db.name.as_str()).collect();
-    let array = text_array(&members);
-    let (sync, source) = (plan.sync.capture_name(), plan.sync.members[first].db.name.clone());
+    let members: Vec<String> = plan.sync.members.iter().enumerate().filter(gets).map(|(_, m)| m.db.name.clone()).collect();
     let how = if all { "all" } else { "empty" };
     let mut session = pool.take(&plan.sync.members[first].db)?;
     plan.source_shapes(first, &mut session)?;
-    session.conn.query_params(NOTE, &[plan.control.as_str(), &sync, &source, how, &array].map(Some))?;
+    note(&mut session.conn, plan, first, how, &members)?;
     pool.give_back(session);
     let id = plan.sync.id;
     xact::transaction(|| spi::execute("UPDATE bucardo.sync SET onetimecopy = 0 WHERE id = $1", &[id.into()]).map(drop))?;
     plan.sync.onetimecopy = 0;
     Ok(())
+}
+
+/// Notes at a source which members get whole tables from it: `all`, or those that are `empty` there.
+pub fn note(conn: &mut Conn, plan: &Plan, source: usize, how: &str, members: &[String]) -> Result<()> {
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let (sync, source) = (plan.sync.capture_name(), plan.sync.members[source].db.name.as_str());
+    conn.query_params(NOTE, &[plan.control.as_str(), &sync, source, how, &text_array(&members)].map(Some)).map(drop)
 }

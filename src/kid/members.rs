@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::who::{self, Who};
 use crate::catalog::db::Db;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -21,7 +22,8 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
 /// The connections that wait for the next run, by the member's name.
 #[derive(Default)]
 pub struct Pool {
-    idle: HashMap<String, (String, Conn)>,
+    idle: HashMap<String, Session>,
+    made: u64,
 }
 
 /// A connection taken for a run.
@@ -29,19 +31,27 @@ pub struct Session {
     pub conn: Conn,
     /// Whether it was made for this run.
     pub fresh: bool,
+    pub who: Who,
+    /// Where the member's log was after it had committed in this run.
+    pub place: Option<String>,
+    /// Which of this kid's connections it is.
+    pub number: u64,
     key: String,
 }
 
 impl Pool {
-    /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one.
+    /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one. A conninfo
+    /// that leads to another database than the one that is known is refused.
     pub fn take(&mut self, db: &Db) -> Result<Session> {
         let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
-        if let Some((kept, conn)) = self.idle.remove(&db.name)
-            && kept == key
-            && conn.is_idle()
-            && !conn.is_broken()
+        let known = |who: &Who| db.identity.as_ref().is_none_or(|known| *known == who.identity);
+        if let Some(kept) = self.idle.remove(&db.name)
+            && kept.key == key
+            && known(&kept.who)
+            && kept.conn.is_idle()
+            && !kept.conn.is_broken()
         {
-            return Ok(Session { conn, fresh: false, key });
+            return Ok(Session { fresh: false, ..kept });
         }
         let mut conn = Conn::open(&db.target, "bucardo kid", guc::connect_timeout())?;
         if conn.version() < 130_000 {
@@ -51,13 +61,18 @@ impl Pool {
             e.at(format_args!("db \"{}\"", db.name))
                 .hint("The role in the conninfo must be a superuser (or may set session_replication_role).")
         })?;
-        Ok(Session { conn, fresh: true, key })
+        let who = who::ask(&mut conn)?;
+        if !known(&who) {
+            return Err(who::other_database(&db.name, db.identity.as_deref().unwrap_or_default(), &who.identity));
+        }
+        self.made += 1;
+        Ok(Session { conn, fresh: true, who, place: None, number: self.made, key })
     }
 
     /// Takes a session back, if it can be used again.
     pub fn give_back(&mut self, session: Session) {
         if session.conn.is_idle() && !session.conn.is_broken() {
-            self.idle.insert(session.conn.name.clone(), (session.key, session.conn));
+            self.idle.insert(session.conn.name.clone(), session);
         }
     }
 

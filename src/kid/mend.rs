@@ -5,6 +5,7 @@
 
 use super::gather::Asker;
 use super::shape::Shapes;
+use super::who;
 use crate::capture::install::{self, Captured, Owner};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -35,13 +36,13 @@ pub fn mend(conn: &mut Conn, asker: &Asker<'_>, shapes: &Shapes) -> Result<()> {
     }
     let source = &sync.members[asker.source].db.name;
     let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != source).collect();
-    let known = "SELECT member FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
-    let known = match conn.query_params(known, &[asker.control, &name, source].map(Some)) {
-        Err(error) if install::is_missing(&error) => Vec::new(),
-        rows => rows.map(|rows| (0..rows.len()).map(|i| rows.text(i, 0)).collect())?,
-    };
+    let known = install::known(conn, asker.control, &name)?;
+    if let Some(other) = install::is_copy(&known, source) {
+        return Err(who::copy_of(source, other));
+    }
+    let known: Vec<&String> = known.iter().filter(|(s, _)| s == source).map(|(_, member)| member).collect();
     // A source that was away while a member was added does not know it yet.
-    if broken.is_empty() && receivers.iter().all(|r| known.contains(r)) {
+    if broken.is_empty() && receivers.iter().all(|r| known.contains(&r)) {
         return Ok(());
     }
     let owner = Owner { control: asker.control, sync: &name, source, receivers: &receivers };

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::apply::Counts;
+use super::renew::{self, Seen};
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result};
 use crate::master::slot::{KidSlot, Outcome, Phase, Report, Text};
@@ -32,6 +33,8 @@ pub struct Progress {
     pub conflicts: u64,
     /// Whether anything was pending.
     pub saw_changes: bool,
+    /// Which database each member was, and where its log was after it had committed.
+    pub seen: BTreeMap<usize, (String, String)>,
 }
 
 impl Progress {
@@ -61,6 +64,7 @@ impl Progress {
             pause: false,
             conflicts: 0,
             saw_changes: false,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -131,6 +135,20 @@ impl Progress {
         }
     }
 
+    /// Shows in the status that clocks make decisions doubtful, or that they do not; the log is told when that changes.
+    pub fn doubt_clocks(&self, sync: &Sync, doubt: &str) {
+        let news = shmem::with(|shared| {
+            let db = shared.kids[self.slot].db;
+            let slot = shared.sync(db, sync.id)?;
+            let news = slot.doubt.is_empty() != doubt.is_empty();
+            slot.doubt = Text::new(doubt);
+            Some(news)
+        });
+        if news == Some(true) && !doubt.is_empty() {
+            pgrx::warning!("bucardo: sync \"{}\": {doubt}", sync.name);
+        }
+    }
+
     /// The report for the master.
     pub fn report(&self) -> Report {
         let mut report = Report {
@@ -171,8 +189,14 @@ impl Progress {
         let error = self.error.as_ref().map(Error::to_string);
         let sqlstate = self.error.as_ref().map(|e| e.code.as_str().to_string());
         let details = self.details().to_string();
+        let name = |i: &usize| sync.members.get(*i).map(|m| m.db.name.clone());
+        let seen = |(i, (identity, place)): (&usize, &(String, String))| {
+            Some(Seen { db: name(i)?, identity: identity.clone(), place: place.clone() })
+        };
+        let seen: Vec<Seen> = self.seen.iter().filter_map(seen).collect();
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         xact::transaction(|| {
+            renew::note(sync.id, &seen)?;
             spi::execute(
                 "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \
                  SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb, $12 \

@@ -13,10 +13,12 @@ use super::members::{self, Pool, Session};
 use super::mend;
 use super::mesh;
 use super::progress;
+use super::renew;
 use super::report::Progress;
 use super::retry::{self, Care, Verdict};
 use super::sequence;
 use super::shape::{self, Shapes};
+use super::who;
 use crate::catalog::sync::{Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
@@ -36,12 +38,23 @@ pub struct Plan {
     sequences: HashMap<usize, String>,
     /// Runs that recorded decisions and never ended; None: not looked for yet.
     pub(super) doubt: Option<Vec<i64>>,
+    /// The connection by which each member was recognised last.
+    pub(super) recognised: HashMap<usize, u64>,
 }
 
 impl Plan {
     pub fn new(sync: Sync, control: String, generation: u64) -> Self {
         let sequence_query = sequence::query(&sync);
-        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new(), doubt: None }
+        Self {
+            sync,
+            control,
+            generation,
+            shapes: HashMap::new(),
+            sequence_query,
+            sequences: HashMap::new(),
+            doubt: None,
+            recognised: HashMap::new(),
+        }
     }
 
     pub(super) fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
@@ -76,6 +89,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     if plan.sync.sources().count() > 1 {
         return mesh::run(plan, pool, members, progress);
     }
+    progress.doubt_clocks(&plan.sync, "");
     let Some(source) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
         return progress.failed(0, Error::new(SqlState::WRONG_STATE, "the sync has no source"));
     };
@@ -180,6 +194,7 @@ fn one_attempt(
     let fail = |e: Error| (e, fresh);
     let shapes = plan.source_shapes(source, &mut from).map_err(fail)?;
     let (mut receivers, mut failures) = open_receivers(plan, pool, todo);
+    recognise(plan, source, &mut from, &mut receivers, &mut failures).map_err(fail)?;
     let encoding = members::common_encoding(std::iter::once(&from).chain(receivers.iter().map(|r| &r.session)));
     members::speak(&mut from.conn, encoding).map_err(fail)?;
     for receiver in &mut receivers {
@@ -199,19 +214,38 @@ fn one_attempt(
         let committed = result.map_err(fail)?;
         served |= committed;
         for receiver in mine {
-            settle(receiver, pool, &mut failures, &mut progress.counts, committed);
+            settle(receiver, pool, &mut failures, progress, committed);
         }
     }
     progress.phase(Phase::Mark);
-    from.conn.query("COMMIT").map_err(fail)?;
+    let place = from.conn.query(who::COMMIT).map_err(fail)?.text(0, 0);
     fault::point("kid.before_mark").map_err(fail)?;
     if served != 0 {
+        progress.seen.insert(source, (from.who.identity.clone(), place));
         let asker = Asker { control: &plan.control, sync: &plan.sync, source };
         progress::mark(&mut from.conn, &asker, &gathered.snapshot, served).map_err(fail)?;
     }
     fault::point("kid.after_mark").map_err(fail)?;
     pool.give_back(from);
     Ok(failures)
+}
+
+/// Makes sure that the members are who they were; a receiver that is not is left out.
+fn recognise(
+    plan: &mut Plan,
+    source: usize,
+    from: &mut Session,
+    receivers: &mut Vec<Receiver>,
+    failures: &mut Vec<Failure>,
+) -> Result<()> {
+    loop {
+        let mut sessions = vec![(source, &mut *from)];
+        sessions.extend(receivers.iter_mut().map(|r| (r.index, &mut r.session)));
+        let Err((index, error)) = renew::recognise(plan, &mut sessions) else { return Ok(()) };
+        let Some(at) = receivers.iter().position(|r| r.index == index) else { return Err(error) };
+        let fresh = receivers.remove(at).session.fresh;
+        failures.push(Failure { index, error, fresh });
+    }
 }
 
 fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>, Vec<Failure>) {
@@ -288,12 +322,13 @@ fn moved_sequences(plan: &Plan, rows: Option<&Rows>, receivers: &[Receiver]) -> 
 fn commit(receivers: &mut [Receiver]) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
-        receiver.attempt(|conn| conn.send("COMMIT"));
+        receiver.attempt(|conn| conn.send(who::COMMIT));
         fault::point("kid.between_commits")?;
     }
     let mut committed = 0;
     for receiver in receivers.iter_mut() {
-        if receiver.attempt(|conn| conn.collect()).is_some() {
+        if let Some(place) = receiver.attempt(|conn| conn.collect()) {
+            receiver.session.place = Some(place.text(0, 0));
             committed |= receiver.bit();
         }
     }
@@ -302,11 +337,20 @@ fn commit(receivers: &mut [Receiver]) -> Result<u64> {
 }
 
 /// Counts what a receiver has, or notes why it has nothing; takes its connection back.
-pub(super) fn settle(mut receiver: Receiver, pool: &mut Pool, failures: &mut Vec<Failure>, counts: &mut Counts, committed: u64) {
+pub(super) fn settle(
+    mut receiver: Receiver,
+    pool: &mut Pool,
+    failures: &mut Vec<Failure>,
+    progress: &mut Progress,
+    committed: u64,
+) {
     let fresh = receiver.session.fresh;
     let error = receiver.failed.take();
     if error.is_none() && committed & receiver.bit() != 0 {
-        counts.add(receiver.counts);
+        progress.counts.add(receiver.counts);
+    }
+    if let Some(place) = receiver.session.place.take() {
+        progress.seen.insert(receiver.index, (receiver.session.who.identity.clone(), place));
     }
     if (error.is_some() || !receiver.session.conn.is_idle())
         && !receiver.session.conn.is_broken()

@@ -8,6 +8,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
+use super::identity;
 use super::kids::{Kids, Manners};
 use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
@@ -164,6 +165,11 @@ impl Master {
         if stopped {
             return Ok(None);
         }
+        if let Some(why) = xact::transaction(identity::refusal)? {
+            pgrx::warning!("bucardo master for database \"{database}\": {why}");
+            shmem::with(|s| s.masters[slot].trouble = Text::new(&why));
+            return Ok(None);
+        }
         if guc::logs(LogLevel::Normal) {
             pgrx::log!("bucardo master for database \"{database}\" has started");
         }
@@ -311,14 +317,14 @@ impl Master {
     }
 
     fn watch_sources(&mut self, now: Instant) {
-        let mut targets: HashMap<String, Target> = HashMap::new();
+        let mut targets: HashMap<String, (Target, Option<String>)> = HashMap::new();
         for entry in self.entries.values().filter(|e| e.sync.captures()) {
             for member in entry.sync.sources().filter(|m| m.db.active) {
-                targets.insert(member.db.name.clone(), member.db.target.clone());
+                targets.insert(member.db.name.clone(), (member.db.target.clone(), member.db.identity.clone()));
             }
         }
-        self.sources.retain(|name, source| targets.get(name) == Some(&source.watcher.target));
-        for (name, target) in targets {
+        self.sources.retain(|name, source| targets.get(name).is_some_and(|(t, _)| *t == source.watcher.target));
+        for (name, (target, known)) in targets {
             let source = self.sources.entry(name).or_insert_with(|| Source {
                 watcher: Watcher::new(target, &self.control, now),
                 purge_at: None,
@@ -327,6 +333,7 @@ impl Master {
                 inspect_at: now + INSPECT,
             });
             source.compare_at = Some(now);
+            source.watcher.must_be(known, now);
             source.watcher.look_soon();
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod controller;
 mod hear;
+pub mod identity;
 pub mod kids;
 pub mod launcher;
 pub mod main;

@@ -63,7 +63,7 @@ pub struct MasterSlot {
     pub ping_asked: u64,
     pub ping_answered: u64,
     /// Why it could not be started, as when no worker slot is free.
-    pub trouble: Text<200>,
+    pub trouble: Text<300>,
 }
 
 impl MasterSlot {
@@ -123,6 +123,8 @@ pub struct SyncSlot {
     /// The trouble that `shown` is about, and when it is tried again (microseconds of PostgreSQL's clock; 0: not).
     pub error: Text<600>,
     pub next_try: i64,
+    /// What makes the decisions of conflicts doubtful.
+    pub doubt: Text<300>,
     /// The latches of waiting kicks; -1: free.
     pub waiters: [i32; MAX_WAITERS],
 }
@@ -142,6 +144,7 @@ impl SyncSlot {
         shown: Shown::Last,
         error: Text::EMPTY,
         next_try: 0,
+        doubt: Text::EMPTY,
         waiters: [-1; MAX_WAITERS],
     };
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::guc;
+use crate::kid::who;
 use crate::libpq::{Conn, Opening, Rows, Step, Target};
 use crate::pg::shmem::{self, Watching};
 
@@ -70,6 +71,8 @@ pub struct Watcher {
     only_upkeep: bool,
     /// Why the source cannot be asked, since the last answer.
     trouble: Option<String>,
+    /// Which database it must be, if that is known; any other is left alone.
+    known: Option<String>,
     /// The bytes of capture at the last look, for purging early.
     pub bytes: i64,
 }
@@ -101,6 +104,7 @@ impl Watcher {
             failures: 0,
             only_upkeep: false,
             trouble: None,
+            known: None,
             bytes: 0,
         }
     }
@@ -110,6 +114,14 @@ impl Watcher {
         let mut watcher = Self::new(target, "", now);
         watcher.only_upkeep = true;
         watcher
+    }
+
+    /// Says which database it must be. Where another one was met it is tried again at once.
+    pub fn must_be(&mut self, known: Option<String>, now: Instant) {
+        if self.known != known {
+            self.known = known;
+            self.reached(now);
+        }
     }
 
     /// Looks for changes soon.
@@ -257,8 +269,11 @@ impl Watcher {
                 return Err(error.at(format_args!("db \"{}\"", self.target.name)));
             }
             (Asked::Session, Ok(_)) if self.only_upkeep => {}
-            (Asked::Session, Ok(_)) => self.send(Asked::Kind, KIND.to_string())?,
-            (Asked::Kind, Ok(rows)) => self.learn(&rows),
+            (Asked::Session, Ok(_)) => {
+                // Whether it is well is told by the answer.
+                return self.send(Asked::Kind, KIND.to_string()).map(|()| true);
+            }
+            (Asked::Kind, Ok(rows)) => self.learn(&rows)?,
             (Asked::Pending, Ok(rows)) => self.pending(&rows, now, news),
             (Asked::Waiting, Ok(rows)) => self.look |= rows.bool(0, 0),
             (Asked::Upkeep(_) | Asked::Nothing, Ok(_)) => {}
@@ -268,7 +283,12 @@ impl Watcher {
         Ok(true)
     }
 
-    fn learn(&mut self, rows: &Rows) {
+    fn learn(&mut self, rows: &Rows) -> Result<()> {
+        let found = format!("{}/{}", rows.text(0, 2), rows.text(0, 1));
+        if let Some(known) = self.known.as_ref().filter(|known| **known != found) {
+            let name = &self.target.name;
+            return Err(who::other_database(name, known, &found).at(format_args!("db \"{name}\"")));
+        }
         let here = super::upkeep::this_server();
         let same = rows.text(0, 0) == here.started && rows.text(0, 2) == here.identifier;
         let able = rows.bool(0, 3);
@@ -280,6 +300,7 @@ impl Watcher {
             false => Wake::Poll,
         };
         self.look = true;
+        Ok(())
     }
 
     fn pending(&mut self, rows: &Rows, now: Instant, news: &mut Vec<News>) {

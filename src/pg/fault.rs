@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init, pg_sys};
 
 const MAX: usize = 32;
+const CLOCKS: usize = 256;
 
 #[derive(Clone, Copy)]
 pub enum Action {
@@ -20,7 +21,8 @@ struct Point {
     hits: AtomicI64,
 }
 
-pub struct Points([Point; MAX]);
+/// The points, and the shift of each clock.
+pub struct Points([Point; MAX], [AtomicI64; CLOCKS]);
 
 // SAFETY: atomics of fixed size without pointers.
 unsafe impl PGRXSharedMemory for Points {}
@@ -30,7 +32,10 @@ static POINTS: PgAtomic<Points> = unsafe { PgAtomic::new(c"bucardo fault points"
 
 pub fn init() {
     pg_shmem_init!(
-        POINTS = Points([const { Point { action: AtomicI32::new(0), times: AtomicI32::new(0), hits: AtomicI64::new(0) } }; MAX])
+        POINTS = Points(
+            [const { Point { action: AtomicI32::new(0), times: AtomicI32::new(0), hits: AtomicI64::new(0) } }; MAX],
+            [const { AtomicI64::new(0) }; CLOCKS]
+        )
     );
 }
 
@@ -69,6 +74,17 @@ pub fn clear() {
     for point in &POINTS.get().0 {
         point.times.store(0, Ordering::Release);
         point.action.store(0, Ordering::Release);
+    }
+}
+
+/// By how much a clock is shifted, in microseconds.
+pub fn clock(at: usize) -> i64 {
+    POINTS.get().1.get(at).map_or(0, |shift| shift.load(Ordering::Acquire))
+}
+
+pub fn set_clock(at: usize, shift: i64) {
+    if let Some(clock) = POINTS.get().1.get(at) {
+        clock.store(shift, Ordering::Release);
     }
 }
 

@@ -47,24 +47,46 @@ impl Cluster {
     pub fn start(name: &str, settings: &str) -> Cluster {
         let folder = scratch().new_folder(name);
         output(Command::new("cp").arg("-a").arg(scratch().template()).arg(folder.join("data")));
+        give_identity(&folder.join("data"));
         let cluster = Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
         cluster.configure(SETTINGS);
-        cluster.configure(&format!("unix_socket_directories = '{}'", cluster.folder.display()));
         cluster.configure(settings);
-        cluster.launch();
+        cluster.settle_in();
         cluster
     }
 
-    /// A started standby of another cluster, with the same databases and configuration.
-    pub fn standby_of(primary: &Cluster) -> Cluster {
-        let folder = scratch().new_folder("standby");
-        let mut backup = scratch().server_command("pg_basebackup");
-        backup.arg("-D").arg(folder.join("data")).args(["-d", &primary.conninfo("postgres"), "-R", "-X", "stream", "-c", "fast"]);
-        output(&mut backup);
-        let cluster = Cluster { name: "standby".to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
-        cluster.configure(&format!("unix_socket_directories = '{}'", cluster.folder.display()));
-        cluster.launch();
+    /// A copy of a running cluster's files, started: a standby of it, or a server that goes on by itself.
+    pub fn copy_of(other: &Cluster, name: &str, standby: bool) -> Cluster {
+        let folder = scratch().new_folder(name);
+        let cluster = Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
+        cluster.fetch(other, standby);
+        cluster.settle_in();
         cluster
+    }
+
+    /// In the place of this cluster, at its port, a copy of another one goes on.
+    pub fn replace_by_copy_of(&self, other: &Cluster) {
+        self.stop(Stop::Fast);
+        std::fs::remove_dir_all(self.folder.join("data")).expect("the old data can be removed");
+        self.fetch(other, false);
+        self.settle_in();
+    }
+
+    fn fetch(&self, other: &Cluster, standby: bool) {
+        let mut backup = scratch().server_command("pg_basebackup");
+        backup.args(["-c", "fast", "-X", "stream", "--no-sync", "-d", &other.conninfo("postgres"), "-D"]);
+        backup.arg(self.folder.join("data")).args(standby.then_some("-R"));
+        output(&mut backup);
+    }
+
+    fn settle_in(&self) {
+        self.configure(&format!("unix_socket_directories = '{}'", self.folder.display()));
+        self.launch();
+    }
+
+    /// Makes a standby a server of its own.
+    pub fn promote(&self) {
+        self.sql("postgres", "SELECT pg_promote()");
     }
 
     /// Lines at the end of postgresql.conf; the last one of a name wins. In force from the next start or reload.
@@ -249,6 +271,28 @@ impl Drop for Cluster {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }
+}
+
+/// All clusters come from one template; as servers that were made each for itself they need system identifiers of their
+/// own. That is the first number of pg_control, whose checksum stands behind what it covers; the log is made anew for it.
+fn give_identity(data: &Path) {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    let path = data.join("global/pg_control");
+    let mut bytes = std::fs::read(&path).expect("pg_control can be read");
+    let stored = |n: usize| u32::from_le_bytes(bytes[n..n + 4].try_into().unwrap());
+    let end = (8..1024).step_by(4).find(|n| crc32c(&bytes[..*n]) == stored(*n)).expect("pg_control has its checksum");
+    let number = u64::from_le_bytes(bytes[..8].try_into().unwrap()) + u64::from(NEXT.fetch_add(1, Ordering::Relaxed));
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    let crc = crc32c(&bytes[..end]);
+    bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&path, bytes).expect("pg_control can be written");
+    output(scratch().server_command("pg_resetwal").arg("-D").arg(data));
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc: u32, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
+    })
 }
 
 /// Sends one process a signal; one that is gone already is no error.

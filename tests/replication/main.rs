@@ -40,6 +40,7 @@ mod ddl;
 mod fault;
 mod frozen;
 mod harness;
+mod identity;
 mod keys;
 mod late;
 mod lost;

@@ -231,3 +231,15 @@ fn all_takes_every_table_with_a_key_and_every_sequence() {
     assert_eq!(net.on("B").number("SELECT last_value FROM t_id_seq"), 7);
     assert_eq!(net.on("B").number("SELECT count(*) FROM keyless"), 0);
 }
+
+#[test]
+fn a_one_time_copy_brings_the_rows_that_are_there_already() {
+    let net = Net::together(Capture::Plain, 2);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g");
+    net.on("C").exec("INSERT INTO t VALUES (1, 'old'), (1000, 'old')");
+    net.add_sync("tables => 'public.t', onetimecopy => 1");
+    net.settle(&["t"]);
+    net.on("A").exec("UPDATE t SET v = 'y' WHERE id = 1");
+    net.settle(&["t"]);
+}

@@ -10,7 +10,7 @@ fn a_standby_refuses_in_words_and_goes_on_once_it_is_promoted() {
     let net = Net::apart(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t");
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.settle(&["t"]);
-    let standby = Cluster::standby_of(&net.servers[0]);
+    let standby = Cluster::copy_of(&net.servers[0], "standby", true);
     let mut conn = standby.connect(CONTROL);
     for call in [
         "start()",
@@ -44,7 +44,7 @@ fn a_standby_refuses_in_words_and_goes_on_once_it_is_promoted() {
     }
     assert_eq!(conn.one("SELECT state FROM bucardo.status"), "stopped");
     net.servers[0].stop(Stop::Immediate);
-    conn.exec("SELECT pg_promote()");
+    standby.promote();
     conn.exec("INSERT INTO t VALUES (2, 'y')");
     wait_until("the row from the new primary", || net.on("B").number("SELECT count(*) FROM t") == 2);
     assert_eq!(standby.crash_restarts(), 0);

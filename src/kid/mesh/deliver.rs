@@ -12,7 +12,7 @@ use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::gather::text_array;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
-use crate::kid::{progress as track, sequence};
+use crate::kid::{progress as track, sequence, who};
 use crate::libpq::{Conn, Rows};
 use crate::master::slot::Phase;
 
@@ -297,12 +297,13 @@ impl Mesh<'_> {
             self.plan.doubt.get_or_insert_default().push(self.run);
         }
         for member in &mut self.members {
-            member.attempt(|conn| conn.send("COMMIT"));
+            member.attempt(|conn| conn.send(who::COMMIT));
             fault::point("kid.between_commits")?;
         }
         let mut committed = 0;
         for member in &mut self.members {
-            if member.attempt(|conn| conn.collect()).is_some() {
+            if let Some(place) = member.attempt(|conn| conn.collect()) {
+                member.session.place = Some(place.text(0, 0));
                 committed |= member.bit();
             }
         }

@@ -127,9 +127,13 @@ pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
         };
         if let Err((_, error)) = answered {
             report.outcome = Outcome::Bad;
-            report.down |= 1 << index;
+            if retry::is_away(error.code) {
+                report.down |= 1 << index;
+            } else {
+                report.refused |= 1 << index;
+            }
             report.sqlstate = error.code.0;
-            report.message = Text::new(&error.to_string());
+            report.message = Text::new(&run::at_member(error, plan, index).to_string());
         }
     }
     report
@@ -163,7 +167,7 @@ fn one_attempt(
     let Mesh { members, .. } = mesh;
     let mut sources = Vec::new();
     for member in members {
-        run::settle(member, pool, if broken.is_some() { &mut sources } else { &mut failures }, &mut progress.counts, served);
+        run::settle(member, pool, if broken.is_some() { &mut sources } else { &mut failures }, progress, served);
     }
     match broken {
         None => Ok(failures),

@@ -12,10 +12,12 @@ use crate::error::{Error, Result, SqlState};
 use crate::kid::apply::{Counts, Receiver};
 use crate::kid::gather::{self, Change, strings, window};
 use crate::kid::members::{self, Pool};
+use crate::kid::renew;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::run::{Failure, Plan};
 use crate::kid::statements::Window;
+use crate::kid::who;
 use crate::libpq::Rows;
 
 /// A member's snapshot, who it is, and whether it keeps the times of commits.
@@ -51,12 +53,14 @@ impl<'a> Mesh<'a> {
                 Err((error, fresh)) => failures.push(Failure { index, error, fresh }),
             }
         }
+        recognise(plan, &mut opened, &mut failures);
         let encoding = members::common_encoding(opened.iter().map(|r| &r.session));
         let mut offers = Vec::new();
         for member in &mut opened {
             member.attempt(|conn| members::speak(conn, encoding));
             offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
         }
+        progress.doubt_clocks(&plan.sync, &doubt(plan, &opened));
         let (run, attempt) = (progress.run, progress.attempts);
         (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), made: Vec::new() }, failures)
     }
@@ -296,6 +300,29 @@ fn open_one(plan: &mut Plan, pool: &mut Pool, index: usize) -> Result<Receiver, 
     };
     let shapes = shapes.map_err(|e| (e, fresh))?;
     Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0 })
+}
+
+/// Makes sure that the members are who they were; one that is not is left out.
+fn recognise(plan: &mut Plan, opened: &mut Vec<Receiver>, failures: &mut Vec<Failure>) {
+    loop {
+        let mut sessions: Vec<_> = opened.iter_mut().map(|r| (r.index, &mut r.session)).collect();
+        let Err((index, error)) = renew::recognise(plan, &mut sessions) else { return };
+        let Some(at) = opened.iter().position(|r| r.index == index) else { return };
+        let fresh = opened.remove(at).session.fresh;
+        failures.push(Failure { index, error, fresh });
+    }
+}
+
+/// What there is to say about the clocks of the sources, where they decide anything.
+fn doubt(plan: &Plan, opened: &[Receiver]) -> String {
+    let by_time = |s: &str| s.starts_with("bucardo_latest");
+    let own = |r: &crate::catalog::sync::Relation| r.conflict_strategy.as_deref().is_some_and(by_time);
+    if !by_time(&plan.sync.conflict_strategy) && !plan.sync.relations.iter().any(own) {
+        return String::new();
+    }
+    let sources = opened.iter().map(|r| (&plan.sync.members[r.index], &r.session)).filter(|(m, _)| m.role == Role::Source);
+    let clocks: Vec<_> = sources.map(|(m, session)| (m.db.name.as_str(), session.who.clock)).collect();
+    who::doubtful(&clocks).unwrap_or_default()
 }
 
 fn find(rows: &Rows, name: &str) -> Option<usize> {

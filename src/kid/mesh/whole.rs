@@ -43,10 +43,14 @@ impl Model {
 }
 
 impl Mesh<'_> {
-    /// Copies a whole table where that is wanted. Of several sources that do not know what has changed the first is the model.
+    /// Copies a whole table where that is wanted. Of several sources that do not know what has changed the first is the model,
+    /// but not one that shall itself get all.
     pub(super) fn copy_whole(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
         let wants = |o: &super::offer::Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
-        let model = (0..self.members.len()).find_map(|at| {
+        let given = self.offers.iter().flatten().fold(0, |bits, o| bits | o.copy_all);
+        let mut places: Vec<usize> = (0..self.members.len()).collect();
+        places.sort_by_key(|at| given & self.members[*at].bit() != 0);
+        let model = places.into_iter().find_map(|at| {
             let offer = self.offers[at].as_ref().filter(|o| wants(o) != 0)?;
             Some((at, offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all, offer.copy_empty))
         });
