@@ -2,28 +2,29 @@
 //! has replaced it, or `bucardo.conflict` has it as the loser of a decision. Nothing is lost in silence, and nothing that
 //! was replaced comes back.
 //!
-//! Triggers keep the books in the applications' own transactions; they say nothing of what the replication writes. No
-//! value is ever written twice, but one statement may write several rows: so an entry is a value with its key.
+//! Triggers keep the books in the writers' own transactions. What the replication writes is noted too, for the history
+//! that a failure shows, and counts for nothing. No value is ever written twice, but one statement may write several
+//! rows: so an entry is a value with its key.
 
 use super::World;
+use crate::wire::Row;
 use std::collections::HashSet;
 
 /// The tables whose values are booked, with their keys. What has a value only is never replaced.
 const BOOKED: [(&str, &[&str]); 3] = [("parent", &["id"]), ("child", &["b", "a"]), ("item", &["id"])];
 
-const BOOKS: &str = "CREATE TABLE ledger (entry text, gone boolean); \
+const BOOKS: &str = "CREATE TABLE ledger (at timestamptz DEFAULT clock_timestamp(), xid bigint DEFAULT pg_current_xact_id()::text::bigint, \
+         app boolean DEFAULT current_setting('session_replication_role') <> 'replica', old text, new text, line text); \
      CREATE FUNCTION book() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE \
-         old_entry text; new_entry text; \
+         mark text := format('concat_ws(''@'', %L, %s, val)', TG_TABLE_NAME, TG_ARGV[0]); before text; after text; \
      BEGIN \
          IF TG_OP = 'TRUNCATE' THEN \
-             EXECUTE format('INSERT INTO public.ledger SELECT concat_ws(''@'', %L, %s, val), true FROM public.%1$I', TG_TABLE_NAME, TG_ARGV[0]); \
+             EXECUTE format('INSERT INTO public.ledger (old, line) SELECT %s, ''TRUNCATE '' || r FROM public.%I r', mark, TG_TABLE_NAME); \
              RETURN NULL; \
          END IF; \
-         IF TG_OP <> 'INSERT' THEN EXECUTE format('SELECT concat_ws(''@'', %L, %s, val) FROM (SELECT ($1).*) r', TG_TABLE_NAME, TG_ARGV[0]) INTO old_entry USING OLD; END IF; \
-         IF TG_OP <> 'DELETE' THEN EXECUTE format('SELECT concat_ws(''@'', %L, %s, val) FROM (SELECT ($1).*) r', TG_TABLE_NAME, TG_ARGV[0]) INTO new_entry USING NEW; END IF; \
-         IF old_entry IS DISTINCT FROM new_entry THEN \
-             INSERT INTO public.ledger SELECT e, g FROM (VALUES (old_entry, true), (new_entry, false)) v(e, g) WHERE e IS NOT NULL; \
-         END IF; \
+         IF TG_OP <> 'INSERT' THEN EXECUTE format('SELECT %s FROM (SELECT ($1).*) r', mark) INTO before USING OLD; END IF; \
+         IF TG_OP <> 'DELETE' THEN EXECUTE format('SELECT %s FROM (SELECT ($1).*) r', mark) INTO after USING NEW; END IF; \
+         INSERT INTO public.ledger (old, new, line) VALUES (before, after, concat_ws(' ', TG_OP, OLD, '->', NEW)); \
          RETURN NULL; \
      END $$";
 
@@ -34,12 +35,13 @@ pub fn open(world: &World) {
         let key = key.join(", ");
         world.m.everywhere(&format!(
             "CREATE TRIGGER book AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION book('{key}'); \
-             CREATE TRIGGER book_all BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION book('{key}')"
+             CREATE TRIGGER book_all BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION book('{key}'); \
+             ALTER TABLE {table} ENABLE ALWAYS TRIGGER book, ENABLE ALWAYS TRIGGER book_all"
         ));
     }
 }
 
-fn entries(rows: Vec<crate::wire::Row>) -> HashSet<String> {
+fn entries(rows: Vec<Row>) -> HashSet<String> {
     rows.into_iter().filter_map(|row| row[0].clone()).collect()
 }
 
@@ -48,8 +50,9 @@ pub fn balance(world: &World) {
     let m = &world.m;
     let (mut written, mut replaced) = (HashSet::new(), HashSet::new());
     for source in &m.sources {
-        written.extend(entries(m.on(source).query("SELECT entry FROM ledger WHERE NOT gone")));
-        replaced.extend(entries(m.on(source).query("SELECT entry FROM ledger WHERE gone")));
+        // A row that another one's change has touched, and whose value has stayed, is the same entry.
+        written.extend(entries(m.on(source).query("SELECT new FROM ledger WHERE app AND new IS DISTINCT FROM old")));
+        replaced.extend(entries(m.on(source).query("SELECT old FROM ledger WHERE app AND new IS DISTINCT FROM old")));
     }
     let (mut there, mut recorded) = (HashSet::new(), HashSet::new());
     for (table, key) in BOOKED {
@@ -61,11 +64,36 @@ pub fn balance(world: &World) {
              WHERE c.relation = 'public.{table}' AND jsonb_typeof(r.value) = 'object'"
         ))));
     }
-    let lost: Vec<&String> =
-        written.iter().filter(|e| !replaced.contains(*e) && !there.contains(*e) && !recorded.contains(*e)).collect();
-    assert!(lost.is_empty(), "written, replaced by nobody, and neither there nor in bucardo.conflict: {lost:?}\n{}", m.report());
-    let back: Vec<&String> = there.iter().filter(|e| replaced.contains(*e)).collect();
-    assert!(back.is_empty(), "replaced by an application, and there again: {back:?}\n{}", m.report());
-    let strange: Vec<&String> = there.iter().filter(|e| !written.contains(*e)).collect();
-    assert!(strange.is_empty(), "written by nobody: {strange:?}\n{}", m.report());
+    let lost = written.iter().filter(|e| !replaced.contains(*e) && !there.contains(*e) && !recorded.contains(*e));
+    expect_none(world, "written, replaced by nobody, and neither there nor in bucardo.conflict", lost);
+    expect_none(world, "replaced by an application, and there again", there.iter().filter(|e| replaced.contains(*e)));
+    expect_none(world, "written by nobody, and there", there.iter().filter(|e| !written.contains(*e)));
+}
+
+fn expect_none<'a>(world: &World, what: &str, mut found: impl Iterator<Item = &'a String>) {
+    let Some(first) = found.next() else { return };
+    let more = found.count();
+    panic!("{what}: {first}, and {more} more\n{}\n{}", history(world, first), world.m.report());
+}
+
+/// All that was ever done to the key of an entry, anywhere, by whom; and the decisions about it.
+fn history(world: &World, entry: &str) -> String {
+    let key = &entry[..=entry.rfind('@').expect("an entry has a key")];
+    let like = format!("(starts_with(old, '{key}') OR starts_with(new, '{key}'))");
+    let mut lines: Vec<String> = Vec::new();
+    for name in world.m.names() {
+        let sql = format!(
+            "SELECT concat_ws(' ', to_char(at, 'HH24:MI:SS.US'), '{name}', xid, CASE WHEN app THEN 'app ' ELSE 'sync' END, line) FROM ledger WHERE {like} \
+             AND at > clock_timestamp() - interval '90 s'"
+        );
+        lines.extend(world.m.on(name).query(&sql).into_iter().filter_map(|row| row[0].clone()));
+    }
+    let table = key.split('@').next().unwrap_or_default();
+    let decisions = format!(
+        "SELECT concat_ws(' ', to_char(decided_at, 'HH24:MI:SS.US'), 'run', run, strategy, 'winner', winner, key, rows) FROM bucardo.conflict \
+         WHERE relation = 'public.{table}' AND decided_at > clock_timestamp() - interval '90 s'"
+    );
+    lines.extend(world.m.control().query(&decisions).into_iter().filter_map(|row| row[0].clone()));
+    lines.sort();
+    lines.join("\n")
 }
