@@ -72,6 +72,8 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_settled (
     keys     jsonb  NOT NULL
 );
 COMMENT ON TABLE bucardo.capture_settled IS 'Changes of this database that lost a conflict: they are handled for everybody, also for who was away.';
+-- Sources that were away when nobody won: against what they have changed themselves, such a change still contends.
+ALTER TABLE bucardo.capture_settled ADD COLUMN IF NOT EXISTS open text[] NOT NULL DEFAULT '{}';
 
 CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
     id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -85,7 +87,7 @@ COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was tr
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 2 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 3 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -697,7 +699,7 @@ BEGIN
         RETURN 0;
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
-        AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
+        AND t.served <> g.snapshot AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
     FOR c IN SELECT * FROM bucardo.capture k ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);

@@ -18,7 +18,7 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SET deadlock_timeout = '100ms'";
 
-/// The connections that wait for the next run, by the member's name.
+/// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]
 pub struct Pool {
     idle: HashMap<String, (String, Conn)>,
@@ -30,18 +30,28 @@ pub struct Session {
     /// Whether it was made for this run.
     pub fresh: bool,
     key: String,
+    place: String,
 }
 
 impl Pool {
     /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one.
     pub fn take(&mut self, db: &Db) -> Result<Session> {
+        self.take_as(db, db.name.clone())
+    }
+
+    /// A second one, for what must not wait for the first one's transaction.
+    pub fn take_beside(&mut self, db: &Db) -> Result<Session> {
+        self.take_as(db, format!("{}\0beside", db.name))
+    }
+
+    fn take_as(&mut self, db: &Db, place: String) -> Result<Session> {
         let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
-        if let Some((kept, conn)) = self.idle.remove(&db.name)
+        if let Some((kept, conn)) = self.idle.remove(&place)
             && kept == key
             && conn.is_idle()
             && !conn.is_broken()
         {
-            return Ok(Session { conn, fresh: false, key });
+            return Ok(Session { conn, fresh: false, key, place });
         }
         let mut conn = Conn::open(&db.target, "bucardo kid", guc::connect_timeout())?;
         if conn.version() < 130_000 {
@@ -51,13 +61,13 @@ impl Pool {
             e.at(format_args!("db \"{}\"", db.name))
                 .hint("The role in the conninfo must be a superuser (or may set session_replication_role).")
         })?;
-        Ok(Session { conn, fresh: true, key })
+        Ok(Session { conn, fresh: true, key, place })
     }
 
     /// Takes a session back, if it can be used again.
     pub fn give_back(&mut self, session: Session) {
         if session.conn.is_idle() && !session.conn.is_broken() {
-            self.idle.insert(session.conn.name.clone(), (session.key, session.conn));
+            self.idle.insert(session.place, (session.key, session.conn));
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Progress {
     pub conflicts: u64,
     /// Whether anything was pending.
     pub saw_changes: bool,
+    /// Whether the attempt has recorded decisions under the run's number.
+    pub recorded: bool,
 }
 
 impl Progress {
@@ -61,7 +63,15 @@ impl Progress {
             pause: false,
             conflicts: 0,
             saw_changes: false,
+            recorded: false,
         }
+    }
+
+    /// Takes another number.
+    pub fn renumber(&mut self) -> Result<()> {
+        self.run = super::main::begin_run(shmem::read(|s| s.kids[self.slot].db), None)?;
+        show(self.slot, |kid| kid.run = self.run);
+        Ok(())
     }
 
     fn clock(&mut self) {

@@ -34,14 +34,12 @@ pub struct Plan {
     pub(super) sequence_query: Option<String>,
     /// The sequences' state that each receiver was given last.
     sequences: HashMap<usize, String>,
-    /// Runs that recorded decisions and never ended; None: not looked for yet.
-    pub(super) doubt: Option<Vec<i64>>,
 }
 
 impl Plan {
     pub fn new(sync: Sync, control: String, generation: u64) -> Self {
         let sequence_query = sequence::query(&sync);
-        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new(), doubt: None }
+        Self { sync, control, generation, shapes: HashMap::new(), sequence_query, sequences: HashMap::new() }
     }
 
     pub(super) fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {

@@ -54,6 +54,8 @@ pub struct MasterSlot {
     pub procno: i32,
     /// Changed by every committed change of the catalog.
     pub generation: u64,
+    /// The number of the last run that has begun.
+    pub last_run: i64,
     /// `stop` asks the master to end.
     pub stop: bool,
     /// The master has ended because it was asked to: that is no failure to wait for.
@@ -73,6 +75,7 @@ impl MasterSlot {
         pid: 0,
         procno: -1,
         generation: 0,
+        last_run: 0,
         stop: false,
         ended_as_asked: false,
         held_by: 0,

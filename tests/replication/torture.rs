@@ -82,13 +82,15 @@ impl World {
     }
 
     /// War for so long: all writers, one trouble-maker.
-    fn fight(&self, dice: &mut Dice, duration: Duration) {
+    fn fight(&self, round: i64, dice: &mut Dice, duration: Duration) {
         self.over.store(false, Ordering::SeqCst);
         std::thread::scope(|threads| {
             for (n, source) in self.m.sources.iter().enumerate() {
                 for client in 0..2 {
                     let own = dice.split();
-                    threads.spawn(move || load::write(self, source, (n * 2 + client) as i64, own));
+                    // No client of one round is one of another's: what they write are new values.
+                    let number = round * 10 + (n * 2 + client) as i64;
+                    threads.spawn(move || load::write(self, source, number, own));
                 }
             }
             // Also when the trouble-maker panics: a scope waits for its threads.
@@ -124,7 +126,7 @@ fn torture(seed: u64, duration: Duration, round: Duration) {
     let mut dice = Dice::new(seed);
     let world = World::new(seed, &mut dice);
     for number in 1.. {
-        world.fight(&mut dice, round.min(duration));
+        world.fight(number, &mut dice, round.min(duration));
         quiesce::make_peace(&world);
         quiesce::check(&world);
         let conflicts = world.m.count_conflicts("true");

@@ -124,8 +124,9 @@ impl Mesh<'_> {
                 strategy: "foreign_key".to_string(),
                 winner: self.who_deleted(at, &question.foreign),
                 rows: Value::Object(Map::from_iter([(self.name(at).to_string(), image)])),
+                made: Some(kept.clone().unwrap_or(Value::Null)),
             };
-            found.push((question.relation, Written { key, row: kept }, decision));
+            found.push((question.relation, Written::everywhere(key, kept), decision));
         }
         Ok(())
     }
