@@ -151,8 +151,11 @@ impl Kid {
             Ok(run) => run,
             Err(error) => return failed(&error),
         };
+        let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
+        plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
         let mut progress = Progress::new(self.slot, run);
         run::run(&mut plan, &mut self.pool, job.members, &mut progress);
+        plan.clean_run = progress.is_clean().then_some(run);
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
         }

@@ -77,6 +77,25 @@ impl Pool {
     }
 }
 
+/// Held by a run's transaction for as long as it is open.
+pub const HOLD: &str = "SELECT pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended($1, 0))";
+/// A sync has one run at a time: who else holds its guard is left over from one that died, and waits for nobody.
+const END: &str = "SELECT count(pg_catalog.pg_terminate_backend(l.pid)) FROM pg_catalog.pg_locks l, pg_catalog.hashtextextended($1, 0) g \
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_catalog.pg_backend_pid() \
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+    AND l.classid = ((g >> 32) & 4294967295)::pg_catalog.oid AND l.objid = (g & 4294967295)::pg_catalog.oid";
+const ALONE: &str = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0)) \
+    FROM pg_catalog.set_config('lock_timeout', '2s', true)";
+
+/// Asks the member to end what a run that died has left open there, in a transaction of its own: a snapshot that is taken
+/// afterwards sees what that one has committed, and nothing of it comes later.
+pub fn ask_alone(conn: &mut Conn, guard: &str) -> Result<()> {
+    conn.pipeline_begin()?;
+    conn.pipeline_add(END, &[], &[Some(guard.as_bytes())])?;
+    conn.pipeline_add(ALONE, &[], &[Some(guard.as_bytes())])?;
+    conn.pipeline_send()
+}
+
 /// The encoding in which rows travel: UTF8, into which every server converts. Databases without an encoding convert
 /// nothing, and among themselves their bytes must pass as they are.
 pub fn common_encoding<'a>(mut sessions: impl Iterator<Item = &'a Session>) -> &'static str {

@@ -141,6 +141,11 @@ impl Progress {
         }
     }
 
+    /// Whether nothing of it can still be under way anywhere.
+    pub fn is_clean(&self) -> bool {
+        self.attempts == 1 && self.error.is_none()
+    }
+
     /// The report for the master.
     pub fn report(&self) -> Report {
         let mut report = Report {

@@ -128,6 +128,8 @@ pub struct SyncSlot {
     pub next_try: i64,
     /// The latches of waiting kicks; -1: free.
     pub waiters: [i32; MAX_WAITERS],
+    /// The number of its last run that has begun.
+    pub last_run: i64,
 }
 
 impl SyncSlot {
@@ -146,6 +148,7 @@ impl SyncSlot {
         error: Text::EMPTY,
         next_try: 0,
         waiters: [-1; MAX_WAITERS],
+        last_run: 0,
     };
 }
 

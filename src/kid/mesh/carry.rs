@@ -53,6 +53,9 @@ impl Carried {
 impl Mesh<'_> {
     /// Judges each run that is in doubt by what the sources say.
     pub(super) fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
+        if self.follows() {
+            return Ok(());
+        }
         let sync = self.plan.sync.name.clone();
         for doubt in record::doubts(&sync)? {
             let here: Vec<usize> = self.sources().into_iter().filter(|at| doubt.sources.contains_key(self.name(*at))).collect();

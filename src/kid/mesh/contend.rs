@@ -136,6 +136,7 @@ impl Mesh<'_> {
             level: offer.is_level(),
             noted: HashMap::new(),
             relayed: 0,
+            guard: String::new(),
             origin: String::new(),
             tag: String::new(),
         })

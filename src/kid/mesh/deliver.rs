@@ -165,6 +165,7 @@ impl Mesh<'_> {
             level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
             noted,
             relayed,
+            guard: String::new(),
             origin,
             tag: format!("_{at}"),
         };
@@ -176,7 +177,8 @@ impl Mesh<'_> {
     }
 
     /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
-    /// to itself, survives.
+    /// to itself, survives; so a source is emptied by DELETE, unless its writers were locked out before the snapshot:
+    /// TRUNCATE would take rows along that came after it.
     fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
         let towards = self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).fold(0, |bits, t| bits | t.towards);
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
@@ -187,9 +189,12 @@ impl Mesh<'_> {
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
             match own {
-                None => apply::truncate_table(&writing, &name, &mut self.members[at]),
-                Some(own) => {
-                    let sql = format!("{}{}", crate::kid::statements::Join::Free.settings(), writing.delete_all_but(&own));
+                None if self.care.locked || self.offers[at].is_none() => {
+                    apply::truncate_table(&writing, &name, &mut self.members[at]);
+                }
+                own => {
+                    let delete = own.map_or_else(|| writing.delete_all(), |own| writing.delete_all_but(&own));
+                    let sql = format!("{}{delete}", crate::kid::statements::Join::Free.settings());
                     if self.members[at].attempt_on(&name, |conn| conn.query(&sql)).is_some() {
                         self.members[at].counts.truncates += 1;
                     }

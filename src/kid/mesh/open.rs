@@ -89,9 +89,19 @@ impl<'a> Mesh<'a> {
         Ok(sequences)
     }
 
+    /// Whether nothing of an earlier run or attempt can be under way.
+    pub(super) fn follows(&self) -> bool {
+        self.plan.follows && self.attempt == 1
+    }
+
     fn begin(&mut self, touched: &HashSet<i32>) -> Result<Vec<Option<Begun>>, Broken> {
         let captured = self.plan.sync.capture_name();
         let begin = gather::begin(&self.plan.sync);
+        let guard = crate::kid::run::guard(self.plan);
+        if !self.follows() {
+            crate::kid::apply::be_alone(&mut self.members, &guard);
+            self.check()?;
+        }
         let mut locked = Vec::new();
         for at in 0..self.members.len() {
             let name = self.name(at).to_string();
@@ -107,6 +117,7 @@ impl<'a> Mesh<'a> {
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
+                conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
                 conn.pipeline_add(HERE, &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
@@ -123,7 +134,7 @@ impl<'a> Mesh<'a> {
         for (at, locks) in locked.into_iter().enumerate() {
             let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
             begun.push(answers.and_then(|all| {
-                let mut rest = all.into_iter().skip(2 + locks);
+                let mut rest = all.into_iter().skip(3 + locks);
                 let here = rest.next()?;
                 let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
                 let (track, progress, settled) = (for_source(), for_source(), for_source());

@@ -3,6 +3,8 @@
 
 use super::{Multi, Place, Plan, custom};
 use crate::cluster::Stop;
+use crate::compare::literal;
+use crate::proxy::Proxy;
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, n int, val text)";
@@ -193,4 +195,45 @@ fn a_lost_copy_of_progress_is_no_work_for_ever() {
     wait_until("the point to be passed", || m.control().number("SELECT bucardo.fault_hits('kid.before_mark')") > 0);
     m.settle(&["t"]);
     wait_until("a kick with nothing to do", || m.kick() == "empty");
+}
+
+/// The COMMIT of a run that died is still on its way to the target when the next run has been there. The row is again as
+/// it was, so that the next run had nothing to write.
+#[test]
+fn a_commit_that_comes_late_comes_to_nothing() {
+    for sources in [1, 2] {
+        let m = Plan::new(sources).place(Place::Apart).start();
+        m.everywhere(T);
+        let proxy = Proxy::to(m.server_of("T"));
+        let reach = |conninfo: &str| {
+            m.control().exec(&format!("SELECT bucardo.update_db('T', conninfo => {})", literal(conninfo)));
+        };
+        let straight = m.conninfo("T");
+        reach(&proxy.conninfo("t"));
+        m.sync_over(&m.dbs(), "tables => 'public.t'");
+        m.on("A").exec("INSERT INTO t VALUES (1, 1, 'one')");
+        m.settle(&["t"]);
+        m.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'wait')");
+        m.on("A").exec("UPDATE t SET val = 'two'");
+        wait_until("the run to be ready", || m.control().number("SELECT bucardo.fault_hits('kid.before_commit')") > 0);
+        let sent = || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')");
+        let (before, receivers) = (sent(), if sources == 1 { 1 } else { 3 });
+        proxy.stall();
+        m.control().exec("SELECT bucardo.fault_clear()");
+        wait_until("COMMIT to be sent to all", || sent() >= before + receivers);
+        if sources == 2 {
+            m.wait_sql("B", "the commit", "SELECT val = 'two' FROM t");
+        }
+        kill_the_kid(&m);
+        reach(&straight);
+        m.on("A").exec("UPDATE t SET val = 'one'");
+        m.settle(&["t"]);
+        proxy.heal();
+        m.wait_sql(
+            "T",
+            "the old session to end",
+            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 't' AND state LIKE 'idle in%')",
+        );
+        m.expect_everywhere("SELECT val FROM t", "one");
+    }
 }

@@ -176,3 +176,18 @@ fn a_truncate_between_the_snapshot_and_the_rows_of_a_run() {
     m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "2A");
     assert_eq!(m.count_conflicts("winner = 'A' AND rows->'B'->>'val' = 'B'"), 1, "{:?}", m.conflicts("public.t"));
 }
+
+/// The same the other way round: a row that an application writes where a run is about to empty the table.
+#[test]
+fn a_row_between_the_snapshot_and_the_truncate_of_a_run() {
+    let m = Plan::new(2).place(Place::Beside).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    m.on("B").exec("TRUNCATE t");
+    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > 0);
+    m.on("A").exec("INSERT INTO t VALUES (100, 'A')");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    m.settle(&["t"]);
+    m.expect_everywhere(ALL, "100A");
+}
