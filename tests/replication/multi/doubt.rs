@@ -213,14 +213,15 @@ fn a_commit_that_comes_late_comes_to_nothing() {
         m.sync_over(&m.dbs(), "tables => 'public.t'");
         m.on("A").exec("INSERT INTO t VALUES (1, 1, 'one')");
         m.settle(&["t"]);
+        let passed = |point: &str| m.control().number(&format!("SELECT bucardo.fault_hits('kid.{point}')"));
+        let ready = passed("before_commit");
         m.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'wait')");
         m.on("A").exec("UPDATE t SET val = 'two'");
-        wait_until("the run to be ready", || m.control().number("SELECT bucardo.fault_hits('kid.before_commit')") > 0);
-        let sent = || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')");
-        let (before, receivers) = (sent(), if sources == 1 { 1 } else { 3 });
+        wait_until("the run to be ready", || passed("before_commit") > ready);
+        let (sent, receivers) = (passed("between_commits"), if sources == 1 { 1 } else { 3 });
         proxy.stall();
         m.control().exec("SELECT bucardo.fault_clear()");
-        wait_until("COMMIT to be sent to all", || sent() >= before + receivers);
+        wait_until("COMMIT to be sent to all", || passed("between_commits") >= sent + receivers);
         if sources == 2 {
             m.wait_sql("B", "the commit", "SELECT val = 'two' FROM t");
         }

@@ -89,8 +89,8 @@ fn check(m: &Multi, base: usize, away: bool, what: &str) {
     // What nobody has won contends again, by what the strategy says.
     let again = format!(
         "SELECT coalesce(string_agg(line, ', '), '') FROM (SELECT concat_ws(' ', c.relation, c.key, x, y) AS line \
-         FROM bucardo.conflict c, jsonb_each(c.rows) x, jsonb_each(c.rows) y WHERE {among} AND c.relation <> 'public.t_skip' \
-         AND x.key < y.key GROUP BY 1 HAVING count(*) > 1) s"
+         FROM bucardo.conflict c, jsonb_each(c.rows) x(member, image), jsonb_each(c.rows) y(member, image) WHERE {among} AND c.relation <> 'public.t_skip' \
+         AND x.member < y.member GROUP BY 1 HAVING count(*) > 1) s"
     );
     assert_eq!(m.control().one(&again), "", "{what}: contended twice\n{}", m.report());
     let untold = format!(
@@ -104,7 +104,7 @@ fn check(m: &Multi, base: usize, away: bool, what: &str) {
     if !away {
         recorded_once(m, &among, &count, what);
     }
-    expect_rows(m, base, what);
+    expect_rows(m, base, away, what);
 }
 
 /// Nobody was away: one record of each decision.
@@ -117,12 +117,24 @@ fn recorded_once(m: &Multi, among: &str, count: &str, what: &str) {
     assert_eq!(m.control().number(count), 3 * TABLES.len() as i64, "{what}");
 }
 
-fn expect_rows(m: &Multi, base: usize, what: &str) {
+/// The keys of `t_skip` about which a member must be as it wants to be. What one source alone had changed has reached the
+/// rest before the one that was away came to contend with it; it stays there.
+fn own_keys(table: &str, member: &str, away: bool) -> &'static str {
+    match (table, member) {
+        ("t_skip", "A") if away => "1, 2, 4, 5",
+        ("t_skip", "C") if away => "2, 3, 4, 5",
+        ("t_skip", "T") if away => "4, 5",
+        _ => "1, 2, 3, 4, 5",
+    }
+}
+
+fn expect_rows(m: &Multi, base: usize, away: bool, what: &str) {
     for name in m.names() {
         let mut conn = m.on(name);
         for table in TABLES {
             let rows = format!(
-                "SELECT coalesce(string_agg(concat_ws(' ', id - {base}, n, val), ', ' ORDER BY id), '') FROM {table} WHERE id BETWEEN {base} AND {base} + 9"
+                "SELECT coalesce(string_agg(concat_ws(' ', id - {base}, n, val), ', ' ORDER BY id), '') FROM {table} WHERE id - {base} IN ({})",
+                own_keys(table, name, away)
             );
             assert_eq!(conn.one(&rows), expected(table, name), "{what}: {table} on {name}\n{}", m.report());
         }
