@@ -155,6 +155,8 @@ impl Mesh<'_> {
     /// Whether the tables still look as they did, the marks of those that have some, and the rows of a few changes.
     pub(super) fn look(&mut self, relations: &[i32]) -> Result<FewRows, Broken> {
         let marked = self.offers.iter().flatten().any(|o| !o.truncated.is_empty() || !o.whole.is_empty());
+        // A truncate that a source has kept for one that is away is none of its own.
+        let marks = format!("{MARKS}{}", self.news());
         let mut asked: Vec<Vec<i32>> = Vec::new();
         for at in 0..self.members.len() {
             let few = self.few_statements(at, relations)?;
@@ -167,7 +169,7 @@ impl Mesh<'_> {
                 conn.pipeline_add(fingerprint, &[], &[Some(oids.as_bytes())])?;
                 if let Some(window) = &window {
                     if marked {
-                        conn.pipeline_add(MARKS, &[], &[Some(oids.as_bytes())])?;
+                        conn.pipeline_add(&marks, &[], &[Some(oids.as_bytes())])?;
                     }
                     for (_, sql) in &few {
                         conn.pipeline_add(sql, &[], &[Some(window.xmax.as_bytes()), Some(window.xip.as_bytes())])?;
