@@ -72,6 +72,8 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_settled (
     keys     jsonb  NOT NULL
 );
 COMMENT ON TABLE bucardo.capture_settled IS 'Changes of this database that lost a conflict: they are handled for everybody, also for who was away.';
+-- Sources that were away when nobody won: against what they have changed themselves, such a change still contends.
+ALTER TABLE bucardo.capture_settled ADD COLUMN IF NOT EXISTS open text[] NOT NULL DEFAULT '{}';
 
 CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
     id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -776,7 +778,7 @@ BEGIN
         RETURN 0;
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
-        AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
+        AND t.served <> g.snapshot AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
     FOR c IN SELECT * FROM bucardo.capture_candidates() k ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);

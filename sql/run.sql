@@ -1,6 +1,6 @@
 -- What happened: the runs, and the conflicts that they decided. Written by master and kid, emptied by age, and by
--- remove_sync. No run decides by these tables what is served: its progress is kept at the members. No foreign keys: a
--- kid must not wait for whoever changes the catalog.
+-- remove_sync. Nothing decides by these tables, but by bucardo.doubt: a run's progress is kept at the members. No foreign
+-- keys: a kid must not wait for whoever changes the catalog.
 
 CREATE SEQUENCE bucardo.syncrun_run_seq;
 
@@ -68,4 +68,16 @@ COMMENT ON COLUMN bucardo.conflict.strategy   IS 'What decided.';
 COMMENT ON COLUMN bucardo.conflict.winner     IS 'The source that won; null: nobody.';
 COMMENT ON COLUMN bucardo.conflict.rows       IS 'Each contending source''s row as it was; null for a deletion.';
 COMMENT ON COLUMN bucardo.conflict.decided_at IS 'When.';
+CREATE TABLE bucardo.doubt (
+    sync    text   NOT NULL,
+    run     bigint NOT NULL,
+    sources jsonb  NOT NULL,
+    made    jsonb  NOT NULL,
+    PRIMARY KEY (sync, run)
+);
+COMMENT ON TABLE  bucardo.doubt         IS 'Runs that have decided conflicts and that not all sources are known to have committed.';
+COMMENT ON COLUMN bucardo.doubt.sync    IS 'The sync.';
+COMMENT ON COLUMN bucardo.doubt.run     IS 'The run, as in bucardo.conflict.';
+COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots.';
+COMMENT ON COLUMN bucardo.doubt.made    IS 'Rows that it has written beside the winners'' changes.';
 CREATE INDEX conflict_decided_at ON bucardo.conflict (decided_at);

@@ -136,6 +136,7 @@ pub fn remove_sync(name: &str) -> Result<()> {
     let own = spi::write(sql, &[name.into()], |row| Ok((row.get::<bool>(1)?, row.get::<bool>(2)?)))?;
     spi::execute("DELETE FROM bucardo.syncrun WHERE sync = $1", &[name.into()])?;
     spi::execute("DELETE FROM bucardo.seen WHERE sync = $1", &[sync.id.into()])?;
+    spi::execute("DELETE FROM bucardo.doubt WHERE sync = $1", &[name.into()])?;
     let (own_dbgroup, own_relgroup) = own.into_iter().next().unwrap_or((false, false));
     drop_own(Noun::Dbgroup, &sync.dbgroup, own_dbgroup)?;
     drop_own(Noun::Relgroup, &sync.relgroup, own_relgroup)?;

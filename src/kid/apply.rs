@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::gather::Change;
-use super::members::Session;
+use super::members::{self, HOLD, Session};
 use super::reading::Reading;
 use super::retry::Care;
 use super::sequence;
@@ -78,6 +78,16 @@ impl Receiver {
     }
 }
 
+/// Ends what a run that died has left open on the members; see [`members::ask_alone`].
+pub fn be_alone(receivers: &mut [Receiver], guard: &str) {
+    for receiver in receivers.iter_mut() {
+        receiver.attempt(|conn| members::ask_alone(conn, guard));
+    }
+    for receiver in receivers.iter_mut() {
+        receiver.attempt(|conn| conn.pipeline_collect());
+    }
+}
+
 /// A pass: one snapshot of one source, for receivers that get the same of it.
 pub struct Pass<'a> {
     pub sync: &'a Sync,
@@ -98,6 +108,8 @@ pub struct Pass<'a> {
     /// or not.
     pub noted: HashMap<i32, u64>,
     pub relayed: u64,
+    /// See [`super::members::HOLD`].
+    pub guard: String,
     /// The origin that such deltas are given.
     pub origin: String,
     /// What tells this pass's staging tables from those of others in the same transactions.
@@ -236,6 +248,7 @@ impl<'a> Pass<'a> {
             for lock in &locks {
                 conn.pipeline_add(lock, &[], &[])?;
             }
+            conn.pipeline_add(HOLD, &[], &[Some(self.guard.as_bytes())])?;
             let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
             conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
             if let Some(sql) = self.sequence_query {
@@ -249,7 +262,7 @@ impl<'a> Pass<'a> {
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
         let locks = if self.care.locked { work.len() } else { 0 };
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((1 + locks).min(answers.len())..);
+        let mut answers = answers.drain((2 + locks).min(answers.len())..);
         let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));

@@ -147,9 +147,15 @@ impl Kid {
             self.plans.insert(job.sync, plan);
             return report;
         }
-        let run = self.next_run.take().map_or_else(next_run, Ok);
-        let mut progress = Progress::new(self.slot, run.unwrap_or_default());
+        let run = match begin_run(self.db, self.next_run.take()) {
+            Ok(run) => run,
+            Err(error) => return failed(&error),
+        };
+        let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
+        plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
+        let mut progress = Progress::new(self.slot, run);
         run::run(&mut plan, &mut self.pool, job.members, &mut progress);
+        plan.clean_run = progress.is_clean().then_some(run);
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
         }
@@ -185,6 +191,24 @@ fn next_run() -> Result<i64> {
     xact::transaction(|| {
         spi::value("SELECT pg_catalog.nextval('bucardo.syncrun_run_seq')", &[])?.ok_or_else(|| Error::internal("no run number"))
     })
+}
+
+/// The number of a run that begins: greater than that of any that has begun before it, so that members can tell which
+/// runs they have had. A number that was fetched ahead may have been overtaken.
+pub(super) fn begin_run(db: u32, mut ahead: Option<i64>) -> Result<i64> {
+    loop {
+        let run = ahead.take().map_or_else(next_run, Ok)?;
+        let last = shmem::with(|s| {
+            s.master(db).map(|m| {
+                let last = m.last_run;
+                m.last_run = last.max(run);
+                last
+            })
+        });
+        if last.is_none_or(|last| run > last) {
+            return Ok(run);
+        }
+    }
 }
 
 pub(super) fn failed(error: &Error) -> Report {

@@ -19,7 +19,7 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SET deadlock_timeout = '100ms'";
 
-/// The connections that wait for the next run, by the member's name.
+/// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]
 pub struct Pool {
     idle: HashMap<String, Session>,
@@ -37,15 +37,26 @@ pub struct Session {
     /// Which of this kid's connections it is.
     pub number: u64,
     key: String,
+    /// Under which name it waits.
+    kept_as: String,
 }
 
 impl Pool {
     /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one. A conninfo
     /// that leads to another database than the one that is known is refused.
     pub fn take(&mut self, db: &Db) -> Result<Session> {
+        self.take_as(db, db.name.clone())
+    }
+
+    /// A second one, for what must not wait for the first one's transaction.
+    pub fn take_beside(&mut self, db: &Db) -> Result<Session> {
+        self.take_as(db, format!("{}\0beside", db.name))
+    }
+
+    fn take_as(&mut self, db: &Db, kept_as: String) -> Result<Session> {
         let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
         let known = |who: &Who| db.identity.as_ref().is_none_or(|known| *known == who.identity);
-        if let Some(kept) = self.idle.remove(&db.name)
+        if let Some(kept) = self.idle.remove(&kept_as)
             && kept.key == key
             && known(&kept.who)
             && kept.conn.is_idle()
@@ -66,13 +77,13 @@ impl Pool {
             return Err(who::other_database(&db.name, db.identity.as_deref().unwrap_or_default(), &who.identity));
         }
         self.made += 1;
-        Ok(Session { conn, fresh: true, who, place: None, number: self.made, key })
+        Ok(Session { conn, fresh: true, who, place: None, number: self.made, key, kept_as })
     }
 
     /// Takes a session back, if it can be used again.
     pub fn give_back(&mut self, session: Session) {
         if session.conn.is_idle() && !session.conn.is_broken() {
-            self.idle.insert(session.conn.name.clone(), session);
+            self.idle.insert(session.kept_as.clone(), session);
         }
     }
 
@@ -80,6 +91,25 @@ impl Pool {
     pub fn clear(&mut self) {
         self.idle.clear();
     }
+}
+
+/// Held by a run's transaction for as long as it is open.
+pub const HOLD: &str = "SELECT pg_catalog.pg_advisory_xact_lock_shared(pg_catalog.hashtextextended($1, 0))";
+/// A sync has one run at a time: who else holds its guard is left over from one that died, and waits for nobody.
+const END: &str = "SELECT count(pg_catalog.pg_terminate_backend(l.pid)) FROM pg_catalog.pg_locks l, pg_catalog.hashtextextended($1, 0) g \
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_catalog.pg_backend_pid() \
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+    AND l.classid = ((g >> 32) & 4294967295)::pg_catalog.oid AND l.objid = (g & 4294967295)::pg_catalog.oid";
+const ALONE: &str = "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0)) \
+    FROM pg_catalog.set_config('lock_timeout', '2s', true)";
+
+/// Asks the member to end what a run that died has left open there, in a transaction of its own: a snapshot that is taken
+/// afterwards sees what that one has committed, and nothing of it comes later.
+pub fn ask_alone(conn: &mut Conn, guard: &str) -> Result<()> {
+    conn.pipeline_begin()?;
+    conn.pipeline_add(END, &[], &[Some(guard.as_bytes())])?;
+    conn.pipeline_add(ALONE, &[], &[Some(guard.as_bytes())])?;
+    conn.pipeline_send()
 }
 
 /// The encoding in which rows travel: UTF8, into which every server converts. Databases without an encoding convert

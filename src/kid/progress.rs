@@ -11,6 +11,7 @@ const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, copy = NULL,
 /// What was settled is forgotten when everybody has passed it.
 const FORGET: &str = "DELETE FROM bucardo.capture_settled s WHERE s.control = $1 AND s.sync = $2 AND NOT EXISTS ( \
     SELECT FROM bucardo.capture_track t WHERE t.control = s.control AND t.sync = s.sync \
+    AND t.served <> s.snapshot \
     AND pg_catalog.pg_snapshot_xmin(t.served::pg_catalog.pg_snapshot) < pg_catalog.pg_snapshot_xmax(s.snapshot::pg_catalog.pg_snapshot))";
 
 /// Notes at the source that the members were served up to the snapshot. It does not wait for the disk.

@@ -83,20 +83,27 @@ impl Reading<'_> {
         format!("SELECT {plain}, max(d.at) AS at FROM ({deltas}) d{left_out} GROUP BY {plain}")
     }
 
-    /// The keys of the window, each once, with the time of its last change (microseconds since 1970) and with the members
-    /// towards which it is pending. `settled`: a table of changes that count no more.
+    /// The keys of the window, each once, with the time of its last change (microseconds since 1970), the members towards
+    /// which it is pending, and whether nobody has won it yet. `settled`: a table of changes that count no more, but for
+    /// the members that are `open` there.
     fn timed(&self, condition: &str, time: &str, to: &str, settled: Option<&str>) -> String {
         let plain = self.keys("");
         let also = format!(", d.xid AS xid, {time} AS time, {to} AS towards");
-        let left_out = settled.map_or_else(String::new, |settled| {
-            format!(
-                " WHERE NOT EXISTS (SELECT FROM {settled} s WHERE {} AND d.xid < s.ended AND d.xid <> ALL (s.running))",
-                self.same("d.", "s.")
-            )
-        });
+        let (towards, held, left_out) = match settled {
+            Some(settled) => (
+                "d.towards & coalesce(h.open, -1)",
+                "bool_and(h.open IS NOT NULL)",
+                format!(
+                    " CROSS JOIN LATERAL (SELECT bit_and(s.open) AS open FROM {settled} s \
+                     WHERE {} AND d.xid < s.ended AND d.xid <> ALL (s.running)) h WHERE h.open IS NULL OR h.open & d.towards <> 0",
+                    self.same("d.", "s.")
+                ),
+            ),
+            None => ("d.towards", "false", String::new()),
+        };
         format!(
-            "SELECT {plain}, (extract(epoch FROM max(d.time)) * 1000000)::pg_catalog.int8 AS time, bit_or(d.towards) AS towards \
-             FROM ({}) d{left_out} GROUP BY {plain}",
+            "SELECT {plain}, (extract(epoch FROM max(d.time)) * 1000000)::pg_catalog.int8 AS time, bit_or({towards}) AS towards, \
+             {held} AS held FROM ({}) d{left_out} GROUP BY {plain}",
             self.deltas_with(condition, &also)
         )
     }
@@ -128,11 +135,11 @@ impl Reading<'_> {
     }
 
     /// Keys out of parameters: for each key column the texts of its values, as an array; then `more` values for each row,
-    /// which must be a number and an array of numbers.
+    /// which must be a number, an array of numbers, and a number.
     pub fn typed_keys(&self, more: usize) -> String {
         let n = self.key.len();
-        let kinds = ["int8", "int8[]"];
-        let further = list(more.min(2), |i| format!(", ${}::pg_catalog.{}", n + i + 1, kinds[i]), "");
+        let kinds = ["int8", "int8[]", "int8"];
+        let further = list(more.min(3), |i| format!(", ${}::pg_catalog.{}", n + i + 1, kinds[i]), "");
         format!(
             "SELECT {}{further} FROM unnest({}) u({})",
             list(n, |i| format!("u.t{}::{}", i + 1, self.key_type(i)), ", "),
@@ -186,12 +193,12 @@ impl Reading<'_> {
         )
     }
 
-    /// The same with the time of each key's last change, and the members towards which it is pending, at the end.
+    /// The same with what [`Reading::timed`] tells of each key at the end.
     pub fn few_timed(&self, time: &str, to: &str) -> String {
         let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
         let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
         format!(
-            "SELECT {keys}, r.alive, {out}, k.time, k.towards FROM ({timed}) k \
+            "SELECT {keys}, r.alive, {out}, k.time, k.towards, k.held FROM ({timed}) k \
              LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
             fits = self.fits("r.alive"),
             keys = self.keys("k."),

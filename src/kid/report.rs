@@ -35,6 +35,8 @@ pub struct Progress {
     pub saw_changes: bool,
     /// Which database each member was, and where its log was after it had committed.
     pub seen: BTreeMap<usize, (String, String)>,
+    /// Whether the attempt has recorded decisions under the run's number.
+    pub recorded: bool,
 }
 
 impl Progress {
@@ -65,7 +67,15 @@ impl Progress {
             conflicts: 0,
             saw_changes: false,
             seen: BTreeMap::new(),
+            recorded: false,
         }
+    }
+
+    /// Takes another number.
+    pub fn renumber(&mut self) -> Result<()> {
+        self.run = super::main::begin_run(shmem::read(|s| s.kids[self.slot].db), None)?;
+        show(self.slot, |kid| kid.run = self.run);
+        Ok(())
     }
 
     fn clock(&mut self) {
@@ -147,6 +157,11 @@ impl Progress {
         if news == Some(true) && !doubt.is_empty() {
             pgrx::warning!("bucardo: sync \"{}\": {doubt}", sync.name);
         }
+    }
+
+    /// Whether nothing of it can still be under way anywhere.
+    pub fn is_clean(&self) -> bool {
+        self.attempts == 1 && self.error.is_none()
     }
 
     /// The report for the master.

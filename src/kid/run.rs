@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::apply::{Counts, Pass, Receiver};
+use super::apply::{self, Counts, Pass, Receiver};
 use super::copy;
 use super::gather::{self, Asker, Gathered, Group};
 use super::members::{self, Pool, Session};
@@ -36,10 +36,12 @@ pub struct Plan {
     pub(super) sequence_query: Option<String>,
     /// The sequences' state that each receiver was given last.
     sequences: HashMap<usize, String>,
-    /// Runs that recorded decisions and never ended; None: not looked for yet.
-    pub(super) doubt: Option<Vec<i64>>,
     /// The connection by which each member was recognised last.
     pub(super) recognised: HashMap<usize, u64>,
+    /// The last run, if it was this kid's and all went well; and whether the present one follows right after it. If not, a
+    /// transaction of a run that died may be open still, and have its COMMIT under way.
+    pub clean_run: Option<i64>,
+    pub follows: bool,
 }
 
 impl Plan {
@@ -52,8 +54,9 @@ impl Plan {
             shapes: HashMap::new(),
             sequence_query,
             sequences: HashMap::new(),
-            doubt: None,
             recognised: HashMap::new(),
+            clean_run: None,
+            follows: false,
         }
     }
 
@@ -145,6 +148,11 @@ pub(super) fn noted(sync: &Sync) -> HashMap<i32, u64> {
     sync.relations.iter().filter(|r| !r.is_sequence).map(wants).filter(|(_, bits)| *bits != 0).collect()
 }
 
+/// What the transactions of a sync's runs hold on every member that receives.
+pub(super) fn guard(plan: &Plan) -> String {
+    format!("bucardo run {} {}", plan.control, plan.sync.capture_name())
+}
+
 /// The members that are active, as bits.
 pub(super) fn active(sync: &Sync) -> u64 {
     sync.members.iter().enumerate().filter(|(_, m)| m.db.active).fold(0, |bits, (i, _)| bits | (1 << i))
@@ -199,6 +207,9 @@ fn one_attempt(
     members::speak(&mut from.conn, encoding).map_err(fail)?;
     for receiver in &mut receivers {
         receiver.attempt(|conn| members::speak(conn, encoding));
+    }
+    if !plan.follows || progress.attempts > 1 {
+        apply::be_alone(&mut receivers, &guard(plan));
     }
     progress.phase(Phase::Gather);
     fault::point("kid.before_gather").map_err(fail)?;
@@ -298,6 +309,7 @@ fn serve(
         level: true,
         noted: noted(&plan.sync),
         relayed: 0,
+        guard: guard(plan),
         origin: origin(plan, plan.sync.members.iter().position(|m| m.role == Role::Source).unwrap_or(0)),
         tag: String::new(),
     };

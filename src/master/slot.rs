@@ -54,6 +54,8 @@ pub struct MasterSlot {
     pub procno: i32,
     /// Changed by every committed change of the catalog.
     pub generation: u64,
+    /// The number of the last run that has begun.
+    pub last_run: i64,
     /// `stop` asks the master to end.
     pub stop: bool,
     /// The master has ended because it was asked to: that is no failure to wait for.
@@ -73,6 +75,7 @@ impl MasterSlot {
         pid: 0,
         procno: -1,
         generation: 0,
+        last_run: 0,
         stop: false,
         ended_as_asked: false,
         held_by: 0,
@@ -127,6 +130,8 @@ pub struct SyncSlot {
     pub doubt: Text<300>,
     /// The latches of waiting kicks; -1: free.
     pub waiters: [i32; MAX_WAITERS],
+    /// The number of its last run that has begun.
+    pub last_run: i64,
 }
 
 impl SyncSlot {
@@ -146,6 +151,7 @@ impl SyncSlot {
         next_try: 0,
         doubt: Text::EMPTY,
         waiters: [-1; MAX_WAITERS],
+        last_run: 0,
     };
 }
 

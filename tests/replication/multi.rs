@@ -8,6 +8,7 @@ mod away;
 mod basic;
 mod cascade;
 mod custom;
+mod doubt;
 mod foreign;
 mod keytypes;
 mod matrix;

@@ -41,7 +41,7 @@ impl Mesh<'_> {
     fn context(&self, relation: i32, conflicts: &[&Conflict]) -> Value {
         let one = |c: &&Conflict| {
             let times: Map<String, Value> =
-                c.contenders.iter().map(|x| (self.member_name(x.source).to_string(), Value::from(timestamp(x.at)))).collect();
+                c.heads().map(|x| (self.member_name(x.source).to_string(), Value::from(timestamp(x.at)))).collect();
             json!({"key": c.key_json, "rows": c.rows, "changed_at": times})
         };
         let dbs: Vec<&str> = self.members.iter().map(|m| self.member_name(m.index)).collect();

@@ -2,7 +2,7 @@
 //! keys alone; too many for `bucardo.kid_work_mem`, or keys whose equality is not that of their texts, in a temporary
 //! table of one source. Keys that one source alone has changed go no further than this file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::decide::Change;
 use super::open::take_marks;
@@ -34,8 +34,10 @@ pub(super) type FewRows = HashMap<(usize, i32), Rows>;
 impl Mesh<'_> {
     /// The relations of this run, in their order.
     pub(super) fn relations(&self) -> Vec<i32> {
-        let wanted =
-            |r: &i32| self.offers.iter().flatten().any(|o| o.change(*r).is_some() || o.copy_all != 0 || o.copy_empty != 0);
+        let wanted = |r: &i32| {
+            self.offers.iter().flatten().any(|o| o.change(*r).is_some() || o.copy_all != 0 || o.copy_empty != 0)
+                || self.carried.has_rows(*r)
+        };
         let tables = self.plan.sync.relations.iter().filter(|r| !r.is_sequence);
         tables.map(|r| r.id).filter(wanted).collect()
     }
@@ -56,13 +58,16 @@ impl Mesh<'_> {
         self.offers.iter().flatten().filter_map(|o| o.change(relation)).map(|c| c.changes).sum()
     }
 
-    /// Whether a relation was truncated anywhere, changed as a whole, or has settled changes.
+    /// Whether a relation was truncated anywhere, changed as a whole, has settled changes, or rows of a run that died.
     fn is_special(&self, relation: i32) -> bool {
-        (0..self.members.len()).any(|at| {
-            self.offers[at].as_ref().is_some_and(|o| {
-                o.truncated.contains_key(&relation) || o.whole.contains_key(&relation) || self.settled_of(at, relation).is_some()
+        self.carried.has_rows(relation)
+            || (0..self.members.len()).any(|at| {
+                self.offers[at].as_ref().is_some_and(|o| {
+                    o.truncated.contains_key(&relation)
+                        || o.whole.contains_key(&relation)
+                        || self.settled_of(at, relation).is_some()
+                })
             })
-        })
     }
 
     pub(super) fn settled_of(&self, at: usize, relation: i32) -> Option<&Vec<super::offer::Settled>> {
@@ -131,6 +136,7 @@ impl Mesh<'_> {
             level: offer.is_level(),
             noted: HashMap::new(),
             relayed: 0,
+            guard: String::new(),
             origin: String::new(),
             tag: String::new(),
         })
@@ -149,6 +155,8 @@ impl Mesh<'_> {
     /// Whether the tables still look as they did, the marks of those that have some, and the rows of a few changes.
     pub(super) fn look(&mut self, relations: &[i32]) -> Result<FewRows, Broken> {
         let marked = self.offers.iter().flatten().any(|o| !o.truncated.is_empty() || !o.whole.is_empty());
+        // A truncate that a source has kept for one that is away is none of its own.
+        let marks = format!("{MARKS}{}", self.news());
         let mut asked: Vec<Vec<i32>> = Vec::new();
         for at in 0..self.members.len() {
             let few = self.few_statements(at, relations)?;
@@ -161,7 +169,7 @@ impl Mesh<'_> {
                 conn.pipeline_add(fingerprint, &[], &[Some(oids.as_bytes())])?;
                 if let Some(window) = &window {
                     if marked {
-                        conn.pipeline_add(MARKS, &[], &[Some(oids.as_bytes())])?;
+                        conn.pipeline_add(&marks, &[], &[Some(oids.as_bytes())])?;
                     }
                     for (_, sql) in &few {
                         conn.pipeline_add(sql, &[], &[Some(window.xmax.as_bytes()), Some(window.xip.as_bytes())])?;
@@ -209,23 +217,24 @@ impl Mesh<'_> {
         let sources = self.changed(relation);
         let truncated = self.offers.iter().flatten().any(|o| o.truncated.get(&relation).is_some_and(|t| t.towards != 0));
         let settled = sources.iter().any(|at| self.settled_of(*at, relation).is_some());
-        if sources.is_empty() || (sources.len() < 2 && !truncated && !settled) {
+        let carried = self.carried.keys(relation);
+        if sources.is_empty() || (sources.len() < 2 && !truncated && !settled && carried.is_empty()) {
             return Ok(Vec::new());
         }
         let mut found = Found::default();
         if self.is_few(relation) {
             for at in &sources {
                 if let (Some(rows), Some(n)) = (few.get(&(*at, relation)), self.key_length(*at, relation)) {
-                    found.add(rows, n, rows.columns() - 2, self.members[*at].index);
+                    found.add(rows, n, rows.columns() - 3, self.members[*at].index);
                 }
             }
         } else if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {
             self.compare_keys(relation, &sources, &mut found)?;
         } else {
-            self.compare_in_table(relation, &sources, truncated, &mut found)?;
+            self.compare_in_table(relation, &sources, truncated || !carried.is_empty(), &mut found)?;
         }
         let marks = self.truncations(relation);
-        Ok(found.contended(&marks))
+        Ok(found.contended(&marks, &carried))
     }
 
     fn key_length(&self, at: usize, relation: i32) -> Option<usize> {
@@ -235,7 +244,8 @@ impl Mesh<'_> {
     fn truncations(&self, relation: i32) -> Vec<Change> {
         let one = |at: usize| {
             let mark = self.offers[at].as_ref()?.truncated.get(&relation)?;
-            (mark.towards != 0).then_some(Change { source: self.members[at].index, towards: mark.towards, at: mark.at })
+            let source = self.members[at].index;
+            (mark.towards != 0).then_some(Change { source, towards: mark.towards, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
     }
@@ -317,7 +327,7 @@ impl Found {
         self.0.entry(id).or_insert_with(|| Contended { key: (0..n).map(|c| rows.text(row, c)).collect(), changes: Vec::new() })
     }
 
-    /// Adds a source's keys: key columns, and at `time` the time and the members waiting for it.
+    /// Adds a source's keys: key columns, and at `time` the time, the members waiting for it, and whether nobody has won it.
     fn add(&mut self, rows: &Rows, n: usize, time: usize, source: usize) {
         for row in 0..rows.len() {
             let mut id = Vec::with_capacity(24);
@@ -331,16 +341,16 @@ impl Found {
         }
     }
 
-    /// Adds keys that a server has compared: key columns, time, members waiting, source, and the number of the key.
+    /// Adds keys that a server has compared: the same, then the source, and the number of the key.
     fn add_groups(&mut self, rows: &Rows, n: usize) {
         for row in 0..rows.len() {
-            let change = change(rows, row, n, rows.number(row, n + 2).unwrap_or_default());
-            self.entry(rows.bytes(row, n + 3).unwrap_or_default().to_vec(), rows, row, n).changes.push(change);
+            let change = change(rows, row, n, rows.number(row, n + 3).unwrap_or_default());
+            self.entry(rows.bytes(row, n + 4).unwrap_or_default().to_vec(), rows, row, n).changes.push(change);
         }
     }
 
-    /// What is contended, with the truncations that concern every key.
-    fn contended(self, truncations: &[Change]) -> Vec<Contended> {
+    /// What is contended, with the truncations that concern every key; and of `carried` also what one has changed.
+    fn contended(self, truncations: &[Change], carried: &HashSet<Vec<String>>) -> Vec<Contended> {
         let mut all = Vec::new();
         for mut one in self.0.into_values() {
             for mark in truncations {
@@ -348,11 +358,12 @@ impl Found {
                     Some(own) => {
                         own.at = own.at.max(mark.at);
                         own.towards |= mark.towards;
+                        own.held = false;
                     }
                     None => one.changes.push(*mark),
                 }
             }
-            if one.changes.len() > 1 {
+            if one.changes.len() > 1 || carried.contains(&one.key) {
                 one.changes.sort_by_key(|c| c.source);
                 all.push(one);
             }
@@ -367,6 +378,7 @@ fn change(rows: &Rows, row: usize, time: usize, source: usize) -> Change {
         source,
         at: rows.number(row, time).unwrap_or(i64::MIN),
         towards: rows.number::<i64>(row, time + 1).unwrap_or(0) as u64,
+        held: rows.bool(row, time + 2),
     }
 }
 
@@ -377,7 +389,7 @@ impl Reading<'_> {
             self.key.iter().enumerate().map(|(i, k)| format!("t.{} AS k{}", crate::ident::quote_ident(k), i + 1)).collect();
         format!(
             "CREATE TEMP TABLE {table} ON COMMIT DROP AS SELECT {}, 0::pg_catalog.int8 AS time, 0::pg_catalog.int8 AS towards, \
-             0::pg_catalog.int4 AS source FROM {} t WITH NO DATA",
+             false AS held, 0::pg_catalog.int4 AS source FROM {} t WITH NO DATA",
             columns.join(", "),
             self.source.only
         )
@@ -389,7 +401,7 @@ impl Reading<'_> {
         let keys = keys.join(", ");
         let only = if all { "" } else { "WHERE n > 1 " };
         format!(
-            "{join}SELECT {keys}, time, towards, source, number FROM (SELECT *, count(*) OVER (PARTITION BY {keys}) AS n, \
+            "{join}SELECT {keys}, time, towards, held, source, number FROM (SELECT *, count(*) OVER (PARTITION BY {keys}) AS n, \
              dense_rank() OVER (ORDER BY {keys}) AS number FROM pg_temp.{table}) x {only}",
             join = crate::kid::statements::Join::Free.settings()
         )

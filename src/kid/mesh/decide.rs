@@ -13,6 +13,8 @@ pub struct Change {
     pub towards: u64,
     /// When it was committed, or made where commits are not timed: microseconds.
     pub at: i64,
+    /// Whether nobody has won it so far: it stays where it is, unless somebody does who was away.
+    pub held: bool,
 }
 
 /// What becomes of a key.
@@ -40,6 +42,14 @@ pub fn judge(changes: &[Change]) -> Verdict {
     let contend = |x: &&&Change| left.iter().any(|y| y.source != x.source && pending(x, y.source) && pending(y, x.source));
     let contenders: Vec<usize> = left.iter().filter(contend).map(|c| c.source).collect();
     if contenders.len() < 2 { Verdict::Newest(first) } else { Verdict::Conflict(contenders) }
+}
+
+/// The first of the contenders that have the same row as this one: who know each other's changes have brought them together.
+/// A row that two have merged is one row, and may be counted once only.
+pub fn head(contenders: &[Change], source: usize) -> usize {
+    let Some(own) = contenders.iter().find(|c| c.source == source) else { return source };
+    let same = |c: &&Change| c.source == source || (!pending(c, source) && !pending(own, c.source));
+    contenders.iter().find(same).map_or(source, |c| c.source)
 }
 
 /// How conflicts are decided.
@@ -132,7 +142,7 @@ mod tests {
     const C: usize = 2;
 
     fn change(source: usize, towards: &[usize], at: i64) -> Change {
-        Change { source, towards: towards.iter().fold(0, |bits, m| bits | 1 << m), at }
+        Change { source, towards: towards.iter().fold(0, |bits, m| bits | 1 << m), at, held: false }
     }
 
     fn given() -> Circumstances<'static> {
@@ -160,6 +170,13 @@ mod tests {
         // C comes back with a change of its own: all three contend for what C did not know.
         let all = [change(A, &[C], 1), change(B, &[C], 2), change(C, &[A, B], 3)];
         assert_eq!(judge(&all), Verdict::Conflict(vec![A, B, C]));
+    }
+
+    #[test]
+    fn who_know_each_other_contend_with_one_row() {
+        let all = [change(A, &[B, C], 1), change(B, &[A], 2), change(C, &[A], 3)];
+        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B, C]));
+        assert_eq!([A, B, C].map(|source| head(&all, source)), [A, B, B]);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::collections::{HashMap, HashSet};
 use super::contend::FewRows;
 use super::settle::{Decision, Outcome, Written};
 use super::{Broken, Mesh, record};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::gather::text_array;
+use crate::kid::members::Pool;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
 use crate::kid::{progress as track, sequence, who};
@@ -21,16 +22,31 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
     FROM unnest($5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]) u(source, served, identity) \
     ON CONFLICT (control, sync, source, member) DO UPDATE SET served = excluded.served, identity = excluded.identity, run = excluded.run";
 
+/// Tables whose file is not the one that this transaction's snapshot knows.
+const REPLACED: &str = "SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c WHERE c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) \
+    AND c.oid IN (SELECT o FROM unnest($1::pg_catalog.oid[]) o UNION SELECT p.relid FROM unnest($1::pg_catalog.oid[]) o, pg_catalog.pg_partition_tree(o) p)";
+const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
+/// A commit that waits for the disk takes everything before it along.
+const FLUSH: &str =
+    "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'bucardo', ''); COMMIT";
+
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
-    pub(super) fn exchange(&mut self, touched: &mut HashSet<i32>, progress: &mut Progress) -> Result<u64, Broken> {
+    pub(super) fn exchange(
+        &mut self,
+        touched: &mut HashSet<i32>,
+        pool: &mut Pool,
+        progress: &mut Progress,
+    ) -> Result<u64, Broken> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
         self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
-            return Ok(0);
+            // Nothing to do; but that is to be noted where a copy of the progress says something else.
+            let behind = self.offers.iter().flatten().any(|o| o.behind != 0);
+            return if behind { self.commit(&[], pool, progress) } else { Ok(0) };
         }
         touched.extend(&relations);
         progress.saw_changes |= !relations.is_empty();
@@ -38,10 +54,11 @@ impl Mesh<'_> {
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
         let decisions = self.apply(&relations, progress)?;
         self.move_sequences(moved);
-        self.note_progress();
+        self.note_carried()?;
+        self.note_progress(&relations, !decisions.is_empty() || !self.carried.is_empty());
         self.check()?;
         progress.phase(Phase::Commit);
-        self.commit(&decisions, progress)
+        self.commit(&decisions, pool, progress)
     }
 
     /// Decides and writes all relations.
@@ -148,6 +165,7 @@ impl Mesh<'_> {
             level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
             noted,
             relayed,
+            guard: String::new(),
             origin,
             tag: format!("_{at}"),
         };
@@ -165,7 +183,8 @@ impl Mesh<'_> {
     }
 
     /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
-    /// to itself, survives.
+    /// to itself, survives; so a source is emptied by DELETE, unless its writers were locked out before the snapshot:
+    /// TRUNCATE would take rows along that came after it.
     fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
         let towards = self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).fold(0, |bits, t| bits | t.towards);
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
@@ -176,9 +195,12 @@ impl Mesh<'_> {
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
             match own {
-                None => apply::truncate_table(&writing, &name, &mut self.members[at]),
-                Some(own) => {
-                    let sql = format!("{}{}", crate::kid::statements::Join::Free.settings(), writing.delete_all_but(&own));
+                None if self.care.locked || self.offers[at].is_none() => {
+                    apply::truncate_table(&writing, &name, &mut self.members[at]);
+                }
+                own => {
+                    let delete = own.map_or_else(|| writing.delete_all(), |own| writing.delete_all_but(&own));
+                    let sql = format!("{}{delete}", crate::kid::statements::Join::Free.settings());
                     if self.members[at].attempt_on(&name, |conn| conn.query(&sql)).is_some() {
                         self.members[at].counts.truncates += 1;
                     }
@@ -227,7 +249,8 @@ impl Mesh<'_> {
         for receiver in &mut self.members {
             let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
             let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
-            for one in written {
+            let bit = receiver.bit();
+            for one in written.iter().filter(|one| one.towards & bit != 0) {
                 let done = receiver.attempt_on(&name, |conn| write_one(conn, &writing, one));
                 if let Some((upserts, deletes)) = done {
                     receiver.counts.upserts += upserts;
@@ -238,8 +261,10 @@ impl Mesh<'_> {
         self.check()
     }
 
-    /// Each receiver that is a source notes up to where it was served, in its own transaction.
-    fn note_progress(&mut self) {
+    /// Each receiver that is a source notes up to where it was served, in its own transaction. `all`: also those for whom
+    /// there was nothing, because it must be known that they took part. One on which a table was emptied under this run
+    /// is defeated: TRUNCATE respects no snapshot, and what came after it here would be taken for older.
+    fn note_progress(&mut self, relations: &[i32], all: bool) {
         let sync = self.plan.sync.capture_name();
         let run = self.run.to_string();
         for at in self.sources() {
@@ -247,7 +272,7 @@ impl Mesh<'_> {
             let from: Vec<usize> = self
                 .sources()
                 .into_iter()
-                .filter(|s| *s != at && self.offers[*s].as_ref().is_some_and(|o| o.has_news()))
+                .filter(|s| *s != at && self.offers[*s].as_ref().is_some_and(|o| all || o.has_news()))
                 .collect();
             if from.is_empty() {
                 continue;
@@ -258,11 +283,21 @@ impl Mesh<'_> {
             let identities = text_array(&offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
+            let tables: Vec<String> =
+                relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid.to_string()).collect();
+            let tables = text_array(&tables.iter().map(String::as_str).collect::<Vec<_>>());
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 conn.pipeline_add(SERVED, &[], &params)?;
+                conn.pipeline_add(REPLACED, &[], &[Some(tables.as_bytes())])?;
                 conn.pipeline_send()?;
-                conn.pipeline_collect().map(drop)
+                match conn.pipeline_collect()?.get(1).filter(|rows| rows.len() > 0) {
+                    Some(rows) => Err(Error::new(
+                        SqlState(*b"40001"),
+                        format!("table {} was emptied or rewritten during the run", rows.text(0, 0)),
+                    )),
+                    None => Ok(()),
+                }
             });
         }
     }
@@ -288,14 +323,12 @@ impl Mesh<'_> {
     }
 
     /// Records the decisions, then commits all members: sends to all, then collects.
-    fn commit(&mut self, decisions: &[Decision], progress: &mut Progress) -> Result<u64, Broken> {
+    fn commit(&mut self, decisions: &[Decision], pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
+        self.flush(pool)?;
         let sync = self.plan.sync.name.clone();
-        record::record(self.run, &sync, |r| self.relation_name(r), decisions)?;
-        // Until it is known that all have committed, the members must be asked.
-        if !decisions.is_empty() {
-            self.plan.doubt.get_or_insert_default().push(self.run);
-        }
+        record::record(self.run, &sync, |r| self.relation_name(r), decisions, self.doubt())?;
+        progress.recorded |= !decisions.is_empty();
         for member in &mut self.members {
             member.attempt(|conn| conn.send(who::COMMIT));
             fault::point("kid.between_commits")?;
@@ -311,12 +344,31 @@ impl Mesh<'_> {
         if committed != 0 {
             progress.conflicts += decisions.len() as u64;
         }
-        if self.members.iter().all(|m| m.failed.is_none()) {
-            for run in self.plan.doubt.iter_mut().flat_map(std::mem::take).filter(|run| *run != self.run) {
-                record::close(&sync, run)?;
-            }
+        if self.members.iter().all(|m| m.failed.is_none()) && (!decisions.is_empty() || !self.carried.is_empty()) {
+            self.end_doubt()?;
         }
         Ok(committed)
+    }
+
+    /// Waits until what was read of the sources is on their disks. A source that falls over would else forget what others
+    /// say they have, and give the same transaction numbers to changes that then nobody would look for.
+    fn flush(&mut self, pool: &mut Pool) -> Result<(), Broken> {
+        for at in self.sources() {
+            let Some(lsn) = self.offers[at].as_ref().filter(|o| o.has_news()).and_then(|o| o.unflushed.clone()) else { continue };
+            let flushed = self.members[at].attempt(|conn| conn.query_params(FLUSHED, &[Some(&lsn)]));
+            if flushed.is_none_or(|rows| rows.bool(0, 0)) {
+                continue;
+            }
+            // The run's own transaction cannot: it commits only with the others.
+            let db = &self.plan.sync.members[self.members[at].index].db;
+            let done = pool.take_beside(db).and_then(|mut session| {
+                session.conn.query(FLUSH)?;
+                pool.give_back(session);
+                Ok(())
+            });
+            self.members[at].attempt(|_| done);
+        }
+        self.check()
     }
 
     /// Notes at each source how far the others were served: the only place for pure targets, a copy for the rest.

@@ -22,6 +22,8 @@ struct Question {
     relation: i32,
     foreign: ForeignKey,
     sql: String,
+    /// Whether it is about parents that this source has deleted, while the row came from another one.
+    bereft: bool,
 }
 
 impl Mesh<'_> {
@@ -64,8 +66,9 @@ impl Mesh<'_> {
         Ok(decisions)
     }
 
-    /// The questions to a source: about the rows that it has changed itself; and, on the first source, about all rows that
-    /// refer to a table from which something was removed.
+    /// The questions to a source: about the rows that it has changed itself; about those that refer to parents which it has
+    /// changed, since such a row may have come there while the parent was deleted, when neither saw the other; and, on the
+    /// first source, about all rows that refer to a table from which something was removed.
     fn questions(&self, at: usize, relations: &[i32], removed: &HashSet<i32>) -> Result<Vec<Question>, Broken> {
         let mut questions = Vec::new();
         let shapes = &self.members[at].shapes;
@@ -82,14 +85,44 @@ impl Mesh<'_> {
                 let parent = shapes.iter().find(|(_, t)| t.oid == foreign.parent);
                 let Some((parent_relation, parent)) = parent else { continue };
                 let all = first && removed.contains(parent_relation);
+                if let Some(gone) = self.deleted_parents(at, relations, *parent_relation, parent, foreign)?.filter(|_| !all) {
+                    let sql = orphans(table, parent, foreign, &key, Some(&gone), true);
+                    questions.push(Question { relation, foreign: foreign.clone(), sql, bereft: true });
+                }
                 if own.is_none() && !all {
                     continue;
                 }
                 let only = own.as_deref().filter(|_| !all);
-                questions.push(Question { relation, foreign: foreign.clone(), sql: orphans(table, parent, foreign, &key, only) });
+                let sql = orphans(table, parent, foreign, &key, only, false);
+                questions.push(Question { relation, foreign: foreign.clone(), sql, bereft: false });
             }
         }
         Ok(questions)
+    }
+
+    /// The query of the keys of a parent table that a source has changed and that are there no more, in the order in which
+    /// the foreign key names them. None: nothing of it was changed there, or the key is another one.
+    fn deleted_parents(
+        &self,
+        at: usize,
+        relations: &[i32],
+        relation: i32,
+        parent: &Table,
+        foreign: &ForeignKey,
+    ) -> Result<Option<String>, Broken> {
+        if !relations.contains(&relation) || !self.changed(relation).contains(&at) {
+            return Ok(None);
+        }
+        let key = self.key_of(relation);
+        let places: Option<Vec<usize>> = foreign.to.iter().map(|c| key.iter().position(|k| k == c)).collect();
+        let Some(places) = places.filter(|p| p.len() == key.len()) else { return Ok(None) };
+        let Some(changed) = self.with_work(at, relation, |w, offer| w.reading().distinct(&offer.union().condition()))? else {
+            return Ok(None);
+        };
+        let quote = crate::ident::quote_ident;
+        let same = list(key.len(), |i| format!("p.{} {} k.k{}", quote(&key[i]), parent.equal(&key[i]), i + 1), " AND ");
+        let columns = list(places.len(), |i| format!("k.k{} AS k{}", places[i] + 1, i + 1), ", ");
+        Ok(Some(format!("SELECT {columns} FROM ({changed}) k WHERE NOT EXISTS (SELECT FROM {} p WHERE {same})", parent.only)))
     }
 
     fn take_orphans(
@@ -118,14 +151,21 @@ impl Mesh<'_> {
                 }
                 _ => None,
             };
+            let other = self.who_deleted(at, &question.foreign);
+            let here = self.name(at).to_string();
+            let (winner, loser) = match (question.bereft, other) {
+                (true, other) => (Some(here.clone()), other.unwrap_or(here)),
+                (false, other) => (other, here),
+            };
             let decision = Decision {
                 relation: question.relation,
                 key: key_json,
                 strategy: "foreign_key".to_string(),
-                winner: self.who_deleted(at, &question.foreign),
-                rows: Value::Object(Map::from_iter([(self.name(at).to_string(), image)])),
+                winner,
+                rows: Value::Object(Map::from_iter([(loser, image)])),
+                made: Some(kept.clone().unwrap_or(Value::Null)),
             };
-            found.push((question.relation, Written { key, row: kept }, decision));
+            found.push((question.relation, Written::everywhere(key, kept), decision));
         }
         Ok(())
     }
@@ -139,8 +179,9 @@ impl Mesh<'_> {
     }
 }
 
-/// The rows of the table that refer to a parent that is not there: key, key and row as JSON. `only`: a query of keys.
-fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], only: Option<&str>) -> String {
+/// The rows of the table that refer to a parent that is not there: key, key and row as JSON. `only`: a query of their keys,
+/// or, if `by_parent`, of their parents'.
+fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], only: Option<&str>, by_parent: bool) -> String {
     let quote = crate::ident::quote_ident;
     let n = foreign.columns.len();
     let keys = list(key.len(), |i| format!("t.{}", quote(&key[i])), ", ");
@@ -152,7 +193,12 @@ fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], 
         " AND ",
     );
     let among = only.map_or_else(String::new, |only| {
-        let on = list(key.len(), |i| format!("t.{} {} k.k{}", quote(&key[i]), table.equal(&key[i]), i + 1), " AND ");
+        let on = match by_parent {
+            true => {
+                list(n, |i| format!("k.k{} {} t.{}", i + 1, parent.equal(&foreign.to[i]), quote(&foreign.columns[i])), " AND ")
+            }
+            false => list(key.len(), |i| format!("t.{} {} k.k{}", quote(&key[i]), table.equal(&key[i]), i + 1), " AND "),
+        };
         format!("({only}) k JOIN ") + &format!("{} t ON {on}", table.only)
     });
     let from = if among.is_empty() { format!("{} t", table.only) } else { among };

@@ -4,6 +4,7 @@
 //! taken: if one fails before the commits, all begin again.
 
 mod ask;
+mod carry;
 mod contend;
 mod decide;
 mod deliver;
@@ -27,6 +28,7 @@ use super::run::{self, Failure, Plan};
 use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
+use carry::Carried;
 use offer::Offer;
 
 /// One attempt at a run: the members that take part, in the listed order, and what each source has for the others.
@@ -40,8 +42,8 @@ pub(super) struct Mesh<'a> {
     offers: Vec<Option<Offer>>,
     /// The relations that were copied whole, and to which members.
     copied: Vec<(i32, u64)>,
-    /// Rows that an earlier run has made and only some have committed: relation, key, and who has it, by place.
-    made: Vec<(i32, Vec<String>, usize)>,
+    /// What runs that died have left to this one.
+    carried: Carried,
 }
 
 /// What ends an attempt before anything is committed.
@@ -67,9 +69,14 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     let mut attempt = 0;
     // Tables that the last attempt touched: what is to be locked before the snapshot when it was defeated.
     let mut touched = HashSet::new();
-    record::settle_doubt(plan);
     loop {
         progress.attempts += 1;
+        // What an attempt has recorded under its number may have had an effect somewhere: the next one is another run.
+        if std::mem::take(&mut progress.recorded)
+            && let Err(error) = progress.renumber()
+        {
+            return progress.failed_for_good(error, false);
+        }
         let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
             Ok(failures) => (failures, false),
             Err(Broken::Members(failures)) => (failures, true),
@@ -152,7 +159,7 @@ fn one_attempt(
     let (mut mesh, mut failures) = Mesh::open(plan, pool, todo, care, progress);
     progress.phase(Phase::Gather);
     crate::fault::point("kid.before_gather")?;
-    let served = mesh.exchange(touched, progress);
+    let served = mesh.exchange(touched, pool, progress);
     let (served, broken) = match served {
         Ok(served) => (served, None),
         Err(broken) => (0, Some(broken)),

@@ -20,6 +20,8 @@ pub struct Truncated {
 pub struct Settled {
     pub snapshot: Window,
     pub keys: Vec<Vec<String>>,
+    /// The members against which they still contend, as bits.
+    pub open: u64,
 }
 
 /// What a source has for the others.
@@ -30,6 +32,8 @@ pub struct Offer {
     pub identity: String,
     /// Whether the server keeps the times of commits.
     pub commit_times: bool,
+    /// Where its log must be flushed to before others may say that they have this; None: it is.
+    pub unflushed: Option<String>,
     /// Since when each other member (by its place in the sync) has not been served.
     pub windows: Vec<(usize, Window)>,
     /// All of them in one.
@@ -43,6 +47,8 @@ pub struct Offer {
     /// Members that get whole tables now, as bits; of the second only tables that are empty there.
     pub copy_all: u64,
     pub copy_empty: u64,
+    /// Sources that have got further than it has noted, as bits.
+    pub behind: u64,
     /// The last change in any table.
     pub latest: i64,
 }
@@ -55,7 +61,7 @@ impl Offer {
 
     /// Whether its receivers get further by this run.
     pub fn has_news(&self) -> bool {
-        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0
+        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0
     }
 
     /// The changes of a table.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
+use super::carry::Carried;
 use super::offer::{Offer, Settled, Truncated};
 use super::{Broken, Mesh};
 use crate::catalog::sync::Role;
@@ -16,28 +17,30 @@ use crate::kid::renew;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::run::{Failure, Plan};
-use crate::kid::statements::Window;
 use crate::kid::who;
 use crate::libpq::Rows;
 
-/// A member's snapshot, who it is, and whether it keeps the times of commits.
+/// A member's snapshot, who it is, whether it keeps the times of commits, and how far its log must be on the disk before
+/// what this snapshot sees cannot be undone.
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
-    pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
+    pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool, \
+    pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
 /// Whoever waits here holds rows on other members meanwhile, so it must not wait for long.
 const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const PROGRESS: &str =
     "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
-const SETTLED: &str = "SELECT relid, snapshot, keys FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
+const SETTLED: &str =
+    "SELECT relid, snapshot, keys, pg_catalog.to_json(open) FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
 const GATHER: &str =
     "SELECT * FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool)";
 
 /// What a member answered to [`Mesh::begin`].
-struct Begun {
+pub(super) struct Begun {
     here: Rows,
     track: Option<Rows>,
-    progress: Option<Rows>,
+    pub progress: Option<Rows>,
     settled: Option<Rows>,
     sequences: Option<Rows>,
 }
@@ -62,7 +65,7 @@ impl<'a> Mesh<'a> {
         }
         progress.doubt_clocks(&plan.sync, &doubt(plan, &opened));
         let (run, attempt) = (progress.run, progress.attempts);
-        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), made: Vec::new() }, failures)
+        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), carried: Carried::default() }, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {
@@ -90,9 +93,19 @@ impl<'a> Mesh<'a> {
         Ok(sequences)
     }
 
+    /// Whether nothing of an earlier run or attempt can be under way.
+    pub(super) fn follows(&self) -> bool {
+        self.plan.follows && self.attempt == 1
+    }
+
     fn begin(&mut self, touched: &HashSet<i32>) -> Result<Vec<Option<Begun>>, Broken> {
         let captured = self.plan.sync.capture_name();
         let begin = gather::begin(&self.plan.sync);
+        let guard = crate::kid::run::guard(self.plan);
+        if !self.follows() {
+            crate::kid::apply::be_alone(&mut self.members, &guard);
+            self.check()?;
+        }
         let mut locked = Vec::new();
         for at in 0..self.members.len() {
             let name = self.name(at).to_string();
@@ -108,6 +121,7 @@ impl<'a> Mesh<'a> {
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
+                conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
                 conn.pipeline_add(HERE, &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
@@ -124,7 +138,7 @@ impl<'a> Mesh<'a> {
         for (at, locks) in locked.into_iter().enumerate() {
             let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
             begun.push(answers.and_then(|all| {
-                let mut rest = all.into_iter().skip(2 + locks);
+                let mut rest = all.into_iter().skip(3 + locks);
                 let here = rest.next()?;
                 let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
                 let (track, progress, settled) = (for_source(), for_source(), for_source());
@@ -133,59 +147,6 @@ impl<'a> Mesh<'a> {
         }
         self.check()?;
         Ok(begun)
-    }
-
-    /// What runs that died have recorded holds if a member has committed it: then it is carried to the others, and not
-    /// decided again. It is forgotten if all say that none has.
-    fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
-        let all_there = self.sources().len() == self.plan.sync.sources().count();
-        let Some(doubt) = self.plan.doubt.clone().filter(|d| !d.is_empty()) else { return Ok(()) };
-        let progress = || begun.iter().flatten().filter_map(|b| b.progress.as_ref());
-        let last: Option<i64> = progress().flat_map(|rows| (0..rows.len()).filter_map(|row| rows.number(row, 3))).max();
-        for run in doubt {
-            if last.is_some_and(|last| last >= run) {
-                let served: HashMap<String, Window> = progress()
-                    .flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)))
-                    .filter(|(rows, row)| rows.number(*row, 3) == Some(run))
-                    .map(|(rows, row)| (rows.text(row, 0), window(&rows.text(row, 1))))
-                    .collect();
-                let has = |b: &Begun| {
-                    b.progress.as_ref().is_some_and(|rows| (0..rows.len()).any(|row| rows.number(row, 3) == Some(run)))
-                };
-                let holder = begun.iter().position(|b| b.as_ref().is_some_and(has));
-                self.carry_on(run, &served, holder)?;
-            } else if all_there {
-                super::record::forget_run(&self.plan.sync.name, run)?;
-                self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != run));
-            }
-        }
-        Ok(())
-    }
-
-    /// The changes that lost in a run which some members have committed have lost for the others too.
-    fn carry_on(&mut self, run: i64, served: &HashMap<String, Window>, holder: Option<usize>) -> Result<(), Broken> {
-        for decision in super::record::decided(&self.plan.sync.name, run)? {
-            let found = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == decision.relation);
-            let Some(relation) = found.map(|r| r.id) else { continue };
-            let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(decision.key.get(k)?)).collect();
-            let Some(key) = texts else { continue };
-            if let Some(holder) = holder.filter(|_| decision.made) {
-                self.made.push((relation, key.clone(), holder));
-            }
-            for at in self.sources() {
-                let name = self.name(at).to_string();
-                let (Some(snapshot), Some(oid)) = (served.get(&name), self.members[at].shapes.get(&relation).map(|t| t.oid))
-                else {
-                    continue;
-                };
-                if decision.lost.contains(&name)
-                    && let Some(offer) = &mut self.offers[at]
-                {
-                    offer.settled.entry(oid).or_default().push(Settled { snapshot: snapshot.clone(), keys: vec![key.clone()] });
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The statements that keep writers out of the tables that the last attempt was defeated on.
@@ -202,7 +163,8 @@ impl<'a> Mesh<'a> {
                 snapshot: mine.here.text(0, 0),
                 identity: mine.here.text(0, 1),
                 commit_times: mine.here.bool(0, 2),
-                settled: mine.settled.as_ref().map(settled).transpose()?.unwrap_or_default(),
+                unflushed: (!mine.here.bool(0, 4)).then(|| mine.here.text(0, 3)),
+                settled: mine.settled.as_ref().map(|rows| settled(rows, &self.plan.sync)).transpose()?.unwrap_or_default(),
                 ..Offer::default()
             };
             let name = self.name(at).to_string();
@@ -226,7 +188,11 @@ impl<'a> Mesh<'a> {
                 // What the receiver says goes before the source's copy, if that source is still the server that it was.
                 let own = theirs.progress.as_ref().and_then(|rows| find(rows, &name).map(|row| (rows, row)));
                 let own = own.filter(|(rows, row)| rows.get(*row, 2) == Some(&offer.identity));
-                let served = own.map_or_else(|| track.text(row, 1), |(rows, row)| rows.text(row, 1));
+                let noted = track.text(row, 1);
+                let served = own.map_or_else(|| noted.clone(), |(rows, row)| rows.text(row, 1));
+                if served != noted {
+                    offer.behind |= 1 << index;
+                }
                 offer.windows.push((index, window(&served)));
             }
             self.offers[at] = Some(offer);
@@ -334,12 +300,15 @@ fn uses_latest_of_all(sync: &crate::catalog::sync::Sync) -> bool {
     sync.conflict_strategy == name || sync.relations.iter().any(|r| r.conflict_strategy.as_deref() == Some(name))
 }
 
-fn settled(rows: &Rows) -> Result<HashMap<u32, Vec<Settled>>> {
+fn settled(rows: &Rows, sync: &crate::catalog::sync::Sync) -> Result<HashMap<u32, Vec<Settled>>> {
     let mut all: HashMap<u32, Vec<Settled>> = HashMap::new();
     for row in 0..rows.len() {
         let keys: Vec<Vec<String>> = serde_json::from_str(rows.get(row, 2).unwrap_or("[]"))
             .map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))?;
-        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys };
+        let open = strings(rows.get(row, 3))?;
+        let open =
+            sync.members.iter().enumerate().filter(|(_, m)| open.contains(&m.db.name)).fold(0, |bits, (i, _)| bits | 1 << i);
+        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
     }
     Ok(all)
@@ -401,7 +370,7 @@ pub(super) fn keys_json(keys: &[Vec<String>]) -> String {
 }
 
 /// A value of a key as text that casts to its type; None: it has none.
-fn text_of(value: &Value) -> Option<String> {
+pub(super) fn text_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),

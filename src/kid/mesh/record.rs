@@ -1,18 +1,29 @@
 //! The history of decisions, `bucardo.conflict`. It is written before the members commit, so that no decision is ever
-//! without its record; what a run that died has recorded is checked against the members' progress by the next one.
+//! without its record; what a run that died has recorded is checked against the members' progress by the next one
+//! (`carry`), out of `bucardo.doubt`.
 
-use serde_json::Value;
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
 
 use super::settle::Decision;
 use crate::error::{Error, Result};
-use crate::kid::run::Plan;
 use crate::pg::{spi, xact};
 
-/// Records decisions.
-pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: &[Decision]) -> Result<()> {
+/// Records decisions. `sources`: the snapshots by which the run is carried on if it dies; None: it is not.
+pub fn record(
+    run: i64,
+    sync: &str,
+    name: impl Fn(i32) -> String,
+    decisions: &[Decision],
+    sources: Option<Vec<(String, String)>>,
+) -> Result<()> {
     if decisions.is_empty() {
         return Ok(());
     }
+    let made = |d: &Decision| Some(json!({"relation": name(d.relation), "key": d.key, "row": d.made.as_ref()?}));
+    let made = Value::from(decisions.iter().filter_map(made).collect::<Vec<_>>()).to_string();
+    let sources = sources.map(|all| Value::Object(all.into_iter().map(|(k, v)| (k, Value::from(v))).collect()).to_string());
     let relations: Vec<String> = decisions.iter().map(|d| name(d.relation)).collect();
     let keys: Vec<String> = decisions.iter().map(|d| d.key.to_string()).collect();
     let strategies: Vec<String> = decisions.iter().map(|d| d.strategy.clone()).collect();
@@ -32,41 +43,66 @@ pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: &[D
             winners.clone().into(),
             rows.clone().into(),
         ];
-        spi::execute(sql, &args).map(drop)
+        spi::execute(sql, &args)?;
+        if let Some(sources) = &sources {
+            let sql = "INSERT INTO bucardo.doubt (sync, run, sources, made) VALUES ($1, $2, $3::jsonb, $4::jsonb)";
+            spi::execute(sql, &[sync.into(), run.into(), sources.as_str().into(), made.as_str().into()])?;
+        }
+        Ok(())
     })
 }
 
-/// Looks once for decisions of runs that did not end well, and that no good one has followed: whether they hold is told
-/// by the members.
-pub fn settle_doubt(plan: &mut Plan) {
-    if plan.doubt.is_some() {
-        return;
-    }
-    let sql = "SELECT DISTINCT c.run FROM bucardo.conflict c WHERE c.sync = $1 AND c.strategy <> 'bucardo_abort' \
-        AND c.run > coalesce((SELECT max(r.run) FROM bucardo.syncrun r WHERE r.sync = $1 AND r.state IN ('good', 'empty')), 0)";
-    let name = plan.sync.name.clone();
-    plan.doubt = xact::transaction(|| spi::select(sql, &[name.as_str().into()], |row| row.get::<i64>(1))).ok();
+/// A run of which it is not known that all who took part have committed it.
+pub struct Doubt {
+    pub run: i64,
+    /// The sources that took part, with the snapshots that they had.
+    pub sources: HashMap<String, String>,
+    /// What it has written beside the winners' changes: relation, key, row or null.
+    pub made: Vec<(String, Map<String, Value>, Value)>,
+}
+
+/// The runs in doubt, the oldest first.
+pub fn doubts(sync: &str) -> Result<Vec<Doubt>> {
+    let sql = "SELECT run, sources::text, made::text FROM bucardo.doubt WHERE sync = $1 ORDER BY run";
+    let unread = |e: serde_json::Error| Error::internal(format!("the record of a run cannot be read: {e}"));
+    xact::transaction(|| {
+        spi::select(sql, &[sync.into()], |row| {
+            let made: Vec<Made> = serde_json::from_str(&row.get::<String>(3)?).map_err(unread)?;
+            let sources = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
+            Ok(Doubt { run: row.get(1)?, sources, made: made.into_iter().map(|m| (m.relation, m.key, m.row)).collect() })
+        })
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct Made {
+    relation: String,
+    key: Map<String, Value>,
+    row: Value,
 }
 
 /// A recorded decision, as far as it must be carried on.
 pub struct Decided {
     pub relation: String,
-    pub key: Value,
+    pub key: Map<String, Value>,
+    pub winner: Option<String>,
+    pub rows: Map<String, Value>,
     /// The sources whose changes have lost.
     pub lost: Vec<String>,
-    /// Whether a row was made that none of them had: whoever has committed it has it for the others.
-    pub made: bool,
 }
 
 /// The decisions of a run.
 pub fn decided(sync: &str, run: i64) -> Result<Vec<Decided>> {
-    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
-        winner IS NULL AND strategy <> 'bucardo_skip' FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'";
+    let sql = "SELECT relation, key::text, winner, rows::text FROM bucardo.conflict \
+        WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
+    let unread = |e: serde_json::Error| Error::internal(format!("a conflict cannot be read: {e}"));
     xact::transaction(|| {
         spi::select(sql, &[sync.into(), run.into()], |row| {
-            let key = serde_json::from_str(&row.get::<String>(2)?)
-                .map_err(|e| Error::internal(format!("a conflict's key cannot be read: {e}")))?;
-            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)?, made: row.get(4)? })
+            let key = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
+            let rows: Map<String, Value> = serde_json::from_str(&row.get::<String>(4)?).map_err(unread)?;
+            let winner: Option<String> = row.opt(3)?;
+            let lost = rows.keys().filter(|k| Some(*k) != winner.as_ref()).cloned().collect();
+            Ok(Decided { relation: row.get(1)?, key, winner, rows, lost })
         })
     })
 }
@@ -79,13 +115,18 @@ pub fn close(sync: &str, run: i64) -> Result<()> {
     xact::transaction(|| spi::execute(sql, &[sync.into(), run.into()]).map(drop))
 }
 
-/// Forgets the decisions of a run that no member has committed.
-pub fn forget_run(sync: &str, run: i64) -> Result<()> {
-    xact::transaction(|| {
-        spi::execute(
-            "DELETE FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'",
-            &[sync.into(), run.into()],
-        )
-        .map(drop)
-    })
+/// Forgets the decisions of runs that no member has committed, or ever will.
+pub fn forget_runs(sync: &str, runs: &[i64]) -> Result<()> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let sql = "WITH gone AS (DELETE FROM bucardo.conflict WHERE sync = $1 AND run = ANY ($2) AND strategy <> 'bucardo_abort') \
+        DELETE FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2)";
+    xact::transaction(|| spi::execute(sql, &[sync.into(), runs.to_vec().into()]).map(drop))
+}
+
+/// Notes that all who took part in these runs have committed them.
+pub fn end_doubt(sync: &str, runs: &[i64]) -> Result<()> {
+    let sql = "DELETE FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2)";
+    xact::transaction(|| spi::execute(sql, &[sync.into(), runs.to_vec().into()]).map(drop))
 }

@@ -20,6 +20,15 @@ pub(super) struct Written {
     pub key: Vec<String>,
     /// None: the row is deleted.
     pub row: Option<Value>,
+    /// The members that need it, as bits.
+    pub towards: u64,
+}
+
+impl Written {
+    /// What all need.
+    pub fn everywhere(key: Vec<String>, row: Option<Value>) -> Self {
+        Self { key, row, towards: u64::MAX }
+    }
 }
 
 /// A decision, as `bucardo.conflict` keeps it.
@@ -30,6 +39,8 @@ pub(super) struct Decision {
     pub strategy: String,
     pub winner: Option<String>,
     pub rows: Value,
+    /// What is written beside the winner's change, for a run that must carry the decision on: the key's row, null if it goes.
+    pub made: Option<Value>,
 }
 
 /// What is to be done with the contended keys of a relation.
@@ -39,6 +50,8 @@ pub(super) struct Outcome {
     pub kept: HashMap<usize, Vec<Vec<String>>>,
     /// Keys whose change at a source (by place) is handled for everybody.
     pub lost: HashMap<usize, Vec<Vec<String>>>,
+    /// Keys whose change at a source (by place) nobody has won.
+    pub open: HashMap<usize, Vec<Vec<String>>>,
     pub written: Vec<Written>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
@@ -53,6 +66,13 @@ pub(super) struct Conflict {
     pub key_json: Value,
     /// By member; null: deleted.
     pub rows: Map<String, Value>,
+}
+
+impl Conflict {
+    /// One contender for each row.
+    pub fn heads(&self) -> impl Iterator<Item = &Change> {
+        self.contenders.iter().filter(|c| decide::head(&self.contenders, c.source) == c.source)
+    }
 }
 
 /// How a conflict was decided.
@@ -83,15 +103,18 @@ impl Mesh<'_> {
     /// Decides all contended keys of a relation.
     pub(super) fn settle(&mut self, relation: i32, contended: Vec<Contended>) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
-        for (_, key, holder) in self.made.clone().into_iter().filter(|(r, ..)| *r == relation) {
-            let index = self.members[holder].index;
-            let row = Some(self.image_of(index, relation, &key)?.1).filter(|row| !row.is_null());
-            outcome.written.push(Written { key, row });
-        }
+        self.carried.rows_for(relation, &contended, &mut outcome);
         let mut conflicts = Vec::new();
         for one in contended {
+            let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {
-                Verdict::Newest(source) => self.keep_others(&mut outcome, &one.key, &one.changes, Some(source)),
+                Verdict::Newest(source) => {
+                    let newest = Some(source).filter(|s| !held(s));
+                    self.keep_others(&mut outcome, &one.key, &one.changes, newest);
+                }
+                Verdict::Conflict(sources) if sources.iter().all(held) => {
+                    self.keep_others(&mut outcome, &one.key, &one.changes, None);
+                }
                 Verdict::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
                     let (key_json, rows) = (Value::Null, Map::new());
@@ -121,8 +144,7 @@ impl Mesh<'_> {
         let mut asked: Vec<(usize, Vec<usize>)> = Vec::new();
         for at in self.sources() {
             let index = self.members[at].index;
-            let mine: Vec<usize> =
-                (0..conflicts.len()).filter(|i| conflicts[*i].contenders.iter().any(|c| c.source == index)).collect();
+            let mine: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
             if !mine.is_empty() {
                 let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
                 self.ask_rows(at, relation, &keys)?;
@@ -207,7 +229,7 @@ impl Mesh<'_> {
             let (ruling, by) = match ruled {
                 Some(ruled) => ruled,
                 None => match decide::choose(&strategy, &conflict.contenders, &given) {
-                    Choice::Winner(winner) => (Ruling::Winner(winner), text.clone()),
+                    Choice::Winner(winner) => (Ruling::Winner(decide::head(&conflict.contenders, winner)), text.clone()),
                     Choice::Nobody => (Ruling::Nobody, text.clone()),
                     Choice::Abort => return Err(self.abort(relation, conflict)?),
                 },
@@ -230,8 +252,9 @@ impl Mesh<'_> {
     fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
         let stopped = self.stopped(relation, &conflict.key_json);
         let strategy = self.strategy_of(relation);
-        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows: Value::Object(conflict.rows) };
-        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), &[decision])?;
+        let rows = Value::Object(conflict.rows);
+        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, made: None };
+        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), &[decision], None)?;
         Ok(stopped)
     }
 
@@ -263,20 +286,21 @@ impl Mesh<'_> {
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
+        let mut made = None;
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
-            Ruling::Row(row) => outcome.written.push(Written { key: conflict.key, row }),
+            Ruling::Row(row) => made = Some(row),
             Ruling::Winner(_) | Ruling::Nobody => {
+                let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
                     if let Some(place) = self.place(change.source) {
-                        outcome.lost.entry(place).or_default().push(conflict.key.clone());
+                        lost.entry(place).or_default().push(conflict.key.clone());
                     }
                 }
-                // One that has not changed the key wins: then its row, as it is there, goes to everybody.
-                if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-                    let row = Some(self.image_of(winner, relation, &conflict.key)?.1).filter(|row| !row.is_null());
-                    outcome.written.push(Written { key: conflict.key, row });
+                // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all.
+                if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
+                    made = Some(Some(self.image_of(winner, relation, &conflict.key)?.1).filter(|row| !row.is_null()));
                 }
             }
         }
@@ -286,7 +310,9 @@ impl Mesh<'_> {
             strategy,
             winner: winner.map(|w| self.member_name(w).to_string()),
             rows: Value::Object(conflict.rows),
+            made: made.clone().map(|row| row.unwrap_or(Value::Null)),
         });
+        outcome.written.extend(made.map(|row| Written::everywhere(conflict.key, row)));
         Ok(())
     }
 
@@ -298,12 +324,13 @@ impl Mesh<'_> {
         let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
         let create = format!(
             "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
-             '{{}}'::pg_catalog.int8[] AS running FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
+             '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
         for entry in settled {
-            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str()];
+            let open = (entry.open as i64).to_string();
+            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
             self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
         }
         Ok(Some(format!("pg_temp.{name}")))
@@ -367,18 +394,28 @@ impl Mesh<'_> {
         Ok(Some(format!("pg_temp.{name}")))
     }
 
-    /// Notes at the sources, in the run's own transaction, which of their changes have lost for good.
+    /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
+    /// won: these still contend with what sources have changed that are away now.
     pub(super) fn note_lost(&mut self, relation: i32, outcome: &Outcome) -> Result<(), Broken> {
-        let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys) \
-            VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb)";
-        let sync = self.plan.sync.capture_name();
-        for (at, keys) in &outcome.lost {
-            let Some(oid) = self.members[*at].shapes.get(&relation).map(|t| t.oid.to_string()) else { continue };
-            let Some(snapshot) = self.offers[*at].as_ref().map(|o| o.snapshot.clone()) else { continue };
-            let keys = keys_json(keys);
-            let params = [self.plan.control.as_str(), &sync, &oid, &snapshot, &keys].map(Some);
-            self.members[*at].attempt(|conn| conn.query_params(sql, &params));
+        let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
+        let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
+        let away = text_array(&away);
+        for (keys, open) in [(&outcome.lost, "{}"), (&outcome.open, away.as_str())] {
+            for (at, keys) in keys {
+                let Some(snapshot) = self.offers[*at].as_ref().map(|o| o.snapshot.clone()) else { continue };
+                self.note_settled(*at, relation, &snapshot, keys, open);
+            }
         }
         self.check()
+    }
+
+    /// Notes at a source that its changes of these keys, as far as that snapshot has seen them, are settled.
+    pub(super) fn note_settled(&mut self, at: usize, relation: i32, snapshot: &str, keys: &[Vec<String>], open: &str) {
+        let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys, open) \
+            VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb, $6::pg_catalog.text[])";
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return };
+        let (sync, keys) = (self.plan.sync.capture_name(), keys_json(keys));
+        let params = [self.plan.control.as_str(), &sync, &oid, snapshot, &keys, open].map(Some);
+        self.members[at].attempt(|conn| conn.query_params(sql, &params));
     }
 }

@@ -111,7 +111,7 @@ impl Mesh<'_> {
             let source: usize = rows.number(row, n).unwrap_or_default();
             let one = Clashing {
                 key: (0..n).map(|c| rows.text(row, c)).collect(),
-                change: Change { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN) },
+                change: Change { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN), held: false },
             };
             if !doomed.iter().any(|d| d.change.source == source && d.key == one.key) {
                 groups.entry(rows.number(row, n + 2).unwrap_or_default()).or_default().push(one);
@@ -158,15 +158,17 @@ impl Mesh<'_> {
             outcome.kept.entry(place).or_default().push(one.key.clone());
             // Where nobody wins each row stays where it is, and goes nowhere.
             if winner.is_some() {
-                outcome.removed.push(Written { key: one.key.clone(), row: None });
+                outcome.removed.push(Written::everywhere(one.key.clone(), None));
             }
-            outcome.lost.entry(place).or_default().push(one.key.clone());
+            let settled = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
+            settled.entry(place).or_default().push(one.key.clone());
             outcome.decisions.push(Decision {
                 relation,
                 key: key_json,
                 strategy: text.clone(),
                 winner: winner.map(|w| names[w].to_string()),
                 rows: Value::Object(rows.clone()),
+                made: winner.map(|_| Value::Null),
             });
             doomed.push(one);
         }
@@ -216,6 +218,7 @@ impl Mesh<'_> {
                     strategy: self.strategy_of(relation),
                     winner: Some(winner.clone()),
                     rows: Value::Object(images),
+                    made: Some(Value::Null),
                 });
             }
         }

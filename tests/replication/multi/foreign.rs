@@ -1,8 +1,9 @@
 //! Foreign keys between sources: a parent goes on one side while a child comes on the other. The members converge to a state
 //! in which the key holds, on all of them, and it is recorded; never a silent orphan.
 
-use super::{Multi, Plan};
+use super::{Multi, Place, Plan};
 use crate::net::Capture;
+use crate::wait::wait_until;
 
 crate::for_both!(a_parent_goes_while_a_child_comes);
 
@@ -136,4 +137,25 @@ fn rows_without_a_conflict_arrive_in_any_order_of_tables() {
     m.on("B").exec("BEGIN; DELETE FROM a_child WHERE id = 100; DELETE FROM z_parent WHERE id = 100; DELETE FROM tree WHERE id IN (99, 101); DELETE FROM tree WHERE id = 100; COMMIT");
     m.drain_equal(&tables);
     assert_eq!(m.count_conflicts("true"), 0);
+}
+
+/// An application deletes a parent where a run is about to bring a child: neither sees the other.
+#[test]
+fn a_parent_is_deleted_between_the_snapshot_and_the_child_of_a_run() {
+    let m = Plan::new(2).place(Place::Beside).start();
+    m.everywhere(&format!("{TWO}; {START}"));
+    m.sync_over(&m.dbs(), "tables => 'public.parent,public.child'");
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    m.on("B").exec("INSERT INTO child VALUES (50, 5, 'B')");
+    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > 0);
+    m.on("A").exec("DELETE FROM parent WHERE id = 5");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    m.settle(&["parent", "child"]);
+    m.expect_everywhere("SELECT count(*) FROM child WHERE id = 50", "0");
+    assert_eq!(
+        m.count_conflicts("strategy = 'foreign_key' AND winner = 'A' AND rows->'B'->>'val' = 'B'"),
+        1,
+        "{:?}",
+        m.conflicts("public.child")
+    );
 }

@@ -1,8 +1,9 @@
 //! TRUNCATE on one source against changes on another one: rows written before it go, rows written after it survive, on all
 //! members. A truncate that was rolled back did nothing.
 
-use super::{Clock, Multi, Plan};
+use super::{Clock, Multi, Place, Plan};
 use crate::net::Capture;
+use crate::wait::wait_until;
 
 crate::for_both!(rows_older_than_the_truncate_go_and_newer_ones_survive, a_truncate_that_was_rolled_back_does_nothing);
 
@@ -157,4 +158,36 @@ fn truncates_under_load() {
     m.changes(&[("A", "INSERT INTO t VALUES (-1, 'A')"), ("B", "INSERT INTO t VALUES (-2, 'B')")]);
     m.settle(&["t"]);
     m.expect_everywhere("SELECT count(*) FROM t WHERE id < 0", "2");
+}
+
+/// TRUNCATE respects no snapshot: a run that began before it would bring its rows in after it, and tell that source
+/// afterwards that it had them before.
+#[test]
+fn a_truncate_between_the_snapshot_and_the_rows_of_a_run() {
+    let m = Plan::new(3).place(Place::Beside).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, val text); CREATE TABLE u (id int PRIMARY KEY)");
+    m.sync_over(&m.dbs(), "tables => 'public.t,public.u'");
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    m.on("B").exec("INSERT INTO t VALUES (1, 'B')");
+    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > 0);
+    m.on("A").exec("TRUNCATE t; INSERT INTO t VALUES (2, 'A')");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "2A");
+    assert_eq!(m.count_conflicts("winner = 'A' AND rows->'B'->>'val' = 'B'"), 1, "{:?}", m.conflicts("public.t"));
+}
+
+/// The same the other way round: a row that an application writes where a run is about to empty the table.
+#[test]
+fn a_row_between_the_snapshot_and_the_truncate_of_a_run() {
+    let m = Plan::new(2).place(Place::Beside).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    m.on("B").exec("TRUNCATE t");
+    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > 0);
+    m.on("A").exec("INSERT INTO t VALUES (100, 'A')");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    m.settle(&["t"]);
+    m.expect_everywhere(ALL, "100A");
 }

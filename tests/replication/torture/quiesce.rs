@@ -1,7 +1,7 @@
 //! Peace, and what must hold then: nothing pending, all members equal, every constraint true, every decision with a winner,
-//! every acknowledged row there.
+//! every acknowledged row there, the books balanced, nothing left of what was captured.
 
-use super::{TABLES, World};
+use super::{TABLES, World, ledger};
 use crate::cluster::Cluster;
 use crate::net::CONTROL;
 use crate::wait::reached;
@@ -70,6 +70,10 @@ const TRUTHS: [(&str, &str); 4] = [
     ),
 ];
 
+/// What capture still holds on a source.
+const CAPTURED: &str = "SELECT (SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g) \
+     + (SELECT count(*) FROM bucardo.capture_mark) + (SELECT count(*) FROM bucardo.capture_settled)";
+
 pub fn check(world: &World) {
     let m = &world.m;
     TABLES.iter().for_each(|table| m.assert_equal(table));
@@ -90,5 +94,15 @@ pub fn check(world: &World) {
         // A run that is over has ended its transactions: left open, they would hold back vacuum for ever.
         let closed = reached(|| m.on(name).number(live) == 0);
         assert!(closed, "a transaction stays open on {name}\n{}", m.report());
+    }
+    ledger::balance(world);
+    for name in &m.sources {
+        let mut left = 0;
+        let empty = reached(|| {
+            m.control().exec("SELECT bucardo.purge()");
+            left = m.on(name).number(CAPTURED);
+            left == 0
+        });
+        assert!(empty, "{left} bytes and rows of what was captured are left on {name}\n{}", m.report());
     }
 }

@@ -1,0 +1,150 @@
+//! Runs that died after they had recorded decisions. What is recorded was decided: if a source has committed it, or might
+//! have and is away, the others carry it on as it was recorded, and nothing is decided again. Only when every source that
+//! took part says that it has not committed is the record forgotten.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::contend::Contended;
+use super::offer::Settled;
+use super::open::{Begun, text_of};
+use super::record::{self, Doubt};
+use super::settle::{Outcome, Written};
+use super::{Broken, Mesh};
+use crate::kid::gather::window;
+
+/// What this run does for runs that died.
+#[derive(Default)]
+pub(super) struct Carried {
+    /// Rows that members need, by relation.
+    rows: HashMap<i32, Vec<Written>>,
+    /// Changes that have lost: the source's place, the relation, the snapshot of that run, the keys.
+    lost: Vec<(usize, i32, String, Vec<Vec<String>>)>,
+    /// Runs of which nobody has anything: forgotten when this run has committed, since then they cannot commit any more.
+    void: Vec<i64>,
+    /// Runs that everybody has.
+    done: Vec<i64>,
+}
+
+impl Carried {
+    pub fn has_rows(&self, relation: i32) -> bool {
+        self.rows.contains_key(&relation)
+    }
+
+    /// Whether sources must note that they took part, also those that get nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.lost.is_empty() && self.void.is_empty()
+    }
+
+    pub fn keys(&self, relation: i32) -> HashSet<Vec<String>> {
+        self.rows.get(&relation).into_iter().flatten().map(|w| w.key.clone()).collect()
+    }
+
+    /// The rows of a relation, but for those that somebody has changed since.
+    pub fn rows_for(&self, relation: i32, changed: &[Contended], outcome: &mut Outcome) {
+        let rows = self.rows.get(&relation).into_iter().flatten();
+        for one in rows.filter(|w| changed.iter().all(|c| c.key != w.key)) {
+            if one.row.is_none() { &mut outcome.removed } else { &mut outcome.written }.push(one.clone());
+        }
+    }
+}
+
+impl Mesh<'_> {
+    /// Judges each run that is in doubt by what the sources say.
+    pub(super) fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
+        if self.follows() {
+            return Ok(());
+        }
+        let sync = self.plan.sync.name.clone();
+        for doubt in record::doubts(&sync)? {
+            let here: Vec<usize> = self.sources().into_iter().filter(|at| doubt.sources.contains_key(self.name(*at))).collect();
+            let missing = |name: &String| {
+                self.plan.sync.sources().any(|m| m.db.name == *name) && here.iter().all(|at| self.name(*at) != name)
+            };
+            let away = doubt.sources.keys().any(missing);
+            // A source notes the number of each run in which it takes part, and numbers only grow.
+            let has = |at: &usize| {
+                let rows = begun[*at].as_ref().and_then(|b| b.progress.as_ref());
+                rows.is_some_and(|rows| (0..rows.len()).any(|row| rows.number::<i64>(row, 3).is_some_and(|run| run >= doubt.run)))
+            };
+            let (have, lack): (Vec<usize>, Vec<usize>) = here.iter().partition(|at| has(at));
+            if have.is_empty() && !away {
+                self.carried.void.push(doubt.run);
+            } else if lack.is_empty() && !away {
+                self.carried.done.push(doubt.run);
+            } else if !lack.is_empty() {
+                record::close(&sync, doubt.run)?;
+                self.carry(&doubt, &lack)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a run has decided, for the sources that lack it, and for the targets, which cannot tell.
+    fn carry(&mut self, doubt: &Doubt, lack: &[usize]) -> Result<(), Broken> {
+        let towards = {
+            let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
+            (0..self.members.len()).filter(needs).fold(0, |bits, at| bits | self.members[at].bit())
+        };
+        let mut made: Vec<(String, Map<String, Value>, Value)> = doubt.made.clone();
+        for decision in record::decided(&self.plan.sync.name, doubt.run)? {
+            let Some((relation, key)) = self.recorded_key(&decision.relation, &decision.key) else { continue };
+            for at in lack.iter().copied() {
+                let name = self.name(at).to_string();
+                let (Some(snapshot), true) = (doubt.sources.get(&name).cloned(), decision.lost.contains(&name)) else { continue };
+                if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
+                    && let Some(offer) = &mut self.offers[at]
+                {
+                    let settled = Settled { snapshot: window(&snapshot), keys: vec![key.clone()], open: 0 };
+                    offer.settled.entry(oid).or_default().push(settled);
+                    self.carried.lost.push((at, relation, snapshot, vec![key.clone()]));
+                }
+            }
+            // The winner is away: its row is taken from the record.
+            if let Some(winner) = decision.winner.filter(|w| self.sources().iter().all(|at| self.name(*at) != w))
+                && let Some(row) = decision.rows.get(&winner)
+                && !doubt.made.iter().any(|(r, k, _)| *r == decision.relation && *k == decision.key)
+            {
+                made.push((decision.relation, decision.key, row.clone()));
+            }
+        }
+        for (name, key, row) in made {
+            let Some((relation, key)) = self.recorded_key(&name, &key) else { continue };
+            let row = Some(row).filter(|row| !row.is_null());
+            self.carried.rows.entry(relation).or_default().push(Written { key, row, towards });
+        }
+        Ok(())
+    }
+
+    /// A relation and a key as they are recorded, as this run names them.
+    fn recorded_key(&self, name: &str, key: &Map<String, Value>) -> Option<(i32, Vec<String>)> {
+        let relation = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == name)?.id;
+        let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(key.get(k)?)).collect();
+        Some((relation, texts?))
+    }
+
+    /// Notes at the sources what has lost in runs that died, as if they had committed them.
+    pub(super) fn note_carried(&mut self) -> Result<(), Broken> {
+        for (at, relation, snapshot, keys) in std::mem::take(&mut self.carried.lost) {
+            self.note_settled(at, relation, &snapshot, &keys, "{}");
+        }
+        self.check()
+    }
+
+    /// After all have committed: this run, those that everybody has, and those that can have no effect any more.
+    pub(super) fn end_doubt(&mut self) -> Result<(), Broken> {
+        let sync = &self.plan.sync.name;
+        record::forget_runs(sync, &self.carried.void)?;
+        self.carried.done.push(self.run);
+        record::end_doubt(sync, &self.carried.done)?;
+        Ok(())
+    }
+
+    /// The snapshots by which this run is carried on if it dies. None: there is nobody to contend with.
+    pub(super) fn doubt(&self) -> Option<Vec<(String, String)>> {
+        let sources = self.sources();
+        let one = |at: &usize| Some((self.name(*at).to_string(), self.offers[*at].as_ref()?.snapshot.clone()));
+        Some(sources.iter().filter_map(one).collect()).filter(|_| sources.len() > 1)
+    }
+}
