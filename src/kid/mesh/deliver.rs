@@ -4,11 +4,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::contend::FewRows;
-use super::settle::{Decision, Outcome, Written};
+use super::settle::{Outcome, Written};
 use super::{Broken, Mesh, record};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
+use crate::kid::bring::{self, Bringing};
 use crate::kid::gather::text_array;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
@@ -24,6 +25,16 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
     pub(super) fn exchange(&mut self, touched: &mut HashSet<i32>, progress: &mut Progress) -> Result<u64, Broken> {
+        let committed = self.try_exchange(touched, progress);
+        // Nobody was told to commit: then it is certain that what was recorded has not happened.
+        if committed.is_err() && self.recorded > 0 && !self.committing {
+            record::forget_run(&self.plan.sync.name, self.run)?;
+            self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != self.run));
+        }
+        committed
+    }
+
+    fn try_exchange(&mut self, touched: &mut HashSet<i32>, progress: &mut Progress) -> Result<u64, Broken> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
@@ -36,21 +47,20 @@ impl Mesh<'_> {
         progress.saw_changes |= !relations.is_empty();
         progress.phase(Phase::Apply);
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
-        let decisions = self.apply(&relations, progress)?;
+        self.apply(&relations, progress)?;
         self.move_sequences(moved);
         self.note_progress();
         self.check()?;
         progress.phase(Phase::Commit);
-        self.commit(&decisions, progress)
+        self.commit(progress)
     }
 
     /// Decides and writes all relations.
-    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<Vec<Decision>, Broken> {
+    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<(), Broken> {
         let few = self.look(relations)?;
         let mut outcomes = HashMap::new();
         for relation in relations {
-            let contended = self.contended(*relation, &few)?;
-            let outcome = self.settle(*relation, contended)?;
+            let outcome = self.settle(*relation, &few)?;
             outcomes.insert(*relation, outcome);
         }
         let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
@@ -61,7 +71,7 @@ impl Mesh<'_> {
                 self.decide_clashes(*relation, &mut outcome)?;
             }
             for at in self.changed(*relation) {
-                if let Some(table) = self.kept_table(at, *relation, "", &outcome)? {
+                if let Some(table) = self.kept_table(at, *relation, &mut outcome)? {
                     kept.insert((at, *relation), table);
                 }
             }
@@ -71,36 +81,71 @@ impl Mesh<'_> {
             outcomes.insert(*relation, outcome);
         }
         self.check()?;
-        let mut decisions = Vec::new();
         if self.care.thorough {
             for relation in relations {
-                decisions.extend(self.send_thoroughly(*relation, &kept)?);
+                let decisions = self.send_thoroughly(*relation, &kept)?;
+                self.decisions.extend(decisions);
             }
         } else {
+            let mut staged = Vec::new();
             for at in self.sources() {
-                self.send(at, &few, &outcomes, &kept, progress)?;
+                self.send(at, &few, &outcomes, &kept, &mut staged, progress)?;
                 self.check()?;
             }
+            self.bring_in(&staged)?;
         }
         for relation in relations {
-            let Some(outcome) = outcomes.remove(relation) else { continue };
+            let Some(mut outcome) = outcomes.remove(relation) else { continue };
             self.write(*relation, &outcome.written)?;
-            self.note_lost(*relation, &outcome)?;
-            decisions.extend(outcome.decisions);
+            self.note_lost(*relation, &mut outcome)?;
+            self.decisions.extend(outcome.decisions);
         }
-        decisions.extend(self.adopt_orphans(relations)?);
-        Ok(decisions)
+        let decisions = self.adopt_orphans(relations)?;
+        self.decisions.extend(decisions);
+        Ok(())
     }
 
-    /// Sends a source's rows to all others.
+    /// What is staged goes into the tables, on all members at the same time.
+    fn bring_in(&mut self, staged: &[(usize, Bringing)]) -> Result<(), Broken> {
+        let of =
+            |member: &Receiver| staged.iter().filter(|(index, _)| *index == member.index).map(|(_, b)| b).collect::<Vec<_>>();
+        self.members.iter_mut().for_each(|member| bring::send(&of(member), member));
+        // Whatever comes of it, the answers must be fetched.
+        let recorded = self.record();
+        self.members.iter_mut().for_each(|member| bring::collect(&of(member), member));
+        recorded?;
+        self.check()
+    }
+
+    /// Records what was decided so far.
+    pub(super) fn record(&mut self) -> Result<(), Broken> {
+        let decisions = std::mem::take(&mut self.decisions);
+        if decisions.is_empty() {
+            return Ok(());
+        }
+        // Until it is known that all have committed, the members must be asked.
+        let doubt = self.plan.doubt.get_or_insert_default();
+        if !doubt.contains(&self.run) {
+            doubt.push(self.run);
+        }
+        self.recorded += decisions.len() as u64;
+        Ok(record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), decisions)?)
+    }
+
+    /// Sends a source's rows to all others. Where other sources have many too, such rows are only staged: then the members
+    /// need not wait for each other.
     fn send(
         &mut self,
         at: usize,
         few: &FewRows,
         outcomes: &HashMap<i32, Outcome>,
         kept: &HashMap<(usize, i32), String>,
+        staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
+        let many =
+            |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && !self.is_few(c.relation));
+        let abreast = self.sources().iter().filter(|at| many(at)).count() > 1;
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
         self.with_source(at, excluded, |pass, work, source, others| {
             for item in work.iter().filter(|w| w.change.changes > 0) {
@@ -112,6 +157,11 @@ impl Mesh<'_> {
                         if !which.is_empty() {
                             apply::write_few(item, rows, &which, others);
                         }
+                    }
+                    None if abreast && !pass.goes_straight(item, others) => {
+                        pass.stage(item, source, others)?;
+                        let bringing = |r: &Receiver| Some((r.index, pass.bringing(item, r).ok()?));
+                        staged.extend(others.iter().filter_map(bringing));
                     }
                     None => pass.write_many(item, source, others)?,
                 }
@@ -282,14 +332,10 @@ impl Mesh<'_> {
     }
 
     /// Records the decisions, then commits all members: sends to all, then collects.
-    fn commit(&mut self, decisions: &[Decision], progress: &mut Progress) -> Result<u64, Broken> {
+    fn commit(&mut self, progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
-        let sync = self.plan.sync.name.clone();
-        record::record(self.run, &sync, |r| self.relation_name(r), decisions)?;
-        // Until it is known that all have committed, the members must be asked.
-        if !decisions.is_empty() {
-            self.plan.doubt.get_or_insert_default().push(self.run);
-        }
+        self.record()?;
+        self.committing = true;
         for member in &mut self.members {
             member.attempt(|conn| conn.send("COMMIT"));
             fault::point("kid.between_commits")?;
@@ -302,11 +348,11 @@ impl Mesh<'_> {
         }
         fault::point("kid.after_commit")?;
         if committed != 0 {
-            progress.conflicts += decisions.len() as u64;
+            progress.conflicts += self.recorded;
         }
         if self.members.iter().all(|m| m.failed.is_none()) {
             for run in self.plan.doubt.iter_mut().flat_map(std::mem::take).filter(|run| *run != self.run) {
-                record::close(&sync, run)?;
+                record::close(&self.plan.sync.name, run)?;
             }
         }
         Ok(committed)
@@ -337,10 +383,9 @@ fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usiz
 fn write_one(conn: &mut Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
     match &one.row {
         Some(row) => {
-            let json = row.to_string();
             let mut written = 0;
             for sql in writing.upsert_json() {
-                written += conn.query_params(&sql, &[Some(&json)])?.affected();
+                written += conn.query_params(&sql, &[Some(row)])?.affected();
             }
             Ok((written, 0))
         }

@@ -8,6 +8,7 @@ mod contend;
 mod decide;
 mod deliver;
 mod foreign;
+mod meet;
 mod offer;
 mod open;
 mod record;
@@ -27,6 +28,7 @@ use super::run::{self, Failure, Plan};
 use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
 use offer::Offer;
+use settle::Decision;
 
 /// One attempt at a run: the members that take part, in the listed order, and what each source has for the others.
 pub(super) struct Mesh<'a> {
@@ -41,6 +43,13 @@ pub(super) struct Mesh<'a> {
     copied: Vec<(i32, u64)>,
     /// Rows that an earlier run has made and only some have committed: relation, key, and who has it, by place.
     made: Vec<(i32, Vec<String>, usize)>,
+    /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
+    kept: HashSet<(usize, i32)>,
+    /// Decisions that are not recorded yet, and how many are.
+    decisions: Vec<Decision>,
+    recorded: u64,
+    /// Whether any member may have been told to commit.
+    committing: bool,
 }
 
 /// What ends an attempt before anything is committed.

@@ -58,7 +58,21 @@ impl<'a> Mesh<'a> {
             offers.push((plan.sync.members[member.index].role == Role::Source).then(Offer::default));
         }
         let (run, attempt) = (progress.run, progress.attempts);
-        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), made: Vec::new() }, failures)
+        let mesh = Self {
+            plan,
+            care,
+            run,
+            attempt,
+            members: opened,
+            offers,
+            copied: Vec::new(),
+            made: Vec::new(),
+            kept: HashSet::new(),
+            decisions: Vec::new(),
+            recorded: 0,
+            committing: false,
+        };
+        (mesh, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {

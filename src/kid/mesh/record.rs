@@ -9,29 +9,21 @@ use crate::kid::run::Plan;
 use crate::pg::{spi, xact};
 
 /// Records decisions.
-pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: &[Decision]) -> Result<()> {
-    if decisions.is_empty() {
-        return Ok(());
-    }
+pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: Vec<Decision>) -> Result<()> {
     let relations: Vec<String> = decisions.iter().map(|d| name(d.relation)).collect();
-    let keys: Vec<String> = decisions.iter().map(|d| d.key.to_string()).collect();
-    let strategies: Vec<String> = decisions.iter().map(|d| d.strategy.clone()).collect();
-    let winners: Vec<Option<String>> = decisions.iter().map(|d| d.winner.clone()).collect();
-    let rows: Vec<String> = decisions.iter().map(|d| d.rows.to_string()).collect();
-    xact::transaction(|| {
+    let (mut keys, mut strategies, mut winners, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for decision in decisions {
+        keys.push(decision.key);
+        strategies.push(decision.strategy);
+        winners.push(decision.winner);
+        rows.push(decision.rows);
+    }
+    xact::transaction(move || {
         // A kid does not wait for the disk, but for this it must: members that commit next may be other servers.
         spi::execute("SET LOCAL synchronous_commit = on", &[])?;
         let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
             SELECT $1, $2, r, k::jsonb, s, w, i::jsonb FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) u(r, k, s, w, i)";
-        let args = [
-            run.into(),
-            sync.into(),
-            relations.clone().into(),
-            keys.clone().into(),
-            strategies.clone().into(),
-            winners.clone().into(),
-            rows.clone().into(),
-        ];
+        let args = [run.into(), sync.into(), relations.into(), keys.into(), strategies.into(), winners.into(), rows.into()];
         spi::execute(sql, &args).map(drop)
     })
 }

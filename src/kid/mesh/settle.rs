@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::contend::Contended;
+use super::contend::{Contended, FewRows};
 use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
 use super::{Broken, Mesh};
 use crate::error::{Error, Result, SqlState};
+use crate::guc;
 use crate::kid::gather::text_array;
 use crate::kid::mesh::open::keys_json;
 
@@ -18,18 +19,26 @@ use crate::kid::mesh::open::keys_json;
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub key: Vec<String>,
-    /// None: the row is deleted.
-    pub row: Option<Value>,
+    /// As JSON; None: the row is deleted.
+    pub row: Option<String>,
 }
 
 /// A decision, as `bucardo.conflict` keeps it.
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
     pub relation: i32,
-    pub key: Value,
+    /// As JSON, like the rows.
+    pub key: String,
     pub strategy: String,
     pub winner: Option<String>,
-    pub rows: Value,
+    pub rows: String,
+}
+
+impl Decision {
+    /// The memory that it takes, roughly.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.strategy.len() + self.rows.len()
+    }
 }
 
 /// What is to be done with the contended keys of a relation.
@@ -50,10 +59,25 @@ pub(super) struct Conflict {
     key: Vec<String>,
     changes: Vec<Change>,
     pub contenders: Vec<Change>,
-    pub key_json: Value,
-    /// By member; null: deleted.
-    pub rows: Map<String, Value>,
+    /// As JSON, like the rows.
+    pub key_json: String,
+    /// By member; None: deleted.
+    pub rows: Vec<(String, Option<String>)>,
 }
+
+/// Rows by member as `bucardo.conflict` keeps them. They pass through as texts: to read them would be most of a storm's work.
+pub(super) fn rows_json(rows: &[(String, Option<String>)]) -> String {
+    let one =
+        |(name, row): &(String, Option<String>)| format!("{}:{}", Value::from(name.as_str()), row.as_deref().unwrap_or("null"));
+    format!("{{{}}}", rows.iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+/// A key and a row of it as JSON; None: there is none.
+pub(super) type Image = (Option<String>, Option<String>);
+
+/// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
+const PORTION: usize = 1000;
+const MOST: usize = 20_000;
 
 /// How a conflict was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +88,11 @@ pub(super) enum Ruling {
     Nobody,
     /// Another row is written everywhere; None: it is deleted everywhere.
     Row(Option<Value>),
+}
+
+/// A key or a row out of its JSON.
+pub(super) fn parsed(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
 }
 
 /// A number that nobody can foresee.
@@ -80,31 +109,69 @@ impl Mesh<'_> {
         &self.plan.sync.members[index].db.name
     }
 
-    /// Decides all contended keys of a relation.
-    pub(super) fn settle(&mut self, relation: i32, contended: Vec<Contended>) -> Result<Outcome, Broken> {
+    /// Decides all contended keys of a relation, some at a time.
+    pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
         for (_, key, holder) in self.made.clone().into_iter().filter(|(r, ..)| *r == relation) {
             let index = self.members[holder].index;
-            let row = Some(self.image_of(index, relation, &key)?.1).filter(|row| !row.is_null());
+            let row = self.image_of(index, relation, &key)?.1;
             outcome.written.push(Written { key, row });
         }
+        // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
+        let room = guc::kid_work_mem() as usize * 1024 / 4;
+        let mut portion = PORTION;
+        let mut search = self.search(relation, few)?;
+        while let Some(contended) = self.contended(&mut search, portion)? {
+            let bytes = self.settle_some(relation, contended, &mut outcome)?;
+            portion = match bytes {
+                _ if bytes > room => (portion / 2).max(1),
+                _ if bytes * 3 < room => (portion * 3).min(MOST),
+                _ => portion,
+            };
+            if !self.is_few(relation) {
+                self.put_away(relation, &mut outcome)?;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Decides some contended keys; how many bytes their rows have.
+    fn settle_some(&mut self, relation: i32, contended: Vec<Contended>, outcome: &mut Outcome) -> Result<usize, Broken> {
         let mut conflicts = Vec::new();
         for one in contended {
             match decide::judge(&one.changes) {
-                Verdict::Newest(source) => self.keep_others(&mut outcome, &one.key, &one.changes, Some(source)),
+                Verdict::Newest(source) => self.keep_others(outcome, &one.key, &one.changes, Some(source)),
                 Verdict::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
-                    let (key_json, rows) = (Value::Null, Map::new());
+                    let (key_json, rows) = (String::new(), Vec::new());
                     conflicts.push(Conflict { key: one.key, changes: one.changes, contenders, key_json, rows });
                 }
             }
         }
         if conflicts.is_empty() {
-            return Ok(outcome);
+            return Ok(0);
         }
         self.fetch_rows(relation, &mut conflicts)?;
-        self.choose_all(relation, conflicts, &mut outcome)?;
-        Ok(outcome)
+        let bytes = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
+        self.choose_all(relation, conflicts, outcome)?;
+        Ok(bytes)
+    }
+
+    /// Brings what was decided to where it belongs, so that it need not be held here.
+    fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+        for at in self.changed(relation) {
+            if outcome.kept.contains_key(&at) {
+                self.kept_table(at, relation, outcome)?;
+            }
+        }
+        // Who has only truncated sends no keys.
+        outcome.kept.clear();
+        self.note_lost(relation, outcome)?;
+        self.decisions.append(&mut outcome.decisions);
+        if self.decisions.iter().map(Decision::size).sum::<usize>() > guc::kid_work_mem() as usize * 1024 / 4 {
+            self.record()?;
+        }
+        Ok(())
     }
 
     /// All sources but one keep the key to themselves.
@@ -133,8 +200,8 @@ impl Mesh<'_> {
             let name = self.name(at).to_string();
             let rows = self.take_rows(at)?;
             for (i, (key, image)) in mine.into_iter().zip(rows) {
-                conflicts[i].key_json = key;
-                conflicts[i].rows.insert(name.clone(), image);
+                conflicts[i].key_json = key.unwrap_or_default();
+                conflicts[i].rows.push((name.clone(), image));
             }
         }
         self.check()
@@ -154,14 +221,11 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    pub(super) fn take_rows(&mut self, at: usize) -> Result<Vec<(Value, Value)>, Broken> {
+    pub(super) fn take_rows(&mut self, at: usize) -> Result<Vec<Image>, Broken> {
         let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { return Ok(Vec::new()) };
         let Some(rows) = answers.first() else { return Ok(Vec::new()) };
-        let json = |row: usize, column: usize| match rows.get(row, column) {
-            None => Ok(Value::Null),
-            Some(text) => serde_json::from_str(text).map_err(|e| Error::internal(format!("a row's image cannot be read: {e}"))),
-        };
-        (0..rows.len()).map(|row| Ok((json(row, 1)?, json(row, 2)?))).collect::<Result<_>>().map_err(Broken::from)
+        let text = |row: usize, column: usize| rows.get(row, column).map(str::to_string);
+        Ok((0..rows.len()).map(|row| (text(row, 1), text(row, 2))).collect())
     }
 
     /// The SQL of a relation on a source, also where that source has not changed it.
@@ -195,7 +259,8 @@ impl Mesh<'_> {
         let strategy = Strategy::parse(&text, &names);
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
         let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
-        let (gone, conflicts): (Vec<_>, Vec<_>) = conflicts.into_iter().partition(|c| c.rows.values().all(Value::is_null));
+        let (gone, conflicts): (Vec<_>, Vec<_>) =
+            conflicts.into_iter().partition(|c| c.rows.iter().all(|(_, row)| row.is_none()));
         for conflict in gone {
             // Deleted by all: there is nothing to decide.
             let first = conflict.contenders.first().map(|c| c.source);
@@ -228,10 +293,10 @@ impl Mesh<'_> {
 
     /// The conflict that stops the sync is recorded at once: nobody has won it.
     fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
-        let stopped = self.stopped(relation, &conflict.key_json);
-        let strategy = self.strategy_of(relation);
-        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows: Value::Object(conflict.rows) };
-        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), &[decision])?;
+        let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
+        let (strategy, rows) = (self.strategy_of(relation), rows_json(&conflict.rows));
+        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows };
+        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), vec![decision])?;
         Ok(stopped)
     }
 
@@ -266,7 +331,7 @@ impl Mesh<'_> {
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
-            Ruling::Row(row) => outcome.written.push(Written { key: conflict.key, row }),
+            Ruling::Row(row) => outcome.written.push(Written { key: conflict.key.clone(), row: row.map(|r| r.to_string()) }),
             Ruling::Winner(_) | Ruling::Nobody => {
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
                     if let Some(place) = self.place(change.source) {
@@ -275,18 +340,13 @@ impl Mesh<'_> {
                 }
                 // One that has not changed the key wins: then its row, as it is there, goes to everybody.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-                    let row = Some(self.image_of(winner, relation, &conflict.key)?.1).filter(|row| !row.is_null());
-                    outcome.written.push(Written { key: conflict.key, row });
+                    let row = self.image_of(winner, relation, &conflict.key)?.1;
+                    outcome.written.push(Written { key: conflict.key.clone(), row });
                 }
             }
         }
-        outcome.decisions.push(Decision {
-            relation,
-            key: conflict.key_json,
-            strategy,
-            winner: winner.map(|w| self.member_name(w).to_string()),
-            rows: Value::Object(conflict.rows),
-        });
+        let (rows, winner) = (rows_json(&conflict.rows), winner.map(|w| self.member_name(w).to_string()));
+        outcome.decisions.push(Decision { relation, key: conflict.key_json, strategy, winner, rows });
         Ok(())
     }
 
@@ -327,57 +387,54 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    /// On a source, the table of the keys of a relation that it keeps to itself; None: it keeps none.
-    pub(super) fn kept_table(
-        &mut self,
-        at: usize,
-        relation: i32,
-        tag: &str,
-        outcome: &Outcome,
-    ) -> Result<Option<String>, Broken> {
-        let kept = outcome.kept.get(&at);
-        let settled = self.settled_table(at, relation)?;
-        if kept.is_none() && settled.is_none() {
-            return Ok(None);
-        }
-        let name = format!("bucardo_kept_{relation}{tag}");
+    /// On a source, the table of the keys of a relation that it keeps to itself, with those of the outcome, which are not
+    /// held any longer; None: it keeps none.
+    pub(super) fn kept_table(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
+        let kept = outcome.kept.remove(&at).unwrap_or_default();
+        let name = format!("bucardo_kept_{relation}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
-        let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
-        let create = format!(
-            "CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {} t WITH NO DATA",
-            self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
-        );
-        self.members[at].attempt(|conn| conn.query(&create));
-        if let Some(kept) = kept {
-            self.insert_keys(at, relation, &name, n, kept, &[])?;
+        if !self.kept.contains(&(at, relation)) {
+            let settled = self.settled_table(at, relation)?;
+            if kept.is_empty() && settled.is_none() {
+                return Ok(None);
+            }
+            let create = format!(
+                "CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {} t WITH NO DATA",
+                self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
+            );
+            self.members[at].attempt(|conn| conn.query(&create));
+            self.kept.insert((at, relation));
+            if let Some(settled) = settled {
+                // Settled, and not changed since.
+                let sql = self.with_work(at, relation, |w, offer| {
+                    let reading = w.reading();
+                    let again = reading.changes(&offer.union(), "d.at", "0::pg_catalog.int8", Some(&settled));
+                    format!(
+                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
+                        reading.keys("s."),
+                        reading.same("d.", "s.")
+                    )
+                })?;
+                self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
+            }
         }
-        if let Some(settled) = settled {
-            // Settled, and not changed since.
-            let sql = self.with_work(at, relation, |w, offer| {
-                let reading = w.reading();
-                let again = reading.changes(&offer.union(), "d.at", "0::pg_catalog.int8", Some(&settled));
-                format!(
-                    "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
-                    reading.keys("s."),
-                    reading.same("d.", "s.")
-                )
-            })?;
-            self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
+        if let Some(n) = kept.first().map(Vec::len) {
+            self.insert_keys(at, relation, &name, n, &kept, &[])?;
         }
         Ok(Some(format!("pg_temp.{name}")))
     }
 
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good.
-    pub(super) fn note_lost(&mut self, relation: i32, outcome: &Outcome) -> Result<(), Broken> {
+    pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
         let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys) \
             VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb)";
         let sync = self.plan.sync.capture_name();
-        for (at, keys) in &outcome.lost {
-            let Some(oid) = self.members[*at].shapes.get(&relation).map(|t| t.oid.to_string()) else { continue };
-            let Some(snapshot) = self.offers[*at].as_ref().map(|o| o.snapshot.clone()) else { continue };
-            let keys = keys_json(keys);
+        for (at, keys) in outcome.lost.drain() {
+            let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { continue };
+            let Some(snapshot) = self.offers[at].as_ref().map(|o| o.snapshot.clone()) else { continue };
+            let keys = keys_json(&keys);
             let params = [self.plan.control.as_str(), &sync, &oid, &snapshot, &keys].map(Some);
-            self.members[*at].attempt(|conn| conn.query_params(sql, &params));
+            self.members[at].attempt(|conn| conn.query_params(sql, &params));
         }
         self.check()
     }
