@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::contend::FewRows;
+use super::record::{self, Durable};
 use super::settle::{Outcome, Written};
-use super::{Broken, Mesh, record};
+use super::{Broken, Mesh};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
@@ -111,16 +112,16 @@ impl Mesh<'_> {
             |member: &Receiver| staged.iter().filter(|(index, _)| *index == member.index).map(|(_, b)| b).collect::<Vec<_>>();
         self.members.iter_mut().for_each(|member| bring::send(&of(member), member));
         // Whatever comes of it, the answers must be fetched.
-        let recorded = self.record();
+        let recorded = self.record(Durable::Now);
         self.members.iter_mut().for_each(|member| bring::collect(&of(member), member));
         recorded?;
         self.check()
     }
 
     /// Records what was decided so far.
-    pub(super) fn record(&mut self) -> Result<(), Broken> {
+    pub(super) fn record(&mut self, durable: Durable) -> Result<(), Broken> {
         let decisions = std::mem::take(&mut self.decisions);
-        if decisions.is_empty() {
+        if decisions.is_empty() && (self.durable || durable == Durable::Later) {
             return Ok(());
         }
         // Until it is known that all have committed, the members must be asked.
@@ -129,7 +130,9 @@ impl Mesh<'_> {
             doubt.push(self.run);
         }
         self.recorded += decisions.len() as u64;
-        Ok(record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), decisions)?)
+        record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), decisions, durable)?;
+        self.durable = durable == Durable::Now;
+        Ok(())
     }
 
     /// Sends a source's rows to all others. Where other sources have many too, such rows are only staged: then the members
@@ -334,7 +337,7 @@ impl Mesh<'_> {
     /// Records the decisions, then commits all members: sends to all, then collects.
     fn commit(&mut self, progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
-        self.record()?;
+        self.record(Durable::Now)?;
         self.committing = true;
         for member in &mut self.members {
             member.attempt(|conn| conn.send("COMMIT"));

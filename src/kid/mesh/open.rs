@@ -70,6 +70,7 @@ impl<'a> Mesh<'a> {
             kept: HashSet::new(),
             decisions: Vec::new(),
             recorded: 0,
+            durable: true,
             committing: false,
         };
         (mesh, failures)

@@ -1,6 +1,8 @@
 //! The history of decisions, `bucardo.conflict`. It is written before the members commit, so that no decision is ever
 //! without its record; what a run that died has recorded is checked against the members' progress by the next one.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::settle::Decision;
@@ -8,23 +10,37 @@ use crate::error::{Error, Result};
 use crate::kid::run::Plan;
 use crate::pg::{spi, xact};
 
+/// When decisions must be on the disk of the control server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Durable {
+    /// Before anything else happens, and all that were recorded before with them.
+    Now,
+    /// When a later record is.
+    Later,
+}
+
 /// Records decisions.
-pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: Vec<Decision>) -> Result<()> {
-    let relations: Vec<String> = decisions.iter().map(|d| name(d.relation)).collect();
-    let (mut keys, mut strategies, mut winners, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for decision in decisions {
-        keys.push(decision.key);
-        strategies.push(decision.strategy);
-        winners.push(decision.winner);
-        rows.push(decision.rows);
+pub fn record(run: i64, sync: &str, name: impl Fn(i32) -> String, decisions: Vec<Decision>, durable: Durable) -> Result<()> {
+    // Most of many decisions differ in key and rows only.
+    let mut groups: BTreeMap<_, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    for Decision { relation, key, strategy, winner, rows } in decisions {
+        let group = groups.entry((relation, strategy, winner)).or_default();
+        group.0.push(key);
+        group.1.push(rows);
     }
-    xact::transaction(move || {
-        // A kid does not wait for the disk, but for this it must: members that commit next may be other servers.
-        spi::execute("SET LOCAL synchronous_commit = on", &[])?;
-        let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
-            SELECT $1, $2, r, k::jsonb, s, w, i::jsonb FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) u(r, k, s, w, i)";
-        let args = [run.into(), sync.into(), relations.into(), keys.into(), strategies.into(), winners.into(), rows.into()];
-        spi::execute(sql, &args).map(drop)
+    let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
+        SELECT $1, $2, $3, k::jsonb, $4, $5, i::jsonb FROM unnest($6::text[], $7::text[]) u(k, i)";
+    xact::transaction(|| {
+        if durable == Durable::Now {
+            // A kid does not wait for the disk, but for this it must: members that commit next may be other servers. Only
+            // a transaction that has a number waits.
+            spi::execute("SET LOCAL synchronous_commit = on", &[])?;
+            spi::execute("SELECT pg_catalog.pg_current_xact_id()", &[])?;
+        }
+        groups.into_iter().try_for_each(|((relation, strategy, winner), (keys, rows))| {
+            let args = [run.into(), sync.into(), name(relation).into(), strategy.into(), winner.into(), keys.into(), rows.into()];
+            spi::execute(sql, &args).map(drop)
+        })
     })
 }
 

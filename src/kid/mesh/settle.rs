@@ -7,8 +7,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 
 use serde_json::Value;
 
-use super::contend::{Contended, FewRows};
+use super::contend::{FewRows, Search};
 use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
+use super::record::Durable;
 use super::{Broken, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -49,6 +50,8 @@ pub(super) struct Outcome {
     /// Keys whose change at a source (by place) is handled for everybody.
     pub lost: HashMap<usize, Vec<Vec<String>>>,
     pub written: Vec<Written>,
+    /// Keys that are written as this source (by its place in the sync) has them.
+    pub wanted: Vec<(usize, Vec<String>)>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
@@ -75,9 +78,17 @@ pub(super) fn rows_json(rows: &[(String, Option<String>)]) -> String {
 /// A key and a row of it as JSON; None: there is none.
 pub(super) type Image = (Option<String>, Option<String>);
 
+/// Conflicts whose rows the sources were asked for: by place, which of them.
+struct Asked {
+    conflicts: Vec<Conflict>,
+    whom: Vec<(usize, Vec<usize>)>,
+}
+
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
 const PORTION: usize = 1000;
-const MOST: usize = 20_000;
+const MOST: usize = 10_000;
+/// So many decisions are recorded without waiting for the rest.
+const MANY: usize = 2000;
 
 /// How a conflict was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,34 +120,48 @@ impl Mesh<'_> {
         &self.plan.sync.members[index].db.name
     }
 
-    /// Decides all contended keys of a relation, some at a time.
+    /// Decides all contended keys of a relation, some at a time: while they are decided here, the sources fetch the rows of
+    /// the next.
     pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
         for (_, key, holder) in self.made.clone().into_iter().filter(|(r, ..)| *r == relation) {
-            let index = self.members[holder].index;
-            let row = self.image_of(index, relation, &key)?.1;
-            outcome.written.push(Written { key, row });
+            outcome.wanted.push((self.members[holder].index, key));
         }
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
         let room = guc::kid_work_mem() as usize * 1024 / 4;
         let mut portion = PORTION;
         let mut search = self.search(relation, few)?;
-        while let Some(contended) = self.contended(&mut search, portion)? {
-            let bytes = self.settle_some(relation, contended, &mut outcome)?;
+        let mut asked = self.ask_some(relation, &mut search, portion, &mut outcome)?;
+        while let Some(conflicts) = asked {
+            let conflicts = self.take_some(conflicts)?;
+            let bytes: usize = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
             portion = match bytes {
                 _ if bytes > room => (portion / 2).max(1),
                 _ if bytes * 3 < room => (portion * 3).min(MOST),
                 _ => portion,
             };
-            if !self.is_few(relation) {
-                self.put_away(relation, &mut outcome)?;
+            self.put_away(relation, &mut outcome)?;
+            asked = self.ask_some(relation, &mut search, portion, &mut outcome)?;
+            let chosen = self.choose_all(relation, conflicts, &mut outcome).and_then(|()| self.hand_over(&mut outcome, room));
+            if let Err(broken) = chosen {
+                // Whatever comes of it, the answers must be fetched.
+                asked.map(|asked| self.take_some(asked));
+                return Err(broken);
             }
         }
+        self.put_away(relation, &mut outcome)?;
         Ok(outcome)
     }
 
-    /// Decides some contended keys; how many bytes their rows have.
-    fn settle_some(&mut self, relation: i32, contended: Vec<Contended>, outcome: &mut Outcome) -> Result<usize, Broken> {
+    /// Judges the next contended keys, and asks all sources at the same time for the contenders' rows. None: there are no more.
+    fn ask_some(
+        &mut self,
+        relation: i32,
+        search: &mut Search,
+        most: usize,
+        outcome: &mut Outcome,
+    ) -> Result<Option<Asked>, Broken> {
+        let Some(contended) = self.contended(search, most)? else { return Ok(None) };
         let mut conflicts = Vec::new();
         for one in contended {
             match decide::judge(&one.changes) {
@@ -148,17 +173,43 @@ impl Mesh<'_> {
                 }
             }
         }
-        if conflicts.is_empty() {
-            return Ok(0);
+        let mut whom: Vec<(usize, Vec<usize>)> = Vec::new();
+        for at in self.sources() {
+            let index = self.members[at].index;
+            let mine: Vec<usize> =
+                (0..conflicts.len()).filter(|i| conflicts[*i].contenders.iter().any(|c| c.source == index)).collect();
+            if !mine.is_empty() {
+                let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
+                self.ask_rows(at, relation, &keys)?;
+                whom.push((at, mine));
+            }
         }
-        self.fetch_rows(relation, &mut conflicts)?;
-        let bytes = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
-        self.choose_all(relation, conflicts, outcome)?;
-        Ok(bytes)
+        Ok(Some(Asked { conflicts, whom }))
     }
 
-    /// Brings what was decided to where it belongs, so that it need not be held here.
+    /// Takes the rows that were asked for.
+    fn take_some(&mut self, asked: Asked) -> Result<Vec<Conflict>, Broken> {
+        let Asked { mut conflicts, whom } = asked;
+        for (at, mine) in whom {
+            let name = self.name(at).to_string();
+            for (i, (key, image)) in mine.into_iter().zip(self.take_rows(at)) {
+                conflicts[i].key_json = key.unwrap_or_default();
+                conflicts[i].rows.push((name.clone(), image));
+            }
+        }
+        self.check()?;
+        Ok(conflicts)
+    }
+
+    /// Brings what was decided to the members, so that it need not be held here; not a few keys, which travel as they are.
     fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+        for (winner, key) in std::mem::take(&mut outcome.wanted) {
+            let row = self.image_of(winner, relation, &key)?.1;
+            outcome.written.push(Written { key, row });
+        }
+        if self.is_few(relation) {
+            return Ok(());
+        }
         for at in self.changed(relation) {
             if outcome.kept.contains_key(&at) {
                 self.kept_table(at, relation, outcome)?;
@@ -166,12 +217,14 @@ impl Mesh<'_> {
         }
         // Who has only truncated sends no keys.
         outcome.kept.clear();
-        self.note_lost(relation, outcome)?;
+        self.note_lost(relation, outcome)
+    }
+
+    /// Takes over the decisions, and records them when they are many.
+    fn hand_over(&mut self, outcome: &mut Outcome, room: usize) -> Result<(), Broken> {
         self.decisions.append(&mut outcome.decisions);
-        if self.decisions.iter().map(Decision::size).sum::<usize>() > guc::kid_work_mem() as usize * 1024 / 4 {
-            self.record()?;
-        }
-        Ok(())
+        let many = self.decisions.len() > MANY || self.decisions.iter().map(Decision::size).sum::<usize>() > room;
+        if many { self.record(Durable::Later) } else { Ok(()) }
     }
 
     /// All sources but one keep the key to themselves.
@@ -181,30 +234,6 @@ impl Mesh<'_> {
                 outcome.kept.entry(place).or_default().push(key.to_vec());
             }
         }
-    }
-
-    /// Fetches the contenders' rows, from all sources at the same time.
-    fn fetch_rows(&mut self, relation: i32, conflicts: &mut [Conflict]) -> Result<(), Broken> {
-        let mut asked: Vec<(usize, Vec<usize>)> = Vec::new();
-        for at in self.sources() {
-            let index = self.members[at].index;
-            let mine: Vec<usize> =
-                (0..conflicts.len()).filter(|i| conflicts[*i].contenders.iter().any(|c| c.source == index)).collect();
-            if !mine.is_empty() {
-                let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
-                self.ask_rows(at, relation, &keys)?;
-                asked.push((at, mine));
-            }
-        }
-        for (at, mine) in asked {
-            let name = self.name(at).to_string();
-            let rows = self.take_rows(at)?;
-            for (i, (key, image)) in mine.into_iter().zip(rows) {
-                conflicts[i].key_json = key.unwrap_or_default();
-                conflicts[i].rows.push((name.clone(), image));
-            }
-        }
-        self.check()
     }
 
     /// Asks a source for the rows of keys as JSON.
@@ -221,11 +250,11 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    pub(super) fn take_rows(&mut self, at: usize) -> Result<Vec<Image>, Broken> {
-        let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { return Ok(Vec::new()) };
-        let Some(rows) = answers.first() else { return Ok(Vec::new()) };
+    pub(super) fn take_rows(&mut self, at: usize) -> Vec<Image> {
+        let answers = self.members[at].attempt(|conn| conn.pipeline_collect());
+        let Some(rows) = answers.as_ref().and_then(|answers| answers.first()) else { return Vec::new() };
         let text = |row: usize, column: usize| rows.get(row, column).map(str::to_string);
-        Ok((0..rows.len()).map(|row| (text(row, 1), text(row, 2))).collect())
+        (0..rows.len()).map(|row| (text(row, 1), text(row, 2))).collect()
     }
 
     /// The SQL of a relation on a source, also where that source has not changed it.
@@ -296,7 +325,7 @@ impl Mesh<'_> {
         let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
         let (strategy, rows) = (self.strategy_of(relation), rows_json(&conflict.rows));
         let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows };
-        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), vec![decision])?;
+        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), vec![decision], Durable::Now)?;
         Ok(stopped)
     }
 
@@ -340,8 +369,7 @@ impl Mesh<'_> {
                 }
                 // One that has not changed the key wins: then its row, as it is there, goes to everybody.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-                    let row = self.image_of(winner, relation, &conflict.key)?.1;
-                    outcome.written.push(Written { key: conflict.key.clone(), row });
+                    outcome.wanted.push((winner, conflict.key.clone()));
                 }
             }
         }

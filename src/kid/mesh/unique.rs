@@ -177,7 +177,7 @@ impl Mesh<'_> {
     pub(super) fn image_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<Image, Broken> {
         let Some(at) = self.place(index) else { return Ok((None, None)) };
         self.ask_rows(at, relation, &[key])?;
-        Ok(self.take_rows(at)?.into_iter().next().unwrap_or_default())
+        Ok(self.take_rows(at).into_iter().next().unwrap_or_default())
     }
 
     /// On a receiver, removes the rows that nobody sends and that clash with what a source has staged there. They are
