@@ -7,7 +7,7 @@ use super::contend::FewRows;
 use super::record::{self, Durable};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::bring::{self, Bringing};
@@ -22,6 +22,9 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
     SELECT $1, $2, u.source, $3, u.served, u.identity, $4::pg_catalog.int8 \
     FROM unnest($5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]) u(source, served, identity) \
     ON CONFLICT (control, sync, source, member) DO UPDATE SET served = excluded.served, identity = excluded.identity, run = excluded.run";
+
+/// How many rows are written by one round trip.
+const AT_ONCE: usize = 500;
 
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
@@ -271,14 +274,23 @@ impl Mesh<'_> {
         let key = self.key_of(relation);
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
-        for receiver in &mut self.members {
-            let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
-            let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
-            for one in written {
-                let done = receiver.attempt_on(&name, |conn| write_one(conn, &writing, one));
-                if let Some((upserts, deletes)) = done {
-                    receiver.counts.upserts += upserts;
-                    receiver.counts.deletes += deletes;
+        for some in written.chunks(AT_ONCE) {
+            let mut sent = Vec::new();
+            for (at, receiver) in self.members.iter_mut().enumerate() {
+                let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
+                let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
+                receiver.attempt_on(&name, |conn| send_written(conn, &writing, some));
+                sent.push((at, if writing.can_update() { 2 } else { 1 }));
+            }
+            for (at, statements) in sent {
+                let receiver = &mut self.members[at];
+                let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
+                let mut answers = answers.iter().map(Rows::affected);
+                for one in some {
+                    match one.row {
+                        Some(_) => receiver.counts.upserts += answers.by_ref().take(statements).sum::<u64>(),
+                        None => receiver.counts.deletes += answers.next().unwrap_or(0),
+                    }
                 }
             }
         }
@@ -382,24 +394,18 @@ fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usiz
     (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
 }
 
-/// Writes one row out of its JSON, or deletes it; how many rows were written and deleted.
-fn write_one(conn: &mut Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
-    match &one.row {
-        Some(row) => {
-            let mut written = 0;
-            for sql in writing.upsert_json() {
-                written += conn.query_params(&sql, &[Some(row)])?.affected();
+/// Sends what writes rows out of their JSON, or deletes them.
+fn send_written(conn: &mut Conn, writing: &Writing<'_>, some: &[Written]) -> Result<()> {
+    let (upsert, delete, types) = (writing.upsert_json(), writing.delete_one(), writing.types());
+    conn.pipeline_begin()?;
+    for one in some {
+        match &one.row {
+            Some(row) => upsert.iter().try_for_each(|sql| conn.pipeline_add(sql, &[], &[Some(row.as_bytes())]))?,
+            None => {
+                let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
+                conn.pipeline_add(&delete, &types[..key.len()], &key)?;
             }
-            Ok((written, 0))
-        }
-        None => {
-            let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
-            conn.pipeline_begin()?;
-            conn.pipeline_add(&writing.delete_one(), &writing.types()[..key.len()], &key)?;
-            conn.pipeline_send()?;
-            let answers = conn.pipeline_collect()?;
-            let rows = answers.first().ok_or_else(|| Error::internal("a deletion was not answered"))?;
-            Ok((0, rows.affected()))
         }
     }
+    conn.pipeline_send()
 }

@@ -51,7 +51,7 @@ pub(super) struct Outcome {
     pub lost: HashMap<usize, Vec<Vec<String>>>,
     pub written: Vec<Written>,
     /// Keys that are written as this source (by its place in the sync) has them.
-    pub wanted: Vec<(usize, Vec<String>)>,
+    pub wanted: HashMap<usize, Vec<Vec<String>>>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
@@ -125,7 +125,7 @@ impl Mesh<'_> {
     pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
         for (_, key, holder) in self.made.clone().into_iter().filter(|(r, ..)| *r == relation) {
-            outcome.wanted.push((self.members[holder].index, key));
+            outcome.wanted.entry(self.members[holder].index).or_default().push(key);
         }
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
         let room = guc::kid_work_mem() as usize * 1024 / 4;
@@ -203,9 +203,11 @@ impl Mesh<'_> {
 
     /// Brings what was decided to the members, so that it need not be held here; not a few keys, which travel as they are.
     fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
-        for (winner, key) in std::mem::take(&mut outcome.wanted) {
-            let row = self.image_of(winner, relation, &key)?.1;
-            outcome.written.push(Written { key, row });
+        for (winner, keys) in std::mem::take(&mut outcome.wanted) {
+            let Some(at) = self.place(winner) else { continue };
+            self.ask_rows(at, relation, &keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+            let rows = self.take_rows(at).into_iter().map(|(_, row)| row);
+            outcome.written.extend(keys.into_iter().zip(rows).map(|(key, row)| Written { key, row }));
         }
         if self.is_few(relation) {
             return Ok(());
@@ -369,7 +371,7 @@ impl Mesh<'_> {
                 }
                 // One that has not changed the key wins: then its row, as it is there, goes to everybody.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w)) {
-                    outcome.wanted.push((winner, conflict.key.clone()));
+                    outcome.wanted.entry(winner).or_default().push(conflict.key.clone());
                 }
             }
         }
