@@ -219,8 +219,7 @@ impl Mesh<'_> {
                 Some(List { rows, keys: n, time: rows.columns() - 2, source: self.members[*at].index })
             };
             let lists: Vec<List> = sources.iter().filter_map(list).collect();
-            let mut found: Vec<_> = meet(&lists, truncated).iter().map(|p| contended(&lists, p)).collect();
-            found.sort_by(|a, b| a.key.cmp(&b.key));
+            let found = meet(&lists, truncated).iter().map(|p| contended(&lists, p)).collect();
             return Ok(Search { marks, way: Way::Few(found) });
         }
         let way = if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {

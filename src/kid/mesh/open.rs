@@ -192,7 +192,11 @@ impl<'a> Mesh<'a> {
                 if decision.lost.contains(&name)
                     && let Some(offer) = &mut self.offers[at]
                 {
-                    offer.settled.entry(oid).or_default().push(Settled { snapshot: snapshot.clone(), keys: vec![key.clone()] });
+                    let settled = offer.settled.entry(oid).or_default();
+                    match settled.iter_mut().find(|s| s.snapshot == *snapshot) {
+                        Some(same) => same.keys.push(key.clone()),
+                        None => settled.push(Settled { snapshot: snapshot.clone(), keys: vec![key.clone()] }),
+                    }
                 }
             }
         }

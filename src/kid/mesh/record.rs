@@ -50,10 +50,19 @@ pub fn settle_doubt(plan: &mut Plan) {
     if plan.doubt.is_some() {
         return;
     }
-    let sql = "SELECT DISTINCT c.run FROM bucardo.conflict c WHERE c.sync = $1 AND c.strategy <> 'bucardo_abort' \
-        AND c.run > coalesce((SELECT max(r.run) FROM bucardo.syncrun r WHERE r.sync = $1 AND r.state IN ('good', 'empty')), 0)";
+    let good = "SELECT coalesce(max(r.run), 0) FROM bucardo.syncrun r WHERE r.sync = $1 AND r.state IN ('good', 'empty')";
+    // Decisions of later runs have greater numbers: only those are read, however long the history is.
+    let passed = "SELECT c.id FROM bucardo.conflict c WHERE c.sync = $1 AND c.run <= $2 ORDER BY c.id DESC LIMIT 1";
+    let sql = "SELECT DISTINCT c.run FROM bucardo.conflict c WHERE c.id > $3 AND c.sync = $1 AND c.run > $2 AND c.strategy <> 'bucardo_abort'";
     let name = plan.sync.name.clone();
-    plan.doubt = xact::transaction(|| spi::select(sql, &[name.as_str().into()], |row| row.get::<i64>(1))).ok();
+    let doubt = xact::transaction(|| {
+        spi::execute("SET LOCAL enable_seqscan = off", &[])?;
+        let sync = || name.as_str().into();
+        let good = spi::value::<i64>(good, &[sync()])?.unwrap_or(0);
+        let passed = spi::value::<i64>(passed, &[sync(), good.into()])?.unwrap_or(0);
+        spi::select(sql, &[sync(), good.into(), passed.into()], |row| row.get::<i64>(1))
+    });
+    plan.doubt = doubt.ok();
 }
 
 /// A recorded decision, as far as it must be carried on.

@@ -161,7 +161,9 @@ impl Mesh<'_> {
         most: usize,
         outcome: &mut Outcome,
     ) -> Result<Option<Asked>, Broken> {
-        let Some(contended) = self.contended(search, most)? else { return Ok(None) };
+        let Some(mut contended) = self.contended(search, most)? else { return Ok(None) };
+        // Numbers in their own order, texts of the same length too: rows are found sooner beside each other.
+        contended.sort_by(|a, b| a.key.iter().map(|k| (k.len(), k)).cmp(b.key.iter().map(|k| (k.len(), k))));
         let mut conflicts = Vec::new();
         for one in contended {
             match decide::judge(&one.changes) {
