@@ -32,7 +32,7 @@ impl Mesh<'_> {
         let committed = self.try_exchange(touched, progress);
         // Nobody was told to commit: then it is certain that what was recorded has not happened.
         if committed.is_err() && self.recorded > 0 && !self.committing {
-            record::forget_run(&self.plan.sync.name, self.run)?;
+            record::forget_run(&self.plan.sync.name, self.run, self.before)?;
             self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != self.run));
         }
         committed
@@ -111,6 +111,9 @@ impl Mesh<'_> {
 
     /// What is staged goes into the tables, on all members at the same time.
     fn bring_in(&mut self, staged: &[(usize, Bringing)]) -> Result<(), Broken> {
+        if staged.is_empty() {
+            return self.check();
+        }
         let of =
             |member: &Receiver| staged.iter().filter(|(index, _)| *index == member.index).map(|(_, b)| b).collect::<Vec<_>>();
         self.members.iter_mut().for_each(|member| bring::send(&of(member), member));
@@ -131,6 +134,9 @@ impl Mesh<'_> {
         let doubt = self.plan.doubt.get_or_insert_default();
         if !doubt.contains(&self.run) {
             doubt.push(self.run);
+        }
+        if self.recorded == 0 {
+            self.before = record::newest()?;
         }
         self.recorded += decisions.len() as u64;
         record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), decisions, durable)?;

@@ -45,9 +45,10 @@ pub(super) struct Mesh<'a> {
     made: Vec<(i32, Vec<String>, usize)>,
     /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
     kept: HashSet<(usize, i32)>,
-    /// Decisions that are not recorded yet, how many are, and whether those are on the disk.
+    /// Decisions that are not recorded yet, how many are, since which number, and whether those are on the disk.
     decisions: Vec<Decision>,
     recorded: u64,
+    before: i64,
     durable: bool,
     /// Whether any member may have been told to commit.
     committing: bool,

@@ -70,6 +70,7 @@ impl<'a> Mesh<'a> {
             kept: HashSet::new(),
             decisions: Vec::new(),
             recorded: 0,
+            before: 0,
             durable: true,
             committing: false,
         };
@@ -166,7 +167,7 @@ impl<'a> Mesh<'a> {
                 let holder = begun.iter().position(|b| b.as_ref().is_some_and(has));
                 self.carry_on(run, &served, holder)?;
             } else if all_there {
-                super::record::forget_run(&self.plan.sync.name, run)?;
+                super::record::forget_run(&self.plan.sync.name, run, 0)?;
                 self.plan.doubt.iter_mut().for_each(|d| d.retain(|r| *r != run));
             }
         }

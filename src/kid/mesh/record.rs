@@ -96,13 +96,18 @@ pub fn close(sync: &str, run: i64) -> Result<()> {
     xact::transaction(|| spi::execute(sql, &[sync.into(), run.into()]).map(drop))
 }
 
-/// Forgets the decisions of a run that no member has committed.
-pub fn forget_run(sync: &str, run: i64) -> Result<()> {
+/// The number of the newest decision.
+pub fn newest() -> Result<i64> {
+    let newest = xact::transaction(|| spi::value("SELECT max(id) FROM bucardo.conflict", &[]))?;
+    Ok(newest.unwrap_or(0))
+}
+
+/// Forgets the decisions of a run that no member has committed. All of them have greater numbers than `before`: what is
+/// older is not read.
+pub fn forget_run(sync: &str, run: i64, before: i64) -> Result<()> {
+    let sql = "DELETE FROM bucardo.conflict WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'";
     xact::transaction(|| {
-        spi::execute(
-            "DELETE FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort'",
-            &[sync.into(), run.into()],
-        )
-        .map(drop)
+        spi::execute("SET LOCAL enable_seqscan = off", &[])?;
+        spi::execute(sql, &[sync.into(), run.into(), before.into()]).map(drop)
     })
 }

@@ -85,7 +85,7 @@ struct Asked {
 }
 
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
-const PORTION: usize = 1000;
+const PORTION: usize = 250;
 const MOST: usize = 10_000;
 /// So many decisions are recorded without waiting for the rest.
 const MANY: usize = 2000;
