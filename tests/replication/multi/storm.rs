@@ -65,6 +65,24 @@ fn what_a_failed_run_has_recorded_of_a_storm_is_forgotten() {
     assert_eq!(m.counted(), 6000);
 }
 
+/// The kid dies before anybody has committed, and when one member has: each decision stands once, and holds.
+#[test]
+fn a_kid_dies_in_a_storm() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t'");
+    for (round, point) in ["kid.before_commit", "kid.between_commits"].iter().enumerate() {
+        let (first, last) = (round * 5000 + 1, (round + 1) * 5000);
+        m.on("A").exec(&format!("INSERT INTO t SELECT g, 'A' FROM generate_series({first}, {last}) g"));
+        m.on("B").exec(&format!("INSERT INTO t SELECT g, 'B' FROM generate_series({first}, {last}) g"));
+        m.control().exec(&format!("SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', 'kill')"));
+        let _died = m.try_kick();
+        m.control().exec("SELECT bucardo.fault_clear(); SELECT bucardo.resume('s')");
+        m.drain_equal(&["t"]);
+        m.expect_everywhere("SELECT count(*) FROM t WHERE val = 'B'", &last.to_string());
+        assert_eq!(m.count_conflicts("winner = 'B'"), last as i64, "after a death at {point}");
+        assert_eq!(m.count_conflicts("true"), last as i64);
+    }
+}
+
 /// The same where the strategy of another table stops the sync.
 #[test]
 fn a_stop_leaves_no_record_of_a_storm_elsewhere() {
