@@ -69,15 +69,19 @@ COMMENT ON COLUMN bucardo.conflict.winner     IS 'The source that won; null: nob
 COMMENT ON COLUMN bucardo.conflict.rows       IS 'Each contending source''s row as it was; null for a deletion.';
 COMMENT ON COLUMN bucardo.conflict.decided_at IS 'When.';
 CREATE TABLE bucardo.doubt (
+    id      bigint GENERATED ALWAYS AS IDENTITY,
     sync    text   NOT NULL,
     run     bigint NOT NULL,
+    since   bigint NOT NULL,
     sources jsonb  NOT NULL,
     made    jsonb  NOT NULL,
-    PRIMARY KEY (sync, run)
+    PRIMARY KEY (sync, run, id)
 );
 COMMENT ON TABLE  bucardo.doubt         IS 'Runs that have decided conflicts and that not all sources are known to have committed.';
+COMMENT ON COLUMN bucardo.doubt.id      IS 'The part: many decisions are recorded in several.';
 COMMENT ON COLUMN bucardo.doubt.sync    IS 'The sync.';
 COMMENT ON COLUMN bucardo.doubt.run     IS 'The run, as in bucardo.conflict.';
-COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots.';
+COMMENT ON COLUMN bucardo.doubt.since   IS 'The newest decision before its first.';
+COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots; in no part any: nobody was told to commit.';
 COMMENT ON COLUMN bucardo.doubt.made    IS 'Rows that it has written beside the winners'' changes.';
 CREATE INDEX conflict_decided_at ON bucardo.conflict (decided_at);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use super::bring::{self, Bringing};
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
 use super::reading::Reading;
@@ -129,7 +130,7 @@ pub struct Work<'a> {
     excluded: Option<&'a str>,
     tag: &'a str,
     /// The receivers that capture what they get.
-    noted: u64,
+    pub noted: u64,
 }
 
 impl Work<'_> {
@@ -288,18 +289,8 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        let alive = || receivers.iter().filter(|r| r.failed.is_none());
-        let binary = alive().all(|r| {
-            r.session.conn.version() / 10_000 == self.source_version / 10_000
-                && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
-        });
-        let all_new = self.level
-            && item.noted == 0
-            && item.change.existed == 0
-            && item.change.changes > 0
-            && !item.change.whole
-            && !self.care.thorough;
-        if all_new && alive().all(|r| item.writing(r).is_ok_and(|w| w.takes_copy())) {
+        let binary = self.is_binary(item, receivers);
+        if self.goes_straight(item, receivers) {
             let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
             for receiver in receivers.iter_mut().filter(|r| r.failed.is_none()) {
@@ -311,14 +302,35 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    /// Whether rows of the table travel in binary.
+    fn is_binary(&self, item: &Work, receivers: &[Receiver]) -> bool {
+        receivers.iter().filter(|r| r.failed.is_none()).all(|r| {
+            r.session.conn.version() / 10_000 == self.source_version / 10_000
+                && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
+        })
+    }
+
+    /// Whether all rows are new, so that they are copied straight into the receivers' tables.
+    pub fn goes_straight(&self, item: &Work, receivers: &[Receiver]) -> bool {
+        let mut alive = receivers.iter().filter(|r| r.failed.is_none());
+        self.level
+            && item.noted == 0
+            && item.change.existed == 0
+            && item.change.changes > 0
+            && !item.change.whole
+            && !self.care.thorough
+            && alive.all(|r| item.writing(r).is_ok_and(|w| w.takes_copy()))
+    }
+
     /// Brings the rows of a table into the receivers' staging tables, and no further.
     pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
         for receiver in receivers.iter_mut() {
             let create = item.writing(receiver).map(|w| w.create_stage());
             receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
         }
-        let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(false)).unwrap_or_default();
-        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), false);
+        let binary = self.is_binary(item, receivers);
+        let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
+        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary);
         stream(source, &out, receivers, &item.name, into)
     }
 
@@ -328,12 +340,10 @@ impl<'a> Pass<'a> {
             receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
         }
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
-        let send = |r: &mut Receiver| self.send_stage(item, r);
-        let collect = |r: &mut Receiver| {
-            if let Some(answers) = r.attempt_on(&item.name, |conn| conn.pipeline_collect()) {
-                self.count(&answers, item, r);
-            }
-        };
+        let bringing: HashMap<usize, Bringing> =
+            receivers.iter().filter_map(|r| Some((r.index, self.bringing(item, r).ok()?))).collect();
+        let send = |r: &mut Receiver| bringing.get(&r.index).iter().for_each(|b| bring::send(&[b], r));
+        let collect = |r: &mut Receiver| bringing.get(&r.index).iter().for_each(|b| bring::collect(&[b], r));
         // What must see all rows at once: a whole table, and values that move between rows.
         if item.change.whole || self.care.thorough {
             let out = match item.change.whole {
@@ -350,55 +360,11 @@ impl<'a> Pass<'a> {
         stream_parts(source, &out, receivers, &item.name, &parts)
     }
 
-    /// Sends off the statements that bring what is staged into the table.
-    fn send_stage(&self, item: &Work, receiver: &mut Receiver) {
-        let merge = receiver.session.conn.version() >= 150_000;
-        let statements = item.writing(receiver).map(|w| self.stage_statements(item, &w, merge));
-        // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
-        let lookup = !item.change.whole && item.writing(receiver).is_ok_and(|w| w.table.is_unique_on(w.key));
-        let join = if lookup { Join::Lookup } else { Join::Free };
-        let note = self.note(item, receiver);
-        receiver.attempt_on(&item.name, |conn| {
-            conn.query(join.settings())?;
-            if let Some(note) = note {
-                conn.query(&note)?;
-            }
-            conn.pipeline_begin()?;
-            for sql in &statements? {
-                conn.pipeline_add_unprepared(sql)?;
-            }
-            conn.pipeline_send()
-        });
-    }
-
     /// The statement by which a receiver captures what is staged, if it does.
     pub fn note(&self, item: &Work, receiver: &Receiver) -> Option<String> {
         let wants = item.noted & receiver.bit() != 0;
         let all = self.relayed & receiver.bit() != 0;
         item.writing(receiver).ok().filter(|_| wants).map(|w| w.note(all, &self.origin))
-    }
-
-    fn stage_statements(&self, item: &Work, writing: &Writing, merge: bool) -> Vec<String> {
-        let mut all = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage(merge) };
-        if item.change.whole {
-            all.insert(0, writing.delete_unstaged());
-        }
-        all.push(writing.empty_stage());
-        all
-    }
-
-    /// Deletes that are followed by an insert of the same key are no deletes for the user.
-    fn count(&self, answers: &[Rows], item: &Work, receiver: &mut Receiver) {
-        let deletes = if item.change.whole { 2 } else { 1 };
-        let fixed = item.writing(receiver).is_ok_and(|w| w.has_fixed_identity());
-        let silent = if self.care.thorough { 2 } else { usize::from(fixed) };
-        for (i, rows) in answers.iter().enumerate() {
-            if i < deletes {
-                receiver.counts.deletes += rows.affected();
-            } else if i >= deletes + silent {
-                receiver.counts.upserts += rows.affected();
-            }
-        }
     }
 }
 

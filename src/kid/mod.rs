@@ -1,6 +1,7 @@
 //! Step 3 of a change: one run of one sync. Read `run.rs` first, then the steps in its order.
 
 pub mod apply;
+mod bring;
 pub mod copy;
 pub mod gather;
 pub mod hook;

@@ -85,7 +85,8 @@ impl Reading<'_> {
 
     /// The keys of the window, each once, with the time of its last change (microseconds since 1970), the members towards
     /// which it is pending, and whether nobody has won it yet. `settled`: a table of changes that count no more, but for
-    /// the members that are `open` there.
+    /// the members that are `open` there. The time goes through a float number, which is many times cheaper than a numeric
+    /// one and exact to the microsecond for two centuries.
     fn timed(&self, condition: &str, time: &str, to: &str, settled: Option<&str>) -> String {
         let plain = self.keys("");
         let also = format!(", d.xid AS xid, {time} AS time, {to} AS towards");
@@ -102,8 +103,8 @@ impl Reading<'_> {
             None => ("d.towards", "false", String::new()),
         };
         format!(
-            "SELECT {plain}, (extract(epoch FROM max(d.time)) * 1000000)::pg_catalog.int8 AS time, bit_or({towards}) AS towards, \
-             {held} AS held FROM ({}) d{left_out} GROUP BY {plain}",
+            "SELECT {plain}, (pg_catalog.date_part('epoch', max(d.time)) * 1000000)::pg_catalog.int8 AS time, \
+             bit_or({towards}) AS towards, {held} AS held FROM ({}) d{left_out} GROUP BY {plain}",
             self.deltas_with(condition, &also)
         )
     }
@@ -214,9 +215,9 @@ impl Reading<'_> {
         let n = self.key.len();
         let typed = |i: usize| format!("u.t{0}::{1} AS k{0}", i + 1, self.key_type(i));
         format!(
-            "SELECT k.ord, pg_catalog.jsonb_build_object({object}), r.image FROM (SELECT {typed}, u.ord FROM \
+            "SELECT k.ord, pg_catalog.json_build_object({object}), r.image FROM (SELECT {typed}, u.ord FROM \
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
-             LEFT JOIN LATERAL (SELECT pg_catalog.to_jsonb(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
+             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
             object = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", "),
             typed = list(n, typed, ", "),
             params = list(n, |i| format!("${}::pg_catalog.text[]", i + 1), ", "),

@@ -154,6 +154,37 @@ def two_sources(bench):
     bench.drop("source", "other")
 
 
+def storm(bench):
+    """The same number of updates on each of two sources: of rows of its own, and all of the same rows."""
+    count = bench.rows(20_000)
+    bench.databases("source")
+    bench.databases("other", server=bench.two)
+    for server, db in ((bench.one, "source"), (bench.two, "other")):
+        bench.on(server, db, f"INSERT INTO t {ROW} FROM generate_series(1, {2 * count}) g")
+    control = bench.sync_of("source", [("A", bench.one, "source", "source"), ("B", bench.two, "other", "source")])
+    a, b = bench.one.connect("source"), bench.two.connect("other")
+    turn = Turn(bench)
+    for turns in range(bench.repeat + 1):
+        for kind, where in (("disjoint", f"id > {count}"), ("contended", f"id <= {count}")):
+            control.run("SELECT bucardo.pause('s')")
+            a.run(f"UPDATE t SET a = a + 1 WHERE id <= {count}")
+            b.run(f"UPDATE t SET a = a + 2 WHERE {where}")
+            bench.checkpoint()
+            # The first runs prepare what later ones find.
+            if turns == 0:
+                serve(control)
+            else:
+                turn.take(kind, lambda: serve(control))
+            bench.equal(a, [b])
+    work = f"two sources, 2 x {count:,} updates"
+    for clock, of in (("", turn.walls), (": CPU", turn.cpus)):
+        bench.report(work + clock, "bucardo, disjoint", of["disjoint"], "s", ours=True)
+        bench.report(work + clock, "bucardo, all in conflict", of["contended"], "s", of["disjoint"], None if clock else "<= 1.33 x", ours=True)
+    for conn in (control, a, b):
+        conn.close()
+    bench.drop("source", "other")
+
+
 def activate(control):
     control.run("SELECT bucardo.activate('s')")
     kick(control)

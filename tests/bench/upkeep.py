@@ -62,6 +62,31 @@ def memory(bench):
     bench.drop("source", "target")
 
 
+def memory_of_conflicts(bench):
+    """The same over what two sources have changed, a tenth of it on both."""
+    alone, both = bench.rows(900_000), bench.rows(100_000, 10)
+    bench.databases("source")
+    bench.databases("other", server=bench.two)
+    for server, db in ((bench.one, "source"), (bench.two, "other")):
+        bench.on(server, db, f"INSERT INTO t {ROW} FROM generate_series(1, {2 * alone + both}) g")
+    control = bench.sync_of("source", [("A", bench.one, "source", "source"), ("B", bench.two, "other", "source")])
+    a, b = bench.one.connect("source"), bench.two.connect("other")
+    control.run("SELECT bucardo.pause('s')")
+    a.run(f"UPDATE t SET a = a + 1 WHERE id <= {alone + both}")
+    b.run(f"UPDATE t SET a = a + 2 WHERE id > {alone}")
+    bench.checkpoint()
+    walls = []
+    peak = peak_of_kids(bench, lambda: walls.append(timed(lambda: serve(control))))
+    bench.equal(a, [b])
+    work = f"two sources, 2 x {alone + both:,} updates, {both:,} conflicts"
+    # The default of bucardo.kid_work_mem, and 100 MiB.
+    bench.report(f"memory of a kid, {work}", "bucardo", [peak], "MiB", goal="<= 164 MiB")
+    bench.report(work, "bucardo", walls, "s", ours=True)
+    for conn in (control, a, b):
+        conn.close()
+    bench.drop("source", "other")
+
+
 def workers(bench):
     """Our background workers, and the sessions that they have on both servers."""
     ours = [pid for pid, title in bench.one.processes() if "bucardo" in title and "[local]" not in title]

@@ -3,23 +3,43 @@
 
 use serde_json::{Map, Value, json};
 
-use super::settle::{Conflict, Ruling};
+use super::settle::{Conflict, Ruling, parsed};
 use super::{Broken, Mesh};
 use crate::error::{Error, SqlState};
 use crate::kid::hook::{self, Answer};
+
+/// A conflict as a code is told of it.
+struct Told<'a> {
+    conflict: &'a Conflict,
+    key: Value,
+    rows: Map<String, Value>,
+}
+
+impl<'a> Told<'a> {
+    fn of(conflict: &'a Conflict) -> Result<Self, Error> {
+        let row = |(name, row): &(String, Option<String>)| Ok((name.clone(), row.as_deref().map_or(Ok(Value::Null), parsed)?));
+        let rows = conflict.rows.iter().map(row).collect::<Result<_, Error>>()?;
+        Ok(Self { conflict, key: parsed(&conflict.key_json)?, rows })
+    }
+}
 
 impl Mesh<'_> {
     /// Asks the codes that concern a relation about its conflicts. For each conflict the ruling and the code's name, or
     /// None where the strategy decides.
     pub(super) fn ask_codes(&self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, String)>>, Broken> {
         let mut rulings: Vec<Option<(Ruling, String)>> = vec![None; conflicts.len()];
-        let codes = self.plan.sync.conflict_codes.iter().filter(|c| c.relation.is_none_or(|only| only == relation));
+        let mut codes =
+            self.plan.sync.conflict_codes.iter().filter(|c| c.relation.is_none_or(|only| only == relation)).peekable();
+        if codes.peek().is_none() {
+            return Ok(rulings);
+        }
+        let conflicts = conflicts.iter().map(Told::of).collect::<Result<Vec<_>, Error>>()?;
         for code in codes {
             let open: Vec<usize> = (0..conflicts.len()).filter(|i| rulings[*i].is_none()).collect();
             if open.is_empty() {
                 break;
             }
-            let told: Vec<&Conflict> = open.iter().map(|i| &conflicts[*i]).collect();
+            let told: Vec<&Told> = open.iter().map(|i| &conflicts[*i]).collect();
             let answer = hook::ask(code, &self.context(relation, &told))?;
             if answer.end {
                 return Err(Broken::Ended);
@@ -38,11 +58,11 @@ impl Mesh<'_> {
         Ok(rulings)
     }
 
-    fn context(&self, relation: i32, conflicts: &[&Conflict]) -> Value {
-        let one = |c: &&Conflict| {
+    fn context(&self, relation: i32, conflicts: &[&Told<'_>]) -> Value {
+        let one = |c: &&Told| {
             let times: Map<String, Value> =
-                c.heads().map(|x| (self.member_name(x.source).to_string(), Value::from(timestamp(x.at)))).collect();
-            json!({"key": c.key_json, "rows": c.rows, "changed_at": times})
+                c.conflict.heads().map(|x| (self.member_name(x.source).to_string(), Value::from(timestamp(x.at)))).collect();
+            json!({"key": c.key, "rows": c.rows, "changed_at": times})
         };
         let dbs: Vec<&str> = self.members.iter().map(|m| self.member_name(m.index)).collect();
         json!({
@@ -58,8 +78,8 @@ impl Mesh<'_> {
     }
 
     /// What an answer says of a conflict.
-    fn ruling(&self, answer: &Answer, conflict: &Conflict) -> Result<Option<Ruling>, Error> {
-        let own = answer.winners.iter().find(|choice| choice.key == conflict.key_json);
+    fn ruling(&self, answer: &Answer, conflict: &Told<'_>) -> Result<Option<Ruling>, Error> {
+        let own = answer.winners.iter().find(|choice| choice.key == conflict.key);
         let named = own.map_or(answer.winner.as_ref(), |choice| choice.db.as_ref());
         match (named, own.and_then(|choice| choice.row.as_ref())) {
             (Some(name), _) => self.source_named(name).map(|index| Some(Ruling::Winner(index))),
@@ -79,7 +99,7 @@ impl Mesh<'_> {
 }
 
 /// The row that a code has made: what it leaves out is as in a contender's row, and the key is the conflict's.
-fn completed(row: &Value, conflict: &Conflict) -> Result<Value, Error> {
+fn completed(row: &Value, conflict: &Told<'_>) -> Result<Value, Error> {
     let Value::Object(given) = row else {
         return Err(
             Error::new(SqlState::INVALID_PARAMETER, "a row in the answer is not an object").hint("Give a row as by to_jsonb.")
@@ -94,7 +114,7 @@ fn completed(row: &Value, conflict: &Conflict) -> Result<Value, Error> {
         )
         .hint("Give a row as by to_jsonb."));
     }
-    if let Value::Object(key) = &conflict.key_json {
+    if let Value::Object(key) = &conflict.key {
         if let Some((column, _)) = key.iter().find(|(column, value)| given.get(*column).is_some_and(|v| v != *value)) {
             return Err(Error::new(
                 SqlState::INVALID_PARAMETER,

@@ -6,7 +6,6 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::contend::Contended;
 use super::offer::Settled;
 use super::open::{Begun, text_of};
 use super::record::{self, Doubt};
@@ -41,10 +40,10 @@ impl Carried {
         self.rows.get(&relation).into_iter().flatten().map(|w| w.key.clone()).collect()
     }
 
-    /// The rows of a relation, but for those that somebody has changed since.
-    pub fn rows_for(&self, relation: i32, changed: &[Contended], outcome: &mut Outcome) {
+    /// The rows of a relation, but for those of the keys that somebody has changed since.
+    pub fn rows_for(&self, relation: i32, changed: &HashSet<Vec<String>>, outcome: &mut Outcome) {
         let rows = self.rows.get(&relation).into_iter().flatten();
-        for one in rows.filter(|w| changed.iter().all(|c| c.key != w.key)) {
+        for one in rows.filter(|w| !changed.contains(&w.key)) {
             if one.row.is_none() { &mut outcome.removed } else { &mut outcome.written }.push(one.clone());
         }
     }
@@ -74,7 +73,7 @@ impl Mesh<'_> {
             } else if lack.is_empty() && !away {
                 self.carried.done.push(doubt.run);
             } else if !lack.is_empty() {
-                record::close(&sync, doubt.run)?;
+                record::close(&sync, &doubt)?;
                 self.carry(&doubt, &lack)?;
             }
         }
@@ -87,31 +86,37 @@ impl Mesh<'_> {
             let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
             (0..self.members.len()).filter(needs).fold(0, |bits, at| bits | self.members[at].bit())
         };
-        let mut made: Vec<(String, Map<String, Value>, Value)> = doubt.made.clone();
-        for decision in record::decided(&self.plan.sync.name, doubt.run)? {
+        let mut rows: Vec<(i32, Vec<String>, Value)> = Vec::new();
+        for (name, key, row) in &doubt.made {
+            rows.extend(self.recorded_key(name, key).map(|(relation, key)| (relation, key, row.clone())));
+        }
+        let made: HashSet<(i32, Vec<String>)> = rows.iter().map(|(relation, key, _)| (*relation, key.clone())).collect();
+        let mut lost: HashMap<(usize, i32), Vec<Vec<String>>> = HashMap::new();
+        let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
+        for decision in record::decided(&self.plan.sync.name, doubt, &here)? {
             let Some((relation, key)) = self.recorded_key(&decision.relation, &decision.key) else { continue };
-            for at in lack.iter().copied() {
-                let name = self.name(at).to_string();
-                let (Some(snapshot), true) = (doubt.sources.get(&name).cloned(), decision.lost.contains(&name)) else { continue };
-                if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
-                    && let Some(offer) = &mut self.offers[at]
-                {
-                    let settled = Settled { snapshot: window(&snapshot), keys: vec![key.clone()], open: 0 };
-                    offer.settled.entry(oid).or_default().push(settled);
-                    self.carried.lost.push((at, relation, snapshot, vec![key.clone()]));
-                }
+            for at in lack.iter().filter(|at| decision.lost.iter().any(|name| name == self.name(**at))) {
+                lost.entry((*at, relation)).or_default().push(key.clone());
             }
             // The winner is away: its row is taken from the record.
-            if let Some(winner) = decision.winner.filter(|w| self.sources().iter().all(|at| self.name(*at) != w))
-                && let Some(row) = decision.rows.get(&winner)
-                && !doubt.made.iter().any(|(r, k, _)| *r == decision.relation && *k == decision.key)
+            if let Some(row) = decision.away
+                && !made.contains(&(relation, key.clone()))
             {
-                made.push((decision.relation, decision.key, row.clone()));
+                rows.push((relation, key, row));
             }
         }
-        for (name, key, row) in made {
-            let Some((relation, key)) = self.recorded_key(&name, &key) else { continue };
-            let row = Some(row).filter(|row| !row.is_null());
+        for ((at, relation), keys) in lost {
+            let Some(snapshot) = doubt.sources.get(self.name(at)).cloned() else { continue };
+            if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
+                && let Some(offer) = &mut self.offers[at]
+            {
+                let settled = Settled { snapshot: window(&snapshot), keys: keys.clone(), open: 0 };
+                offer.settled.entry(oid).or_default().push(settled);
+                self.carried.lost.push((at, relation, snapshot, keys));
+            }
+        }
+        for (relation, key, row) in rows {
+            let row = Some(row).filter(|row| !row.is_null()).map(|row| row.to_string());
             self.carried.rows.entry(relation).or_default().push(Written { key, row, towards });
         }
         Ok(())

@@ -5,12 +5,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::decide::Change;
+use super::meet::{List, Places, contended, grouped, meet};
 use super::open::take_marks;
 use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
 use crate::kid::apply::{Pass, Work};
-use crate::kid::reading::Reading;
 use crate::kid::shape;
 use crate::libpq::{Conn, Rows};
 
@@ -212,29 +212,56 @@ impl Mesh<'_> {
         Ok(few.map(|w| (w.change.relation, w.reading().few_timed(offer.time(), &offer.towards()))).collect())
     }
 
-    /// The keys of a relation that are contended.
-    pub(super) fn contended(&mut self, relation: i32, few: &FewRows) -> Result<Vec<Contended>, Broken> {
+    /// Begins to look for the contended keys of a relation: [`Mesh::contended`] fetches them.
+    pub(super) fn search(&mut self, relation: i32, few: &FewRows) -> Result<Search, Broken> {
         let sources = self.changed(relation);
-        let truncated = self.offers.iter().flatten().any(|o| o.truncated.get(&relation).is_some_and(|t| t.towards != 0));
+        let marks = self.truncations(relation);
+        let truncated = !marks.is_empty();
         let settled = sources.iter().any(|at| self.settled_of(*at, relation).is_some());
         let carried = self.carried.keys(relation);
         if sources.is_empty() || (sources.len() < 2 && !truncated && !settled && carried.is_empty()) {
-            return Ok(Vec::new());
+            return Ok(Search::default());
         }
-        let mut found = Found::default();
+        let all = truncated || !carried.is_empty();
         if self.is_few(relation) {
-            for at in &sources {
-                if let (Some(rows), Some(n)) = (few.get(&(*at, relation)), self.key_length(*at, relation)) {
-                    found.add(rows, n, rows.columns() - 3, self.members[*at].index);
-                }
-            }
-        } else if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {
-            self.compare_keys(relation, &sources, &mut found)?;
-        } else {
-            self.compare_in_table(relation, &sources, truncated || !carried.is_empty(), &mut found)?;
+            let list = |at: &usize| {
+                let (rows, n) = (few.get(&(*at, relation))?, self.key_length(*at, relation)?);
+                Some(List { rows, keys: n, time: rows.columns() - 3, source: self.members[*at].index })
+            };
+            let lists: Vec<List> = sources.iter().filter_map(list).collect();
+            let found = meet(&lists, all).iter().map(|p| contended(&lists, p)).collect();
+            return Ok(Search { marks, carried, way: Way::Few(found) });
         }
-        let marks = self.truncations(relation);
-        Ok(found.contended(&marks, &carried))
+        let way = if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {
+            self.compare_keys(relation, &sources, all)?
+        } else {
+            self.compare_in_table(relation, &sources, all)?
+        };
+        Ok(Search { marks, carried, way })
+    }
+
+    /// The next contended keys, at most so many; None: there are no more.
+    pub(super) fn contended(&mut self, search: &mut Search, most: usize) -> Result<Option<Vec<Contended>>, Broken> {
+        let mut found: Vec<Contended> = match &mut search.way {
+            Way::Few(found) => std::mem::take(found),
+            Way::Memory { answers, keys, places } => {
+                let lists: Vec<List> = answers.iter().map(|(source, rows)| List::of_keys(rows, *keys, *source)).collect();
+                places.by_ref().take(most).map(|places| contended(&lists, &places)).collect()
+            }
+            Way::Table { hub, cursor, keys, sources } => {
+                let sql = format!("FETCH FORWARD {most} FROM {cursor}");
+                let rows = self.members[*hub].attempt(|conn| conn.query(&sql));
+                self.check()?;
+                let rows = rows.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)));
+                rows.map(|(rows, row)| grouped(rows, row, *keys, sources)).collect()
+            }
+        };
+        if found.is_empty() {
+            return Ok(None);
+        }
+        found.iter_mut().for_each(|one| one.add_marks(&search.marks));
+        found.retain(|one| one.changes.len() > 1 || search.carried.contains(&one.key));
+        Ok(Some(found))
     }
 
     fn key_length(&self, at: usize, relation: i32) -> Option<usize> {
@@ -272,24 +299,27 @@ impl Mesh<'_> {
     }
 
     /// Compares keys in memory, asking all sources at the same time.
-    fn compare_keys(&mut self, relation: i32, sources: &[usize], found: &mut Found) -> Result<(), Broken> {
+    fn compare_keys(&mut self, relation: i32, sources: &[usize], all: bool) -> Result<Way, Broken> {
         for at in sources {
             let sql = self.keys_statement(*at, relation)?;
             self.members[*at].attempt(|conn| conn.send(&sql));
         }
+        let mut answers = Vec::new();
         for at in sources {
             let index = self.members[*at].index;
-            if let (Some(rows), Some(n)) = (self.members[*at].attempt(Conn::collect), self.key_length(*at, relation)) {
-                found.add(&rows, n, n, index);
-            }
+            answers.extend(self.members[*at].attempt(Conn::collect).map(|rows| (index, rows)));
         }
-        self.check()
+        self.check()?;
+        let keys = self.key_of(relation).len();
+        let lists: Vec<List> = answers.iter().map(|(source, rows)| List::of_keys(rows, keys, *source)).collect();
+        let places = meet(&lists, all).into_iter();
+        Ok(Way::Memory { answers, keys, places })
     }
 
     /// Compares keys in a table of the source that has most of them: the others' are copied there.
-    fn compare_in_table(&mut self, relation: i32, sources: &[usize], all: bool, found: &mut Found) -> Result<(), Broken> {
+    fn compare_in_table(&mut self, relation: i32, sources: &[usize], all: bool) -> Result<Way, Broken> {
         let changes = |at: &usize| self.offers[*at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.changes);
-        let Some(hub) = sources.iter().copied().max_by_key(changes) else { return Ok(()) };
+        let Some(hub) = sources.iter().copied().max_by_key(changes) else { return Ok(Way::default()) };
         let table = format!("bucardo_keys_{relation}");
         let create = self.with_work(hub, relation, |w, _| w.reading().create_keys(&table))?.unwrap_or_default();
         self.members[hub].attempt(|conn| conn.query(&create));
@@ -310,100 +340,63 @@ impl Mesh<'_> {
             from.attempt(|_| copied);
             self.members.insert(*at, from);
         }
-        let sql = self.with_work(hub, relation, |w, _| w.reading().same_keys(&table, all))?.unwrap_or_default();
-        if let (Some(rows), Some(n)) = (self.members[hub].attempt(|conn| conn.query(&sql)), self.key_length(hub, relation)) {
-            found.add_groups(&rows, n);
-        }
-        self.check()
+        let sources: Vec<usize> = sources.iter().map(|at| self.members[*at].index).collect();
+        let cursor = format!("bucardo_contended_{relation}");
+        let select = self.with_work(hub, relation, |w, _| w.reading().same_keys(&table, &sources, all))?.unwrap_or_default();
+        let sql = format!("{}DECLARE {cursor} NO SCROLL CURSOR FOR {select}", crate::kid::statements::Join::Free.settings());
+        self.members[hub].attempt(|conn| conn.query(&sql));
+        self.check()?;
+        Ok(Way::Table { hub, cursor, keys: self.key_of(relation).len(), sources })
     }
 }
 
-/// Keys with their changes, while they are brought together.
+/// A search for the contended keys of a relation, of which a part is fetched at a time.
 #[derive(Default)]
-struct Found(HashMap<Vec<u8>, Contended>);
+pub(super) struct Search {
+    /// The truncations, which concern every key.
+    marks: Vec<Change>,
+    /// Keys that runs which died have left: of these also what one source alone has changed.
+    pub carried: HashSet<Vec<String>>,
+    way: Way,
+}
 
-impl Found {
-    fn entry(&mut self, id: Vec<u8>, rows: &Rows, row: usize, n: usize) -> &mut Contended {
-        self.0.entry(id).or_insert_with(|| Contended { key: (0..n).map(|c| rows.text(row, c)).collect(), changes: Vec::new() })
+/// Where the contended keys are found.
+enum Way {
+    Few(Vec<Contended>),
+    /// In what the sources have answered: by source, all changed keys; and where the contended ones stand there.
+    Memory {
+        answers: Vec<(usize, Rows)>,
+        keys: usize,
+        places: std::vec::IntoIter<Places>,
+    },
+    /// By a cursor of one member.
+    Table {
+        hub: usize,
+        cursor: String,
+        keys: usize,
+        sources: Vec<usize>,
+    },
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Way::Few(Vec::new())
     }
+}
 
-    /// Adds a source's keys: key columns, and at `time` the time, the members waiting for it, and whether nobody has won it.
-    fn add(&mut self, rows: &Rows, n: usize, time: usize, source: usize) {
-        for row in 0..rows.len() {
-            let mut id = Vec::with_capacity(24);
-            for column in 0..n {
-                let text = rows.bytes(row, column).unwrap_or_default();
-                id.extend_from_slice(&(text.len() as u32).to_le_bytes());
-                id.extend_from_slice(text);
-            }
-            let change = change(rows, row, time, source);
-            self.entry(id, rows, row, n).changes.push(change);
-        }
-    }
-
-    /// Adds keys that a server has compared: the same, then the source, and the number of the key.
-    fn add_groups(&mut self, rows: &Rows, n: usize) {
-        for row in 0..rows.len() {
-            let change = change(rows, row, n, rows.number(row, n + 3).unwrap_or_default());
-            self.entry(rows.bytes(row, n + 4).unwrap_or_default().to_vec(), rows, row, n).changes.push(change);
-        }
-    }
-
-    /// What is contended, with the truncations that concern every key; and of `carried` also what one has changed.
-    fn contended(self, truncations: &[Change], carried: &HashSet<Vec<String>>) -> Vec<Contended> {
-        let mut all = Vec::new();
-        for mut one in self.0.into_values() {
-            for mark in truncations {
-                match one.changes.iter_mut().find(|c| c.source == mark.source) {
-                    Some(own) => {
-                        own.at = own.at.max(mark.at);
-                        own.towards |= mark.towards;
-                        own.held = false;
-                    }
-                    None => one.changes.push(*mark),
+impl Contended {
+    /// Adds the truncations, which concern every key.
+    fn add_marks(&mut self, marks: &[Change]) {
+        for mark in marks {
+            match self.changes.iter_mut().find(|c| c.source == mark.source) {
+                Some(own) => {
+                    own.at = own.at.max(mark.at);
+                    own.towards |= mark.towards;
+                    own.held = false;
                 }
-            }
-            if one.changes.len() > 1 || carried.contains(&one.key) {
-                one.changes.sort_by_key(|c| c.source);
-                all.push(one);
+                None => self.changes.push(*mark),
             }
         }
-        all.sort_by(|a, b| a.key.cmp(&b.key));
-        all
-    }
-}
-
-fn change(rows: &Rows, row: usize, time: usize, source: usize) -> Change {
-    Change {
-        source,
-        at: rows.number(row, time).unwrap_or(i64::MIN),
-        towards: rows.number::<i64>(row, time + 1).unwrap_or(0) as u64,
-        held: rows.bool(row, time + 2),
-    }
-}
-
-/// The statement that a temporary table of keys is made with; see [`Reading::create_keys`].
-impl Reading<'_> {
-    fn create_keys(&self, table: &str) -> String {
-        let columns: Vec<String> =
-            self.key.iter().enumerate().map(|(i, k)| format!("t.{} AS k{}", crate::ident::quote_ident(k), i + 1)).collect();
-        format!(
-            "CREATE TEMP TABLE {table} ON COMMIT DROP AS SELECT {}, 0::pg_catalog.int8 AS time, 0::pg_catalog.int8 AS towards, \
-             false AS held, 0::pg_catalog.int4 AS source FROM {} t WITH NO DATA",
-            columns.join(", "),
-            self.source.only
-        )
-    }
-
-    /// The keys that stand in the table for more than one source (or all of them), numbered.
-    fn same_keys(&self, table: &str, all: bool) -> String {
-        let keys: Vec<String> = (1..=self.key.len()).map(|i| format!("k{i}")).collect();
-        let keys = keys.join(", ");
-        let only = if all { "" } else { "WHERE n > 1 " };
-        format!(
-            "{join}SELECT {keys}, time, towards, held, source, number FROM (SELECT *, count(*) OVER (PARTITION BY {keys}) AS n, \
-             dense_rank() OVER (ORDER BY {keys}) AS number FROM pg_temp.{table}) x {only}",
-            join = crate::kid::statements::Join::Free.settings()
-        )
+        self.changes.sort_by_key(|c| c.source);
     }
 }

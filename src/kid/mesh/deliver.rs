@@ -4,11 +4,13 @@
 use std::collections::{HashMap, HashSet};
 
 use super::contend::FewRows;
-use super::settle::{Decision, Outcome, Written};
-use super::{Broken, Mesh, record};
+use super::record::{self, Run, Stand};
+use super::settle::{Outcome, Written};
+use super::{Broken, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
+use crate::kid::bring::{self, Bringing};
 use crate::kid::gather::text_array;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
@@ -29,6 +31,8 @@ const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_ca
 /// A commit that waits for the disk takes everything before it along.
 const FLUSH: &str =
     "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'bucardo', ''); COMMIT";
+/// How many rows are written by one round trip.
+const AT_ONCE: usize = 500;
 
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
@@ -38,6 +42,17 @@ impl Mesh<'_> {
         pool: &mut Pool,
         progress: &mut Progress,
     ) -> Result<u64, Broken> {
+        let committed = self.try_exchange(touched, pool, progress);
+        progress.recorded |= self.recorded > 0;
+        // Nobody was told to commit: then it is certain that what was recorded has not happened, whoever is away.
+        if committed.is_err() && self.recorded > 0 && !self.committing {
+            record::forget_runs(&self.plan.sync.name, &[self.run])?;
+            progress.recorded = false;
+        }
+        committed
+    }
+
+    fn try_exchange(&mut self, touched: &mut HashSet<i32>, pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
@@ -46,28 +61,27 @@ impl Mesh<'_> {
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
             // Nothing to do; but that is to be noted where a copy of the progress says something else.
             let behind = self.offers.iter().flatten().any(|o| o.behind != 0);
-            return if behind { self.commit(&[], pool, progress) } else { Ok(0) };
+            return if behind { self.commit(pool, progress) } else { Ok(0) };
         }
         touched.extend(&relations);
         progress.saw_changes |= !relations.is_empty();
         progress.phase(Phase::Apply);
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
-        let decisions = self.apply(&relations, progress)?;
+        self.apply(&relations, progress)?;
         self.move_sequences(moved);
         self.note_carried()?;
-        self.note_progress(&relations, !decisions.is_empty() || !self.carried.is_empty());
+        self.note_progress(&relations, self.decides() || !self.carried.is_empty());
         self.check()?;
         progress.phase(Phase::Commit);
-        self.commit(&decisions, pool, progress)
+        self.commit(pool, progress)
     }
 
     /// Decides and writes all relations.
-    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<Vec<Decision>, Broken> {
+    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<(), Broken> {
         let few = self.look(relations)?;
         let mut outcomes = HashMap::new();
         for relation in relations {
-            let contended = self.contended(*relation, &few)?;
-            let outcome = self.settle(*relation, contended)?;
+            let outcome = self.settle(*relation, &few)?;
             outcomes.insert(*relation, outcome);
         }
         let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
@@ -78,7 +92,7 @@ impl Mesh<'_> {
                 self.decide_clashes(*relation, &mut outcome)?;
             }
             for at in self.changed(*relation) {
-                if let Some(table) = self.kept_table(at, *relation, "", &outcome)? {
+                if let Some(table) = self.kept_table(at, *relation, &mut outcome)? {
                     kept.insert((at, *relation), table);
                 }
             }
@@ -88,36 +102,82 @@ impl Mesh<'_> {
             outcomes.insert(*relation, outcome);
         }
         self.check()?;
-        let mut decisions = Vec::new();
         if self.care.thorough {
             for relation in relations {
-                decisions.extend(self.send_thoroughly(*relation, &kept)?);
+                let decisions = self.send_thoroughly(*relation, &kept)?;
+                self.decisions.extend(decisions);
             }
         } else {
+            let mut staged = Vec::new();
             for at in self.sources() {
-                self.send(at, &few, &outcomes, &kept, progress)?;
+                self.send(at, &few, &outcomes, &kept, &mut staged, progress)?;
                 self.check()?;
             }
+            self.bring_in(&staged)?;
         }
         for relation in relations {
-            let Some(outcome) = outcomes.remove(relation) else { continue };
+            let Some(mut outcome) = outcomes.remove(relation) else { continue };
             self.write(*relation, &outcome.written)?;
-            self.note_lost(*relation, &outcome)?;
-            decisions.extend(outcome.decisions);
+            self.note_lost(*relation, &mut outcome)?;
+            self.decisions.extend(outcome.decisions);
         }
-        decisions.extend(self.adopt_orphans(relations)?);
-        Ok(decisions)
+        let decisions = self.adopt_orphans(relations)?;
+        self.decisions.extend(decisions);
+        Ok(())
     }
 
-    /// Sends a source's rows to all others.
+    /// What is staged goes into the tables, on all members at the same time.
+    fn bring_in(&mut self, staged: &[(usize, Bringing)]) -> Result<(), Broken> {
+        if staged.is_empty() {
+            return self.check();
+        }
+        let of =
+            |member: &Receiver| staged.iter().filter(|(index, _)| *index == member.index).map(|(_, b)| b).collect::<Vec<_>>();
+        self.members.iter_mut().for_each(|member| bring::send(&of(member), member));
+        // Whatever comes of it, the answers must be fetched.
+        let recorded = self.record(Stand::Part);
+        self.members.iter_mut().for_each(|member| bring::collect(&of(member), member));
+        recorded?;
+        self.check()
+    }
+
+    /// Whether the run has decided anything.
+    fn decides(&self) -> bool {
+        self.recorded > 0 || !self.decisions.is_empty()
+    }
+
+    pub(super) fn record_of(&self) -> Run<'_> {
+        Run { number: self.run, sync: &self.plan.sync.name, since: self.since }
+    }
+
+    /// Records what was decided since the last time.
+    pub(super) fn record(&mut self, stand: Stand) -> Result<(), Broken> {
+        let decisions = std::mem::take(&mut self.decisions);
+        if decisions.is_empty() && matches!(stand, Stand::Part) {
+            return Ok(());
+        }
+        if self.recorded == 0 {
+            self.since = record::newest()?;
+        }
+        self.recorded += decisions.len() as u64;
+        record::record(&self.record_of(), |r| self.relation_name(r), decisions, stand)?;
+        Ok(())
+    }
+
+    /// Sends a source's rows to all others. Where other sources have many too, such rows are only staged: then the members
+    /// need not wait for each other.
     fn send(
         &mut self,
         at: usize,
         few: &FewRows,
         outcomes: &HashMap<i32, Outcome>,
         kept: &HashMap<(usize, i32), String>,
+        staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
+        let many =
+            |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && !self.is_few(c.relation));
+        let abreast = self.sources().iter().filter(|at| many(at)).count() > 1;
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
         self.with_source(at, excluded, |pass, work, source, others| {
             for item in work.iter().filter(|w| w.change.changes > 0) {
@@ -129,6 +189,11 @@ impl Mesh<'_> {
                         if !which.is_empty() {
                             apply::write_few(item, rows, &which, others);
                         }
+                    }
+                    None if abreast && !pass.goes_straight(item, others) => {
+                        pass.stage(item, source, others)?;
+                        let bringing = |r: &Receiver| Some((r.index, pass.bringing(item, r).ok()?));
+                        staged.extend(others.iter().filter_map(bringing));
                     }
                     None => pass.write_many(item, source, others)?,
                 }
@@ -246,15 +311,28 @@ impl Mesh<'_> {
         let key = self.key_of(relation);
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
-        for receiver in &mut self.members {
-            let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
-            let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
-            let bit = receiver.bit();
-            for one in written.iter().filter(|one| one.towards & bit != 0) {
-                let done = receiver.attempt_on(&name, |conn| write_one(conn, &writing, one));
-                if let Some((upserts, deletes)) = done {
-                    receiver.counts.upserts += upserts;
-                    receiver.counts.deletes += deletes;
+        for some in written.chunks(AT_ONCE) {
+            let mut sent = Vec::new();
+            for (at, receiver) in self.members.iter_mut().enumerate() {
+                let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
+                let bit = receiver.bit();
+                let mine: Vec<&Written> = some.iter().filter(|one| one.towards & bit != 0).collect();
+                if mine.is_empty() {
+                    continue;
+                }
+                let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
+                receiver.attempt_on(&name, |conn| send_written(conn, &writing, &mine));
+                sent.push((at, mine, if writing.can_update() { 2 } else { 1 }));
+            }
+            for (at, mine, statements) in sent {
+                let receiver = &mut self.members[at];
+                let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
+                let mut answers = answers.iter().map(Rows::affected);
+                for one in mine {
+                    match one.row {
+                        Some(_) => receiver.counts.upserts += answers.by_ref().take(statements).sum::<u64>(),
+                        None => receiver.counts.deletes += answers.next().unwrap_or(0),
+                    }
                 }
             }
         }
@@ -323,12 +401,13 @@ impl Mesh<'_> {
     }
 
     /// Records the decisions, then commits all members: sends to all, then collects.
-    fn commit(&mut self, decisions: &[Decision], pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
+    fn commit(&mut self, pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
         self.flush(pool)?;
-        let sync = self.plan.sync.name.clone();
-        record::record(self.run, &sync, |r| self.relation_name(r), decisions, self.doubt())?;
-        progress.recorded |= !decisions.is_empty();
+        if self.decides() {
+            self.record(Stand::Whole(self.doubt()))?;
+        }
+        self.committing = true;
         for member in &mut self.members {
             member.attempt(|conn| conn.send(who::COMMIT));
             fault::point("kid.between_commits")?;
@@ -342,9 +421,9 @@ impl Mesh<'_> {
         }
         fault::point("kid.after_commit")?;
         if committed != 0 {
-            progress.conflicts += decisions.len() as u64;
+            progress.conflicts += self.recorded;
         }
-        if self.members.iter().all(|m| m.failed.is_none()) && (!decisions.is_empty() || !self.carried.is_empty()) {
+        if self.members.iter().all(|m| m.failed.is_none()) && (self.decides() || !self.carried.is_empty()) {
             self.end_doubt()?;
         }
         Ok(committed)
@@ -392,25 +471,18 @@ fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usiz
     (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
 }
 
-/// Writes one row out of its JSON, or deletes it; how many rows were written and deleted.
-fn write_one(conn: &mut Conn, writing: &Writing<'_>, one: &Written) -> Result<(u64, u64)> {
-    match &one.row {
-        Some(row) => {
-            let json = row.to_string();
-            let mut written = 0;
-            for sql in writing.upsert_json() {
-                written += conn.query_params(&sql, &[Some(&json)])?.affected();
+/// Sends what writes rows out of their JSON, or deletes them.
+fn send_written(conn: &mut Conn, writing: &Writing<'_>, some: &[&Written]) -> Result<()> {
+    let (upsert, delete, types) = (writing.upsert_json(), writing.delete_one(), writing.types());
+    conn.pipeline_begin()?;
+    for one in some {
+        match &one.row {
+            Some(row) => upsert.iter().try_for_each(|sql| conn.pipeline_add(sql, &[], &[Some(row.as_bytes())]))?,
+            None => {
+                let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
+                conn.pipeline_add(&delete, &types[..key.len()], &key)?;
             }
-            Ok((written, 0))
-        }
-        None => {
-            let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
-            conn.pipeline_begin()?;
-            conn.pipeline_add(&writing.delete_one(), &writing.types()[..key.len()], &key)?;
-            conn.pipeline_send()?;
-            let answers = conn.pipeline_collect()?;
-            let rows = answers.first().ok_or_else(|| Error::internal("a deletion was not answered"))?;
-            Ok((0, rows.affected()))
         }
     }
+    conn.pipeline_send()
 }

@@ -142,12 +142,12 @@ impl Mesh<'_> {
                 serde_json::from_str(rows.get(row, column).unwrap_or("null"))
                     .map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
             };
-            let (key_json, image) = (json(n)?, json(n + 1)?);
+            let image = json(n + 1)?;
             let kept = match (&image, question.foreign.set_null) {
                 (Value::Object(row), true) => {
                     let mut row = row.clone();
                     question.foreign.columns.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
-                    Some(Value::Object(row))
+                    Some(Value::Object(row).to_string())
                 }
                 _ => None,
             };
@@ -159,11 +159,11 @@ impl Mesh<'_> {
             };
             let decision = Decision {
                 relation: question.relation,
-                key: key_json,
+                key: rows.text(row, n),
                 strategy: "foreign_key".to_string(),
                 winner,
-                rows: Value::Object(Map::from_iter([(loser, image)])),
-                made: Some(kept.clone().unwrap_or(Value::Null)),
+                rows: Value::Object(Map::from_iter([(loser, image)])).to_string(),
+                made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
             };
             found.push((question.relation, Written::everywhere(key, kept), decision));
         }

@@ -9,6 +9,8 @@ mod contend;
 mod decide;
 mod deliver;
 mod foreign;
+mod keep;
+mod meet;
 mod offer;
 mod open;
 mod record;
@@ -30,6 +32,7 @@ use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
 use carry::Carried;
 use offer::Offer;
+use settle::Decision;
 
 /// One attempt at a run: the members that take part, in the listed order, and what each source has for the others.
 pub(super) struct Mesh<'a> {
@@ -44,6 +47,14 @@ pub(super) struct Mesh<'a> {
     copied: Vec<(i32, u64)>,
     /// What runs that died have left to this one.
     carried: Carried,
+    /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
+    kept: HashSet<(usize, i32)>,
+    /// Decisions that are not recorded yet, how many are, and since which number.
+    decisions: Vec<Decision>,
+    recorded: u64,
+    since: i64,
+    /// Whether any member may have been told to commit.
+    committing: bool,
 }
 
 /// What ends an attempt before anything is committed.

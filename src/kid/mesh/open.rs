@@ -65,7 +65,22 @@ impl<'a> Mesh<'a> {
         }
         progress.doubt_clocks(&plan.sync, &doubt(plan, &opened));
         let (run, attempt) = (progress.run, progress.attempts);
-        (Self { plan, care, run, attempt, members: opened, offers, copied: Vec::new(), carried: Carried::default() }, failures)
+        let mesh = Self {
+            plan,
+            care,
+            run,
+            attempt,
+            members: opened,
+            offers,
+            copied: Vec::new(),
+            carried: Carried::default(),
+            kept: HashSet::new(),
+            decisions: Vec::new(),
+            recorded: 0,
+            since: 0,
+            committing: false,
+        };
+        (mesh, failures)
     }
 
     pub(super) fn name(&self, at: usize) -> &str {

@@ -1,61 +1,99 @@
 //! The history of decisions, `bucardo.conflict`. It is written before the members commit, so that no decision is ever
 //! without its record; what a run that died has recorded is checked against the members' progress by the next one
-//! (`carry`), out of `bucardo.doubt`.
+//! (`carry`), out of `bucardo.doubt`. Many decisions are recorded in parts, while the run goes on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::settle::Decision;
 use crate::error::{Error, Result};
 use crate::pg::{spi, xact};
 
-/// Records decisions. `sources`: the snapshots by which the run is carried on if it dies; None: it is not.
-pub fn record(
-    run: i64,
-    sync: &str,
-    name: impl Fn(i32) -> String,
-    decisions: &[Decision],
-    sources: Option<Vec<(String, String)>>,
-) -> Result<()> {
-    if decisions.is_empty() {
-        return Ok(());
+/// A run that records decisions.
+pub struct Run<'a> {
+    pub number: i64,
+    pub sync: &'a str,
+    /// The newest decision of anybody before its first: what is older is not read for it.
+    pub since: i64,
+}
+
+/// How far what is recorded holds.
+pub enum Stand {
+    /// Not at all so far, since nobody has been told to commit: if the run dies, it is forgotten.
+    Part,
+    /// The members are told to commit as soon as this is on the disk. The snapshots of the sources, by which the run is
+    /// carried on if it dies; None: it is not.
+    Whole(Option<Vec<(String, String)>>),
+    /// It stops the sync.
+    Stop,
+}
+
+/// Records decisions.
+pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decision>, stand: Stand) -> Result<()> {
+    // Most of many decisions differ in key and rows only.
+    let mut groups: BTreeMap<_, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    let mut made = Vec::new();
+    for Decision { relation, key, strategy, winner, rows, made: row } in decisions {
+        made.extend(row.map(|row| format!("{{\"relation\":{},\"key\":{key},\"row\":{row}}}", Value::from(name(relation)))));
+        let group = groups.entry((relation, strategy, winner)).or_default();
+        group.0.push(key);
+        group.1.push(rows);
     }
-    let made = |d: &Decision| Some(json!({"relation": name(d.relation), "key": d.key, "row": d.made.as_ref()?}));
-    let made = Value::from(decisions.iter().filter_map(made).collect::<Vec<_>>()).to_string();
-    let sources = sources.map(|all| Value::Object(all.into_iter().map(|(k, v)| (k, Value::from(v))).collect()).to_string());
-    let relations: Vec<String> = decisions.iter().map(|d| name(d.relation)).collect();
-    let keys: Vec<String> = decisions.iter().map(|d| d.key.to_string()).collect();
-    let strategies: Vec<String> = decisions.iter().map(|d| d.strategy.clone()).collect();
-    let winners: Vec<Option<String>> = decisions.iter().map(|d| d.winner.clone()).collect();
-    let rows: Vec<String> = decisions.iter().map(|d| d.rows.to_string()).collect();
+    let made = format!("[{}]", made.join(","));
+    let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
+        SELECT $1, $2, $3, k::jsonb, $4, $5, i::jsonb FROM unnest($6::text[], $7::text[]) u(k, i)";
     xact::transaction(|| {
-        // A kid does not wait for the disk, but for this it must: members that commit next may be other servers.
-        spi::execute("SET LOCAL synchronous_commit = on", &[])?;
-        let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
-            SELECT $1, $2, r, k::jsonb, s, w, i::jsonb FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) u(r, k, s, w, i)";
-        let args = [
-            run.into(),
-            sync.into(),
-            relations.clone().into(),
-            keys.clone().into(),
-            strategies.clone().into(),
-            winners.clone().into(),
-            rows.clone().into(),
-        ];
-        spi::execute(sql, &args)?;
-        if let Some(sources) = &sources {
-            let sql = "INSERT INTO bucardo.doubt (sync, run, sources, made) VALUES ($1, $2, $3::jsonb, $4::jsonb)";
-            spi::execute(sql, &[sync.into(), run.into(), sources.as_str().into(), made.as_str().into()])?;
+        if !matches!(stand, Stand::Part) {
+            // A kid does not wait for the disk, but for this it must: members that commit next may be other servers. Only
+            // a transaction that has a number waits.
+            spi::execute("SET LOCAL synchronous_commit = on", &[])?;
+            spi::execute("SELECT pg_catalog.pg_current_xact_id()", &[])?;
         }
-        Ok(())
+        groups.into_iter().try_for_each(|((relation, strategy, winner), (keys, rows))| {
+            let args = [
+                run.number.into(),
+                run.sync.into(),
+                name(relation).into(),
+                strategy.into(),
+                winner.into(),
+                keys.into(),
+                rows.into(),
+            ];
+            spi::execute(sql, &args).map(drop)
+        })?;
+        match &stand {
+            Stand::Part => note_doubt(run, Vec::new(), &made),
+            Stand::Whole(Some(sources)) => note_doubt(run, sources.clone(), &made),
+            Stand::Whole(None) => {
+                let sql = "DELETE FROM bucardo.doubt WHERE sync = $1 AND run = $2";
+                spi::execute(sql, &[run.sync.into(), run.number.into()]).map(drop)
+            }
+            Stand::Stop => Ok(()),
+        }
     })
 }
 
+fn note_doubt(run: &Run<'_>, sources: Vec<(String, String)>, made: &str) -> Result<()> {
+    let sources = Value::Object(sources.into_iter().map(|(k, v)| (k, Value::from(v))).collect()).to_string();
+    let sql = "INSERT INTO bucardo.doubt (sync, run, since, sources, made) VALUES ($1, $2, $3, $4::jsonb, $5::jsonb)";
+    let args = [run.sync.into(), run.number.into(), run.since.into(), sources.as_str().into(), made.into()];
+    spi::execute(sql, &args).map(drop)
+}
+
+/// The number of the newest decision.
+pub fn newest() -> Result<i64> {
+    let newest = xact::transaction(|| spi::value("SELECT max(id) FROM bucardo.conflict", &[]))?;
+    Ok(newest.unwrap_or(0))
+}
+
 /// A run of which it is not known that all who took part have committed it.
+#[derive(Default)]
 pub struct Doubt {
     pub run: i64,
-    /// The sources that took part, with the snapshots that they had.
+    /// Its decisions have greater numbers.
+    since: i64,
+    /// The sources that took part, with the snapshots that they had; none: nobody was told to commit.
     pub sources: HashMap<String, String>,
     /// What it has written beside the winners' changes: relation, key, row or null.
     pub made: Vec<(String, Map<String, Value>, Value)>,
@@ -63,15 +101,27 @@ pub struct Doubt {
 
 /// The runs in doubt, the oldest first.
 pub fn doubts(sync: &str) -> Result<Vec<Doubt>> {
-    let sql = "SELECT run, sources::text, made::text FROM bucardo.doubt WHERE sync = $1 ORDER BY run";
+    let sql = "SELECT run, since, sources::text, made::text FROM bucardo.doubt WHERE sync = $1 ORDER BY run, id";
     let unread = |e: serde_json::Error| Error::internal(format!("the record of a run cannot be read: {e}"));
-    xact::transaction(|| {
+    let parts = xact::transaction(|| {
         spi::select(sql, &[sync.into()], |row| {
-            let made: Vec<Made> = serde_json::from_str(&row.get::<String>(3)?).map_err(unread)?;
-            let sources = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
-            Ok(Doubt { run: row.get(1)?, sources, made: made.into_iter().map(|m| (m.relation, m.key, m.row)).collect() })
+            let made: Vec<Made> = serde_json::from_str(&row.get::<String>(4)?).map_err(unread)?;
+            let sources = serde_json::from_str(&row.get::<String>(3)?).map_err(unread)?;
+            let made = made.into_iter().map(|m| (m.relation, m.key, m.row)).collect();
+            Ok(Doubt { run: row.get(1)?, since: row.get(2)?, sources, made })
         })
-    })
+    })?;
+    let mut all: Vec<Doubt> = Vec::new();
+    for part in parts {
+        match all.last_mut().filter(|last| last.run == part.run) {
+            Some(last) => {
+                last.sources.extend(part.sources);
+                last.made.extend(part.made);
+            }
+            None => all.push(part),
+        }
+    }
+    Ok(all)
 }
 
 #[derive(serde::Deserialize)]
@@ -85,34 +135,42 @@ struct Made {
 pub struct Decided {
     pub relation: String,
     pub key: Map<String, Value>,
-    pub winner: Option<String>,
-    pub rows: Map<String, Value>,
     /// The sources whose changes have lost.
     pub lost: Vec<String>,
+    /// The row of a winner that is away, null if it has deleted it.
+    pub away: Option<Value>,
 }
 
-/// The decisions of a run.
-pub fn decided(sync: &str, run: i64) -> Result<Vec<Decided>> {
-    let sql = "SELECT relation, key::text, winner, rows::text FROM bucardo.conflict \
-        WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
+/// The decisions of a run. `here`: the sources that are not away.
+pub fn decided(sync: &str, doubt: &Doubt, here: &[String]) -> Result<Vec<Decided>> {
+    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
+        CASE WHEN winner <> ALL ($4::text[]) THEN (rows->winner)::text END FROM bucardo.conflict \
+        WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
     let unread = |e: serde_json::Error| Error::internal(format!("a conflict cannot be read: {e}"));
-    xact::transaction(|| {
-        spi::select(sql, &[sync.into(), run.into()], |row| {
+    after(|| {
+        let args = [sync.into(), doubt.run.into(), doubt.since.into(), here.to_vec().into()];
+        spi::select(sql, &args, |row| {
             let key = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
-            let rows: Map<String, Value> = serde_json::from_str(&row.get::<String>(4)?).map_err(unread)?;
-            let winner: Option<String> = row.opt(3)?;
-            let lost = rows.keys().filter(|k| Some(*k) != winner.as_ref()).cloned().collect();
-            Ok(Decided { relation: row.get(1)?, key, winner, rows, lost })
+            let away = row.opt::<String>(4)?.map(|row| serde_json::from_str(&row)).transpose().map_err(unread)?;
+            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)?, away })
         })
     })
 }
 
+/// A transaction that reads decisions by their numbers: the history may be long.
+fn after<T>(body: impl Fn() -> Result<T>) -> Result<T> {
+    xact::transaction(|| {
+        spi::execute("SET LOCAL enable_seqscan = off", &[])?;
+        body()
+    })
+}
+
 /// Notes that a run which died had an effect, and that this has been carried on.
-pub fn close(sync: &str, run: i64) -> Result<()> {
+pub fn close(sync: &str, doubt: &Doubt) -> Result<()> {
     let sql = "INSERT INTO bucardo.syncrun (run, sync, state, ended, conflicts, error, sqlstate) \
         SELECT $2, $1, 'bad', pg_catalog.clock_timestamp(), count(*), 'the run ended while its members committed; the next one went on with it', '57P01' \
-        FROM bucardo.conflict WHERE sync = $1 AND run = $2 ON CONFLICT DO NOTHING";
-    xact::transaction(|| spi::execute(sql, &[sync.into(), run.into()]).map(drop))
+        FROM bucardo.conflict WHERE id > $3 AND sync = $1 AND run = $2 ON CONFLICT DO NOTHING";
+    after(|| spi::execute(sql, &[sync.into(), doubt.run.into(), doubt.since.into()]).map(drop))
 }
 
 /// Forgets the decisions of runs that no member has committed, or ever will.
@@ -120,9 +178,10 @@ pub fn forget_runs(sync: &str, runs: &[i64]) -> Result<()> {
     if runs.is_empty() {
         return Ok(());
     }
-    let sql = "WITH gone AS (DELETE FROM bucardo.conflict WHERE sync = $1 AND run = ANY ($2) AND strategy <> 'bucardo_abort') \
+    let sql = "WITH gone AS (DELETE FROM bucardo.conflict WHERE sync = $1 AND run = ANY ($2) AND strategy <> 'bucardo_abort' \
+        AND id > (SELECT min(since) FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2))) \
         DELETE FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2)";
-    xact::transaction(|| spi::execute(sql, &[sync.into(), runs.to_vec().into()]).map(drop))
+    after(|| spi::execute(sql, &[sync.into(), runs.to_vec().into()]).map(drop))
 }
 
 /// Notes that all who took part in these runs have committed them.

@@ -2,31 +2,32 @@
 //! outcome is turned into what `deliver` and `record` carry out: which source keeps which key to itself, which rows are
 //! new altogether, which changes have lost for good.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::contend::Contended;
+use super::contend::{FewRows, Search};
 use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
+use super::record::{self, Stand};
 use super::{Broken, Mesh};
 use crate::error::{Error, Result, SqlState};
+use crate::guc;
 use crate::kid::gather::text_array;
-use crate::kid::mesh::open::keys_json;
 
 /// A key that is written as it is said here, on every member.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub key: Vec<String>,
-    /// None: the row is deleted.
-    pub row: Option<Value>,
+    /// As JSON; None: the row is deleted.
+    pub row: Option<String>,
     /// The members that need it, as bits.
     pub towards: u64,
 }
 
 impl Written {
     /// What all need.
-    pub fn everywhere(key: Vec<String>, row: Option<Value>) -> Self {
+    pub fn everywhere(key: Vec<String>, row: Option<String>) -> Self {
         Self { key, row, towards: u64::MAX }
     }
 }
@@ -35,12 +36,20 @@ impl Written {
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
     pub relation: i32,
-    pub key: Value,
+    /// As JSON, like the rows.
+    pub key: String,
     pub strategy: String,
     pub winner: Option<String>,
-    pub rows: Value,
+    pub rows: String,
     /// What is written beside the winner's change, for a run that must carry the decision on: the key's row, null if it goes.
-    pub made: Option<Value>,
+    pub made: Option<String>,
+}
+
+impl Decision {
+    /// The memory that it takes, roughly.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.strategy.len() + self.rows.len() + self.made.as_ref().map_or(0, String::len)
+    }
 }
 
 /// What is to be done with the contended keys of a relation.
@@ -53,6 +62,8 @@ pub(super) struct Outcome {
     /// Keys whose change at a source (by place) nobody has won.
     pub open: HashMap<usize, Vec<Vec<String>>>,
     pub written: Vec<Written>,
+    /// Keys that are written as this source (by its place in the sync) has them, with the decision that says so.
+    wanted: HashMap<usize, Vec<(Vec<String>, Decision)>>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
@@ -63,9 +74,10 @@ pub(super) struct Conflict {
     key: Vec<String>,
     changes: Vec<Change>,
     pub contenders: Vec<Change>,
-    pub key_json: Value,
-    /// By member; null: deleted.
-    pub rows: Map<String, Value>,
+    /// As JSON, like the rows.
+    pub key_json: String,
+    /// By member; None: deleted.
+    pub rows: Vec<(String, Option<String>)>,
 }
 
 impl Conflict {
@@ -74,6 +86,28 @@ impl Conflict {
         self.contenders.iter().filter(|c| decide::head(&self.contenders, c.source) == c.source)
     }
 }
+
+/// Rows by member as `bucardo.conflict` keeps them. They pass through as texts: to read them would be most of a storm's work.
+pub(super) fn rows_json(rows: &[(String, Option<String>)]) -> String {
+    let one =
+        |(name, row): &(String, Option<String>)| format!("{}:{}", Value::from(name.as_str()), row.as_deref().unwrap_or("null"));
+    format!("{{{}}}", rows.iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+/// A key and a row of it as JSON; None: there is none.
+pub(super) type Image = (Option<String>, Option<String>);
+
+/// Conflicts whose rows the sources were asked for: by place, which of them.
+struct Asked {
+    conflicts: Vec<Conflict>,
+    whom: Vec<(usize, Vec<usize>)>,
+}
+
+/// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
+const PORTION: usize = 250;
+const MOST: usize = 10_000;
+/// So many decisions are recorded without waiting for the rest.
+const MANY: usize = 2000;
 
 /// How a conflict was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +118,11 @@ pub(super) enum Ruling {
     Nobody,
     /// Another row is written everywhere; None: it is deleted everywhere.
     Row(Option<Value>),
+}
+
+/// A key or a row out of its JSON.
+pub(super) fn parsed(json: &str) -> Result<Value> {
+    serde_json::from_str(json).map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
 }
 
 /// A number that nobody can foresee.
@@ -100,34 +139,129 @@ impl Mesh<'_> {
         &self.plan.sync.members[index].db.name
     }
 
-    /// Decides all contended keys of a relation.
-    pub(super) fn settle(&mut self, relation: i32, contended: Vec<Contended>) -> Result<Outcome, Broken> {
+    /// Decides all contended keys of a relation, some at a time: while they are decided here, the sources fetch the rows of
+    /// the next.
+    pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
-        self.carried.rows_for(relation, &contended, &mut outcome);
+        // Of the rows that runs which died have left, those that somebody has changed since.
+        let mut changed = HashSet::new();
+        // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
+        let room = guc::kid_work_mem() as usize * 1024 / 4;
+        let mut portion = PORTION;
+        let mut search = self.search(relation, few)?;
+        let mut asked = self.ask_some(relation, &mut search, portion, &mut changed, &mut outcome)?;
+        while let Some(conflicts) = asked {
+            let conflicts = self.take_some(conflicts)?;
+            let bytes: usize = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
+            portion = match bytes {
+                _ if bytes > room => (portion / 2).max(1),
+                _ if bytes * 3 < room => (portion * 3).min(MOST),
+                _ => portion,
+            };
+            self.put_away(relation, &mut outcome)?;
+            asked = self.ask_some(relation, &mut search, portion, &mut changed, &mut outcome)?;
+            let chosen = self.choose_all(relation, conflicts, &mut outcome).and_then(|()| self.hand_over(&mut outcome, room));
+            if let Err(broken) = chosen {
+                // Whatever comes of it, the answers must be fetched.
+                asked.map(|asked| self.take_some(asked));
+                return Err(broken);
+            }
+        }
+        self.put_away(relation, &mut outcome)?;
+        self.carried.rows_for(relation, &changed, &mut outcome);
+        Ok(outcome)
+    }
+
+    /// Judges the next contended keys, and asks all sources at the same time for the contenders' rows. None: there are no more.
+    fn ask_some(
+        &mut self,
+        relation: i32,
+        search: &mut Search,
+        most: usize,
+        changed: &mut HashSet<Vec<String>>,
+        outcome: &mut Outcome,
+    ) -> Result<Option<Asked>, Broken> {
+        let Some(mut contended) = self.contended(search, most)? else { return Ok(None) };
+        // Numbers in their own order, texts of the same length too: rows are found sooner beside each other.
+        contended.sort_by(|a, b| a.key.iter().map(|k| (k.len(), k)).cmp(b.key.iter().map(|k| (k.len(), k))));
         let mut conflicts = Vec::new();
         for one in contended {
+            if search.carried.contains(&one.key) {
+                changed.insert(one.key.clone());
+            }
             let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {
                 Verdict::Newest(source) => {
                     let newest = Some(source).filter(|s| !held(s));
-                    self.keep_others(&mut outcome, &one.key, &one.changes, newest);
+                    self.keep_others(outcome, &one.key, &one.changes, newest);
                 }
                 Verdict::Conflict(sources) if sources.iter().all(held) => {
-                    self.keep_others(&mut outcome, &one.key, &one.changes, None);
+                    self.keep_others(outcome, &one.key, &one.changes, None);
                 }
                 Verdict::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
-                    let (key_json, rows) = (Value::Null, Map::new());
+                    let (key_json, rows) = (String::new(), Vec::new());
                     conflicts.push(Conflict { key: one.key, changes: one.changes, contenders, key_json, rows });
                 }
             }
         }
-        if conflicts.is_empty() {
-            return Ok(outcome);
+        let mut whom: Vec<(usize, Vec<usize>)> = Vec::new();
+        for at in self.sources() {
+            let index = self.members[at].index;
+            let mine: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
+            if !mine.is_empty() {
+                let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
+                self.ask_rows(at, relation, &keys)?;
+                whom.push((at, mine));
+            }
         }
-        self.fetch_rows(relation, &mut conflicts)?;
-        self.choose_all(relation, conflicts, &mut outcome)?;
-        Ok(outcome)
+        Ok(Some(Asked { conflicts, whom }))
+    }
+
+    /// Takes the rows that were asked for.
+    fn take_some(&mut self, asked: Asked) -> Result<Vec<Conflict>, Broken> {
+        let Asked { mut conflicts, whom } = asked;
+        for (at, mine) in whom {
+            let name = self.name(at).to_string();
+            for (i, (key, image)) in mine.into_iter().zip(self.take_rows(at)) {
+                conflicts[i].key_json = key.unwrap_or_default();
+                conflicts[i].rows.push((name.clone(), image));
+            }
+        }
+        self.check()?;
+        Ok(conflicts)
+    }
+
+    /// Brings what was decided to the members, so that it need not be held here; not a few keys, which travel as they are.
+    fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+        for (winner, wanted) in std::mem::take(&mut outcome.wanted) {
+            let Some(at) = self.place(winner) else { continue };
+            self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| key.as_slice()).collect::<Vec<_>>())?;
+            for ((key, mut decision), (_, row)) in wanted.into_iter().zip(self.take_rows(at)) {
+                decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
+                outcome.decisions.push(decision);
+                outcome.written.push(Written::everywhere(key, row));
+            }
+            self.check()?;
+        }
+        if self.is_few(relation) {
+            return Ok(());
+        }
+        for at in self.changed(relation) {
+            if outcome.kept.contains_key(&at) {
+                self.kept_table(at, relation, outcome)?;
+            }
+        }
+        // Who has only truncated sends no keys.
+        outcome.kept.clear();
+        self.note_lost(relation, outcome)
+    }
+
+    /// Takes over the decisions, and records them when they are many.
+    fn hand_over(&mut self, outcome: &mut Outcome, room: usize) -> Result<(), Broken> {
+        self.decisions.append(&mut outcome.decisions);
+        let many = self.decisions.len() > MANY || self.decisions.iter().map(Decision::size).sum::<usize>() > room;
+        if many { self.record(Stand::Part) } else { Ok(()) }
     }
 
     /// All sources but one keep the key to themselves.
@@ -137,29 +271,6 @@ impl Mesh<'_> {
                 outcome.kept.entry(place).or_default().push(key.to_vec());
             }
         }
-    }
-
-    /// Fetches the contenders' rows, from all sources at the same time.
-    fn fetch_rows(&mut self, relation: i32, conflicts: &mut [Conflict]) -> Result<(), Broken> {
-        let mut asked: Vec<(usize, Vec<usize>)> = Vec::new();
-        for at in self.sources() {
-            let index = self.members[at].index;
-            let mine: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
-            if !mine.is_empty() {
-                let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
-                self.ask_rows(at, relation, &keys)?;
-                asked.push((at, mine));
-            }
-        }
-        for (at, mine) in asked {
-            let name = self.name(at).to_string();
-            let rows = self.take_rows(at)?;
-            for (i, (key, image)) in mine.into_iter().zip(rows) {
-                conflicts[i].key_json = key;
-                conflicts[i].rows.insert(name.clone(), image);
-            }
-        }
-        self.check()
     }
 
     /// Asks a source for the rows of keys as JSON.
@@ -176,18 +287,15 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    pub(super) fn take_rows(&mut self, at: usize) -> Result<Vec<(Value, Value)>, Broken> {
-        let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { return Ok(Vec::new()) };
-        let Some(rows) = answers.first() else { return Ok(Vec::new()) };
-        let json = |row: usize, column: usize| match rows.get(row, column) {
-            None => Ok(Value::Null),
-            Some(text) => serde_json::from_str(text).map_err(|e| Error::internal(format!("a row's image cannot be read: {e}"))),
-        };
-        (0..rows.len()).map(|row| Ok((json(row, 1)?, json(row, 2)?))).collect::<Result<_>>().map_err(Broken::from)
+    pub(super) fn take_rows(&mut self, at: usize) -> Vec<Image> {
+        let answers = self.members[at].attempt(|conn| conn.pipeline_collect());
+        let Some(rows) = answers.as_ref().and_then(|answers| answers.first()) else { return Vec::new() };
+        let text = |row: usize, column: usize| rows.get(row, column).map(str::to_string);
+        (0..rows.len()).map(|row| (text(row, 1), text(row, 2))).collect()
     }
 
     /// The SQL of a relation on a source, also where that source has not changed it.
-    fn any_reading(
+    pub(super) fn any_reading(
         &self,
         at: usize,
         relation: i32,
@@ -217,7 +325,8 @@ impl Mesh<'_> {
         let strategy = Strategy::parse(&text, &names);
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
         let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
-        let (gone, conflicts): (Vec<_>, Vec<_>) = conflicts.into_iter().partition(|c| c.rows.values().all(Value::is_null));
+        let (gone, conflicts): (Vec<_>, Vec<_>) =
+            conflicts.into_iter().partition(|c| c.rows.iter().all(|(_, row)| row.is_none()));
         for conflict in gone {
             // Deleted by all: there is nothing to decide.
             let first = conflict.contenders.first().map(|c| c.source);
@@ -250,11 +359,10 @@ impl Mesh<'_> {
 
     /// The conflict that stops the sync is recorded at once: nobody has won it.
     fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
-        let stopped = self.stopped(relation, &conflict.key_json);
-        let strategy = self.strategy_of(relation);
-        let rows = Value::Object(conflict.rows);
+        let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
+        let (strategy, rows) = (self.strategy_of(relation), rows_json(&conflict.rows));
         let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, made: None };
-        super::record::record(self.run, &self.plan.sync.name, |r| self.relation_name(r), &[decision], None)?;
+        record::record(&self.record_of(), |r| self.relation_name(r), vec![decision], Stand::Stop)?;
         Ok(stopped)
     }
 
@@ -278,7 +386,7 @@ impl Mesh<'_> {
     }
 
     fn carry_out(
-        &mut self,
+        &self,
         relation: i32,
         conflict: Conflict,
         ruling: Ruling,
@@ -286,11 +394,16 @@ impl Mesh<'_> {
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
-        let mut made = None;
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
+        let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| self.member_name(w).to_string()));
+        let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, made: None };
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
-            Ruling::Row(row) => made = Some(row),
+            Ruling::Row(row) => {
+                let row = row.map(|r| r.to_string());
+                decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
+                outcome.written.push(Written::everywhere(conflict.key, row));
+            }
             Ruling::Winner(_) | Ruling::Nobody => {
                 let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
@@ -300,122 +413,12 @@ impl Mesh<'_> {
                 }
                 // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
-                    made = Some(Some(self.image_of(winner, relation, &conflict.key)?.1).filter(|row| !row.is_null()));
+                    outcome.wanted.entry(winner).or_default().push((conflict.key, decision));
+                    return Ok(());
                 }
             }
         }
-        outcome.decisions.push(Decision {
-            relation,
-            key: conflict.key_json,
-            strategy,
-            winner: winner.map(|w| self.member_name(w).to_string()),
-            rows: Value::Object(conflict.rows),
-            made: made.clone().map(|row| row.unwrap_or(Value::Null)),
-        });
-        outcome.written.extend(made.map(|row| Written::everywhere(conflict.key, row)));
+        outcome.decisions.push(decision);
         Ok(())
-    }
-
-    /// A table of the changes of a relation that are handled already, on the source that has some.
-    pub(super) fn settled_table(&mut self, at: usize, relation: i32) -> Result<Option<String>, Broken> {
-        let Some(settled) = self.settled_of(at, relation).cloned() else { return Ok(None) };
-        let name = format!("bucardo_settled_{relation}");
-        let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
-        let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
-        let create = format!(
-            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
-             '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
-            self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
-        );
-        self.members[at].attempt(|conn| conn.query(&create));
-        for entry in settled {
-            let open = (entry.open as i64).to_string();
-            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
-            self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
-        }
-        Ok(Some(format!("pg_temp.{name}")))
-    }
-
-    /// Puts keys, given as texts, into a temporary table, each with the same further values.
-    pub(super) fn insert_keys(
-        &mut self,
-        at: usize,
-        relation: i32,
-        table: &str,
-        n: usize,
-        keys: &[Vec<String>],
-        more: &[&str],
-    ) -> Result<(), Broken> {
-        let casts = self.any_reading(at, relation, |r| r.typed_keys(more.len()))?;
-        let sql = format!("INSERT INTO pg_temp.{table} {casts}");
-        let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
-        let params: Vec<Option<&str>> = arrays.iter().map(String::as_str).chain(more.iter().copied()).map(Some).collect();
-        self.members[at].attempt(|conn| conn.query_params(&sql, &params));
-        Ok(())
-    }
-
-    /// On a source, the table of the keys of a relation that it keeps to itself; None: it keeps none.
-    pub(super) fn kept_table(
-        &mut self,
-        at: usize,
-        relation: i32,
-        tag: &str,
-        outcome: &Outcome,
-    ) -> Result<Option<String>, Broken> {
-        let kept = outcome.kept.get(&at);
-        let settled = self.settled_table(at, relation)?;
-        if kept.is_none() && settled.is_none() {
-            return Ok(None);
-        }
-        let name = format!("bucardo_kept_{relation}{tag}");
-        let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
-        let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
-        let create = format!(
-            "CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {} t WITH NO DATA",
-            self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
-        );
-        self.members[at].attempt(|conn| conn.query(&create));
-        if let Some(kept) = kept {
-            self.insert_keys(at, relation, &name, n, kept, &[])?;
-        }
-        if let Some(settled) = settled {
-            // Settled, and not changed since.
-            let sql = self.with_work(at, relation, |w, offer| {
-                let reading = w.reading();
-                let again = reading.changes(&offer.union(), "d.at", "0::pg_catalog.int8", Some(&settled));
-                format!(
-                    "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
-                    reading.keys("s."),
-                    reading.same("d.", "s.")
-                )
-            })?;
-            self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
-        }
-        Ok(Some(format!("pg_temp.{name}")))
-    }
-
-    /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
-    /// won: these still contend with what sources have changed that are away now.
-    pub(super) fn note_lost(&mut self, relation: i32, outcome: &Outcome) -> Result<(), Broken> {
-        let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
-        let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
-        let away = text_array(&away);
-        for (keys, open) in [(&outcome.lost, "{}"), (&outcome.open, away.as_str())] {
-            for (at, keys) in keys {
-                let Some(snapshot) = self.offers[*at].as_ref().map(|o| o.snapshot.clone()) else { continue };
-                self.note_settled(*at, relation, &snapshot, keys, open);
-            }
-        }
-        self.check()
-    }
-
-    /// Notes at a source that its changes of these keys, as far as that snapshot has seen them, are settled.
-    pub(super) fn note_settled(&mut self, at: usize, relation: i32, snapshot: &str, keys: &[Vec<String>], open: &str) {
-        let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys, open) \
-            VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb, $6::pg_catalog.text[])";
-        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return };
-        let (sync, keys) = (self.plan.sync.capture_name(), keys_json(keys));
-        let params = [self.plan.control.as_str(), &sync, &oid, snapshot, &keys, open].map(Some);
-        self.members[at].attempt(|conn| conn.query_params(sql, &params));
     }
 }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::decide::{self, Change, Choice, Circumstances, Strategy};
-use super::settle::{Decision, Outcome, Written};
+use super::settle::{Decision, Image, Outcome, Written, rows_json};
 use super::{Broken, Mesh};
 use crate::kid::shape::UniqueIndex;
 use crate::kid::statements::Join;
@@ -60,14 +60,14 @@ impl Mesh<'_> {
     }
 
     /// Copies the rows that every source is about to send into a table of one of them.
-    fn bring_together(&mut self, relation: i32, hub: usize, name: &str, outcome: &Outcome) -> Result<(), Broken> {
+    fn bring_together(&mut self, relation: i32, hub: usize, name: &str, outcome: &mut Outcome) -> Result<(), Broken> {
         let only = self.members[hub].shapes.get(&relation).map_or_else(String::new, |t| t.name.clone());
         let create = format!(
             "CREATE TEMP TABLE {name} (LIKE {only} INCLUDING GENERATED, bucardo_source pg_catalog.int4, bucardo_time pg_catalog.int8) ON COMMIT DROP"
         );
         self.members[hub].attempt(|conn| conn.query(&create));
         for at in self.changed(relation) {
-            let kept = self.kept_table(at, relation, "_clash", outcome)?;
+            let kept = self.kept_table(at, relation, outcome)?;
             let index = self.members[at].index;
             let sql = self.with_work(at, relation, |work, offer| {
                 let reading = work.reading();
@@ -151,8 +151,8 @@ impl Mesh<'_> {
         for one in &group {
             images.push(self.image_of(one.change.source, relation, &one.key)?);
         }
-        let rows: Map<String, Value> =
-            group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source].to_string(), row.clone())).collect();
+        let rows = group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source].to_string(), row.clone()));
+        let rows = rows_json(&rows.collect::<Vec<_>>());
         for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
             let Some(place) = self.place(one.change.source) else { continue };
             outcome.kept.entry(place).or_default().push(one.key.clone());
@@ -164,11 +164,11 @@ impl Mesh<'_> {
             settled.entry(place).or_default().push(one.key.clone());
             outcome.decisions.push(Decision {
                 relation,
-                key: key_json,
+                key: key_json.unwrap_or_default(),
                 strategy: text.clone(),
                 winner: winner.map(|w| names[w].to_string()),
-                rows: Value::Object(rows.clone()),
-                made: winner.map(|_| Value::Null),
+                rows: rows.clone(),
+                made: winner.map(|_| "null".to_string()),
             });
             doomed.push(one);
         }
@@ -176,10 +176,10 @@ impl Mesh<'_> {
     }
 
     /// A row of a source as JSON, with its key.
-    pub(super) fn image_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<(Value, Value), Broken> {
-        let Some(at) = self.place(index) else { return Ok((Value::Null, Value::Null)) };
+    pub(super) fn image_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<Image, Broken> {
+        let Some(at) = self.place(index) else { return Ok((None, None)) };
         self.ask_rows(at, relation, &[key])?;
-        Ok(self.take_rows(at)?.into_iter().next().unwrap_or((Value::Null, Value::Null)))
+        Ok(self.take_rows(at).into_iter().next().unwrap_or_default())
     }
 
     /// On a receiver, removes the rows that nobody sends and that clash with what a source has staged there. They are
@@ -206,19 +206,16 @@ impl Mesh<'_> {
             let sql = index.remove_clashing(&table, &key, &columns, stage);
             let Some(rows) = self.members[at].attempt_on(&name, |conn: &mut Conn| conn.query(&sql)) else { continue };
             for row in 0..rows.len() {
-                let json = |column: usize| {
-                    let text = rows.get(row, column).unwrap_or("null");
-                    serde_json::from_str::<Value>(text).unwrap_or(Value::Null)
-                };
-                let images = Map::from_iter([(winner.clone(), json(2)), (loser.clone(), json(1))]);
+                let json = |column: usize| rows.get(row, column).map(str::to_string);
+                let images = [(winner.clone(), json(2)), (loser.clone(), json(1))];
                 self.members[at].counts.deletes += 1;
                 decisions.push(Decision {
                     relation,
-                    key: json(0),
+                    key: json(0).unwrap_or_default(),
                     strategy: self.strategy_of(relation),
                     winner: Some(winner.clone()),
-                    rows: Value::Object(images),
-                    made: Some(Value::Null),
+                    rows: rows_json(&images),
+                    made: Some("null".to_string()),
                 });
             }
         }

@@ -48,6 +48,79 @@ fn a_backlog_beyond_the_memory_of_a_kid(capture: Capture) {
     );
 }
 
+/// More decisions than are held at once, so that some are recorded before the run is through; then it fails.
+#[test]
+fn what_a_failed_run_has_recorded_of_a_storm_is_forgotten() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 6000) g");
+    m.on("B").exec("INSERT INTO t SELECT g, 'B' FROM generate_series(1, 6000) g");
+    m.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'error')");
+    m.try_kick().expect_err("the run fails");
+    assert_eq!(m.count_conflicts("true"), 0, "nothing of what was decided has happened");
+    m.control().exec("SELECT bucardo.fault_clear(); SELECT bucardo.resume('s')");
+    m.drain_equal(&["t"]);
+    m.expect_everywhere("SELECT count(*) FROM t WHERE val = 'B'", "6000");
+    assert_eq!(m.count_conflicts("winner = 'B'"), 6000);
+    assert_eq!(m.count_conflicts("true"), 6000);
+    assert_eq!(m.counted(), 6000);
+}
+
+/// The kid dies before anybody has committed, and when one member has: each decision stands once, and holds.
+#[test]
+fn a_kid_dies_in_a_storm() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t'");
+    for (round, point) in ["kid.before_commit", "kid.between_commits"].iter().enumerate() {
+        let (first, last) = (round * 5000 + 1, (round + 1) * 5000);
+        m.on("A").exec(&format!("INSERT INTO t SELECT g, 'A' FROM generate_series({first}, {last}) g"));
+        m.on("B").exec(&format!("INSERT INTO t SELECT g, 'B' FROM generate_series({first}, {last}) g"));
+        m.control().exec(&format!("SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', 'kill')"));
+        let _died = m.try_kick();
+        m.control().exec("SELECT bucardo.fault_clear(); SELECT bucardo.resume('s')");
+        m.drain_equal(&["t"]);
+        m.expect_everywhere("SELECT count(*) FROM t WHERE val = 'B'", &last.to_string());
+        assert_eq!(m.count_conflicts("winner = 'B'"), last as i64, "after a death at {point}");
+        assert_eq!(m.count_conflicts("true"), last as i64);
+    }
+}
+
+/// The same where the strategy of another table stops the sync.
+#[test]
+fn a_stop_leaves_no_record_of_a_storm_elsewhere() {
+    let m = Plan::new(2).start();
+    m.everywhere(&format!("{T}; CREATE TABLE u (id int PRIMARY KEY, val text)"));
+    m.sync("tables => 'public.t,public.u'");
+    m.control().exec("SELECT bucardo.update_table('public.u', 's', conflict_strategy => 'bucardo_abort')");
+    for name in ["A", "B"] {
+        m.on(name).exec(&format!(
+            "INSERT INTO t SELECT g, '{name}' FROM generate_series(1, 6000) g; INSERT INTO u VALUES (1, '{name}')"
+        ));
+    }
+    m.try_kick().expect_err("a kick that ends in an abort raises");
+    m.wait_state("paused");
+    assert_eq!(m.count_conflicts("strategy <> 'bucardo_abort'"), 0);
+    assert_eq!(m.count_conflicts("strategy = 'bucardo_abort'"), 1);
+    m.control()
+        .exec("SELECT bucardo.update_table('public.u', 's', conflict_strategy => 'bucardo_source'); SELECT bucardo.resume('s')");
+    m.drain_equal(&["t", "u"]);
+    assert_eq!(m.count_conflicts("winner = 'B'"), 6000);
+    assert_eq!(m.count_conflicts("winner = 'A'"), 1);
+}
+
+/// A source wins that has changed none of the rows: all of them travel as it has them, or are deleted.
+#[test]
+fn the_named_winner_of_a_storm_has_changed_nothing() {
+    let m = Plan::new(3).start();
+    m.everywhere(&format!("{T}; INSERT INTO t SELECT g, 'start' FROM generate_series(1, 2000) g"));
+    m.sync("tables => 'public.t', conflict_strategy => 'C'");
+    for name in ["A", "B"] {
+        m.on(name)
+            .exec(&format!("UPDATE t SET val = '{name}'; INSERT INTO t SELECT g, '{name}' FROM generate_series(2001, 3500) g"));
+    }
+    m.drain_equal(&["t"]);
+    m.expect_everywhere("SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE val = 'start')) FROM t", "2000 2000");
+    assert_eq!(m.count_conflicts("winner = 'C'"), 3500);
+}
+
 /// Runs go by themselves while both sources change the same few rows as fast as they can.
 #[test]
 fn hot_rows_under_load_converge() {

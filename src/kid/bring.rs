@@ -1,0 +1,95 @@
+//! What is staged on a receiver goes into its table: the statements for it, sent without waiting, so that all receivers
+//! work at the same time, and what they have written. It never stages anything itself.
+
+use super::apply::{Pass, Receiver, Work};
+use super::statements::Join;
+use crate::error::Result;
+use crate::libpq::{Conn, Rows};
+
+/// How one staging table goes into its table on one receiver.
+pub struct Bringing {
+    /// The relation, for messages.
+    relation: String,
+    /// What goes first and is not counted: how keys find their rows, and the capture of what is staged.
+    before: Vec<String>,
+    statements: Vec<String>,
+    /// How many of the statements delete for good, and how many after them do what others undo.
+    deletes: usize,
+    silent: usize,
+}
+
+impl Pass<'_> {
+    pub fn bringing(&self, item: &Work, receiver: &Receiver) -> Result<Bringing> {
+        let writing = item.writing(receiver)?;
+        let merge = receiver.session.conn.version() >= 150_000;
+        let mut statements = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage(merge) };
+        if item.change.whole {
+            statements.insert(0, writing.delete_unstaged());
+        }
+        statements.push(writing.empty_stage());
+        // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
+        let lookup = !item.change.whole && writing.table.is_unique_on(writing.key);
+        let join = if lookup { Join::Lookup } else { Join::Free };
+        let settings = join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string);
+        let before = settings.chain(self.note(item, receiver)).collect();
+        // Deletes that are followed by an insert of the same key are no deletes for the user.
+        let deletes = if item.change.whole { 2 } else { 1 };
+        let silent = if self.care.thorough { 2 } else { usize::from(writing.has_fixed_identity()) };
+        Ok(Bringing { relation: item.name.clone(), before, statements, deletes, silent })
+    }
+}
+
+impl Bringing {
+    fn len(&self) -> usize {
+        self.before.len() + self.statements.len()
+    }
+
+    fn queue(&self, conn: &mut Conn) -> Result<()> {
+        self.before.iter().chain(&self.statements).try_for_each(|sql| conn.pipeline_add_unprepared(sql))
+    }
+
+    fn count(&self, answers: &[Rows], receiver: &mut Receiver) {
+        for (i, rows) in answers.iter().skip(self.before.len()).enumerate() {
+            if i < self.deletes {
+                receiver.counts.deletes += rows.affected();
+            } else if i >= self.deletes + self.silent {
+                receiver.counts.upserts += rows.affected();
+            }
+        }
+    }
+}
+
+/// Sends off all of them to one receiver: [`collect`] waits for it.
+pub fn send(all: &[&Bringing], receiver: &mut Receiver) {
+    if all.is_empty() {
+        return;
+    }
+    receiver.attempt(|conn| {
+        conn.pipeline_begin()?;
+        all.iter().try_for_each(|one| one.queue(conn))?;
+        conn.pipeline_send()
+    });
+}
+
+/// Waits for what was sent, and counts it.
+pub fn collect(all: &[&Bringing], receiver: &mut Receiver) {
+    if all.is_empty() {
+        return;
+    }
+    let answers = receiver.attempt(|conn| {
+        conn.pipeline_collect().map_err(|error| {
+            let ends = all.iter().scan(0, |end, one| {
+                *end += one.len();
+                Some(*end)
+            });
+            let failed = ends.zip(all).find(|(end, _)| conn.failed_at < *end);
+            failed.map_or(error.clone(), |(_, one)| error.at(&one.relation))
+        })
+    });
+    let mut answers = answers.as_deref().unwrap_or_default();
+    for one in all {
+        let (mine, rest) = answers.split_at(one.len().min(answers.len()));
+        one.count(mine, receiver);
+        answers = rest;
+    }
+}

@@ -1,0 +1,109 @@
+//! What is noted at the sources while conflicts are decided, in tables of theirs: which keys a source keeps to itself, and
+//! which of its changes are settled.
+
+use super::open::keys_json;
+use super::settle::Outcome;
+use super::{Broken, Mesh};
+use crate::kid::gather::text_array;
+
+impl Mesh<'_> {
+    /// A table of the changes of a relation that are handled already, on the source that has some.
+    pub(super) fn settled_table(&mut self, at: usize, relation: i32) -> Result<Option<String>, Broken> {
+        let Some(settled) = self.settled_of(at, relation).cloned() else { return Ok(None) };
+        let name = format!("bucardo_settled_{relation}");
+        let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
+        let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
+        let create = format!(
+            "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
+             '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
+            self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
+        );
+        self.members[at].attempt(|conn| conn.query(&create));
+        for entry in settled {
+            let open = (entry.open as i64).to_string();
+            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
+            self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
+        }
+        Ok(Some(format!("pg_temp.{name}")))
+    }
+
+    /// Puts keys, given as texts, into a temporary table, each with the same further values.
+    pub(super) fn insert_keys(
+        &mut self,
+        at: usize,
+        relation: i32,
+        table: &str,
+        n: usize,
+        keys: &[Vec<String>],
+        more: &[&str],
+    ) -> Result<(), Broken> {
+        let casts = self.any_reading(at, relation, |r| r.typed_keys(more.len()))?;
+        let sql = format!("INSERT INTO pg_temp.{table} {casts}");
+        let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
+        let params: Vec<Option<&str>> = arrays.iter().map(String::as_str).chain(more.iter().copied()).map(Some).collect();
+        self.members[at].attempt(|conn| conn.query_params(&sql, &params));
+        Ok(())
+    }
+
+    /// On a source, the table of the keys of a relation that it keeps to itself, with those of the outcome, which are not
+    /// held any longer; None: it keeps none.
+    pub(super) fn kept_table(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
+        let kept = outcome.kept.remove(&at).unwrap_or_default();
+        let name = format!("bucardo_kept_{relation}");
+        let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
+        if !self.kept.contains(&(at, relation)) {
+            let settled = self.settled_table(at, relation)?;
+            if kept.is_empty() && settled.is_none() {
+                return Ok(None);
+            }
+            let create = format!(
+                "CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {} t WITH NO DATA",
+                self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
+            );
+            self.members[at].attempt(|conn| conn.query(&create));
+            self.kept.insert((at, relation));
+            if let Some(settled) = settled {
+                // Settled, and not changed since.
+                let sql = self.with_work(at, relation, |w, offer| {
+                    let reading = w.reading();
+                    let again = reading.changes(&offer.union(), "d.at", "0::pg_catalog.int8", Some(&settled));
+                    format!(
+                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
+                        reading.keys("s."),
+                        reading.same("d.", "s.")
+                    )
+                })?;
+                self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
+            }
+        }
+        if let Some(n) = kept.first().map(Vec::len) {
+            self.insert_keys(at, relation, &name, n, &kept, &[])?;
+        }
+        Ok(Some(format!("pg_temp.{name}")))
+    }
+
+    /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
+    /// won: these still contend with what sources have changed that are away now.
+    pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+        let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
+        let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
+        let away = text_array(&away);
+        for (keys, open) in [(&mut outcome.lost, "{}"), (&mut outcome.open, away.as_str())] {
+            for (at, keys) in keys.drain() {
+                let Some(snapshot) = self.offers[at].as_ref().map(|o| o.snapshot.clone()) else { continue };
+                self.note_settled(at, relation, &snapshot, &keys, open);
+            }
+        }
+        self.check()
+    }
+
+    /// Notes at a source that its changes of these keys, as far as that snapshot has seen them, are settled.
+    pub(super) fn note_settled(&mut self, at: usize, relation: i32, snapshot: &str, keys: &[Vec<String>], open: &str) {
+        let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys, open) \
+            VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb, $6::pg_catalog.text[])";
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return };
+        let (sync, keys) = (self.plan.sync.capture_name(), keys_json(keys));
+        let params = [self.plan.control.as_str(), &sync, &oid, snapshot, &keys, open].map(Some);
+        self.members[at].attempt(|conn| conn.query_params(sql, &params));
+    }
+}
