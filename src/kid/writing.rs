@@ -326,7 +326,8 @@ impl Writing<'_> {
 
     /// Makes the table equal to the stage, which holds a whole table, but for the keys that it has changed itself. Each
     /// statement with whether what it writes are deletions.
-    pub fn apply_whole(&self, merge: bool, own: Option<&str>) -> Vec<(bool, String)> {
+    /// `thorough`: as [`Writing::apply_stage_thoroughly`].
+    pub fn apply_whole(&self, merge: bool, thorough: bool, own: Option<&str>) -> Vec<(bool, String)> {
         let mut all = Vec::new();
         let mut spared = String::new();
         if let Some(own) = own {
@@ -337,7 +338,8 @@ impl Writing<'_> {
         let mut all: Vec<(bool, String)> =
             all.into_iter().map(|sql| (true, format!("WITH x AS ({sql} RETURNING 1) SELECT FROM x WHERE false"))).collect();
         all.push((true, format!("{}{spared}", self.delete_unstaged())));
-        all.extend(self.apply_stage(merge).into_iter().enumerate().map(|(i, sql)| (i == 0, sql)));
+        let rest = if thorough { self.apply_stage_thoroughly() } else { self.apply_stage(merge) };
+        all.extend(rest.into_iter().enumerate().map(|(i, sql)| (i == 0, sql)));
         all
     }
 

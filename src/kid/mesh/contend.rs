@@ -199,7 +199,26 @@ impl Mesh<'_> {
             rows.extend(few.into_iter().zip(answers).map(|(relation, r)| ((at, relation), r)));
         }
         self.check()?;
+        relations.iter().for_each(|r| self.find_late(*r));
         Ok(rows)
+    }
+
+    /// A truncate that comes to a member after others have had it would take rows along that were written since, and that
+    /// nobody sends again: such a member is made equal to a source that has had all of them.
+    fn find_late(&mut self, relation: i32) {
+        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let mut late = 0;
+        for (member, offer) in self.members.iter().zip(&self.offers) {
+            let towards = offer.as_ref().and_then(|o| o.truncated.get(&relation)).map_or(0, |t| t.towards & present);
+            if towards != present & !member.bit() {
+                late |= towards;
+            }
+        }
+        let model = self.sources().into_iter().find(|at| self.members[*at].bit() & late == 0);
+        if let Some(offer) = model.filter(|_| late != 0).and_then(|at| self.offers[at].as_mut()) {
+            *offer.whole.entry(relation).or_default() |= late;
+            offer.late.insert(relation, late);
+        }
     }
 
     /// The statements that read a few changes with their rows.

@@ -43,6 +43,8 @@ pub struct Offer {
     pub truncated: HashMap<i32, Truncated>,
     /// Tables of which every row may have changed, and towards whom that is pending.
     pub whole: HashMap<i32, u64>,
+    /// Members to whom others' truncates come late, and which are made equal to this source instead, as bits.
+    pub late: HashMap<i32, u64>,
     pub settled: HashMap<u32, Vec<Settled>>,
     /// Members that get whole tables now, as bits; of the second only tables that are empty there.
     pub copy_all: u64,

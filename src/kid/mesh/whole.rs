@@ -52,6 +52,11 @@ impl Mesh<'_> {
         places.sort_by_key(|at| given & self.members[*at].bit() != 0);
         let model = places.into_iter().find_map(|at| {
             let offer = self.offers[at].as_ref().filter(|o| wants(o) != 0)?;
+            // Who is to be made equal itself is no model.
+            let others = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
+            if others & self.members[at].bit() != 0 {
+                return None;
+            }
             Some((at, offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all, offer.copy_empty))
         });
         let Some((at, sure, if_empty)) = model else { return Ok(()) };
@@ -104,6 +109,7 @@ impl Mesh<'_> {
     }
 
     fn copy_staged(&mut self, at: usize, towards: u64, model: &Model, own: &HashMap<u64, String>) {
+        let thorough = self.care.thorough;
         self.apart(at, towards, |from, receivers| {
             for receiver in receivers.iter_mut() {
                 let create = model.on(receiver, |w| w.create_stage()).unwrap_or_default();
@@ -115,7 +121,7 @@ impl Mesh<'_> {
             for receiver in receivers.iter_mut() {
                 let merge = receiver.session.conn.version() >= 150_000;
                 let spare = own.get(&receiver.bit()).map(String::as_str);
-                for (deletes, sql) in model.on(receiver, |w| w.apply_whole(merge, spare)).unwrap_or_default() {
+                for (deletes, sql) in model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default() {
                     let Some(rows) = receiver.attempt_on(&model.name, |conn| conn.query(&sql)) else { break };
                     match deletes {
                         true => receiver.counts.deletes += rows.affected(),

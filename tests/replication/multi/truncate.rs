@@ -2,6 +2,7 @@
 //! members. A truncate that was rolled back did nothing.
 
 use super::{Clock, Multi, Place, Plan};
+use crate::cluster::Stop;
 use crate::net::Capture;
 use crate::wait::wait_until;
 
@@ -190,4 +191,29 @@ fn a_row_between_the_snapshot_and_the_truncate_of_a_run() {
     m.control().exec("SELECT bucardo.fault_clear()");
     m.settle(&["t"]);
     m.expect_everywhere(ALL, "100A");
+}
+
+/// The target was away when A's truncate was decided against B's row. The row had reached the target before, and nobody
+/// has it to send when the truncate comes there at last.
+#[test]
+fn a_truncate_that_comes_late_takes_nothing_along_that_has_survived_it() {
+    let m = Plan::new(3).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.on("A").exec("TRUNCATE t");
+    m.on("B").exec("INSERT INTO t VALUES (100, 'B')");
+    m.server_of("A").stop(Stop::Fast);
+    m.control().exec("SELECT bucardo.resume('s')");
+    for member in ["C", "T"] {
+        m.wait_sql(member, "the row", "SELECT EXISTS (SELECT FROM t WHERE id = 100)");
+    }
+    m.server_of("T").stop(Stop::Fast);
+    m.server_of("A").launch();
+    for member in ["A", "B", "C"] {
+        m.wait_sql(member, "the truncate and the row", "SELECT coalesce(string_agg(id || val, ' '), '') = '100B' FROM t");
+    }
+    m.server_of("T").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere(ALL, "100B");
 }

@@ -45,6 +45,19 @@ fn entries(rows: Vec<Row>) -> HashSet<String> {
     rows.into_iter().filter_map(|row| row[0].clone()).collect()
 }
 
+/// All members hold the same entries; else with the history of one that they do not.
+pub fn compare(world: &World) {
+    for (table, key) in BOOKED {
+        let all = format!("SELECT concat_ws('@', '{table}', {}, val) FROM {table}", key.join(", "));
+        let on_a = entries(world.m.on("A").query(&all));
+        for name in world.m.names() {
+            let there = entries(world.m.on(name).query(&all));
+            expect_none(world, &format!("on A and not on {name}"), on_a.difference(&there));
+            expect_none(world, &format!("on {name} and not on A"), there.difference(&on_a));
+        }
+    }
+}
+
 /// Compares them at quiesce.
 pub fn balance(world: &World) {
     let m = &world.m;

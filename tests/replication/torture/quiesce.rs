@@ -76,6 +76,7 @@ const CAPTURED: &str = "SELECT (SELECT coalesce(sum(pg_relation_size(g)), 0) FRO
 
 pub fn check(world: &World) {
     let m = &world.m;
+    ledger::compare(world);
     TABLES.iter().for_each(|table| m.assert_equal(table));
     for name in m.names() {
         let mut conn = m.on(name);
