@@ -160,8 +160,10 @@ impl Mesh<'_> {
             if winner.is_some() {
                 outcome.removed.push(Written::everywhere(one.key.clone(), None));
             }
-            let settled = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
-            settled.entry(place).or_default().push(one.key.clone());
+            // A loser's change stays pending: it is what brings the removal to members that are away now.
+            if winner.is_none() {
+                outcome.open.entry(place).or_default().push(one.key.clone());
+            }
             outcome.decisions.push(Decision {
                 relation,
                 key: key_json.unwrap_or_default(),
