@@ -405,14 +405,14 @@ impl Mesh<'_> {
                 outcome.written.push(Written::everywhere(conflict.key, row));
             }
             Ruling::Winner(_) | Ruling::Nobody => {
-                // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all.
+                // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all, and
+                // the losers' changes stay pending: they bring that row to members that are away now.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
                     outcome.wanted.entry(winner).or_default().push((conflict.key, decision));
                     return Ok(());
                 }
                 let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
-                // Else the losers' changes stay pending, and bring that row to members that are away now.
-                for change in conflict.contenders.iter().filter(|c| made.is_none() && Some(c.source) != winner) {
+                for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
                     if let Some(place) = self.place(change.source) {
                         lost.entry(place).or_default().push(conflict.key.clone());
                     }
