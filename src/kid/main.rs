@@ -155,7 +155,9 @@ impl Kid {
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
         let mut progress = Progress::new(self.slot, run);
         run::run(&mut plan, &mut self.pool, job.members, &mut progress);
-        plan.clean_run = progress.is_clean().then_some(run);
+        // Who had no part in it may have something of an earlier run under way still.
+        let everybody = run::active(&plan.sync) & !run::only_source(&plan.sync);
+        plan.clean_run = (progress.is_clean() && job.members & everybody == everybody).then_some(run);
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
         }

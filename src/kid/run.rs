@@ -158,6 +158,15 @@ pub(super) fn active(sync: &Sync) -> u64 {
     sync.members.iter().enumerate().filter(|(_, m)| m.db.active).fold(0, |bits, (i, _)| bits | (1 << i))
 }
 
+/// The source that receives nothing because there is no other, as a bit.
+pub(super) fn only_source(sync: &Sync) -> u64 {
+    let mut sources = sync.members.iter().enumerate().filter(|(_, m)| m.role == Role::Source).map(|(i, _)| 1 << i);
+    match (sources.next(), sources.next()) {
+        (Some(only), None) => only,
+        _ => 0,
+    }
+}
+
 /// Prepares the next attempt; the wait lets whoever won finish first.
 pub(super) fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Duration) {
     *care = next;
