@@ -30,17 +30,19 @@ impl Master {
     pub(super) fn take_kicks(&mut self) {
         let (db, generation) = (self.db, self.generation);
         let undone = shmem::with(|s| {
+            // Only a catalog that was read since those transactions ended can say what became of them, and that a sync is
+            // still paused.
+            let read = s.master(db).is_some_and(|m| m.generation == generation);
             for slot in s.syncs.iter_mut().filter(|y| y.db == db && y.kicked > y.begun) {
                 match self.entries.get_mut(&slot.sync) {
                     Some(entry) if entry.controller.active && !entry.controller.paused => entry.controller.kicked = true,
+                    Some(_) if !read => {}
                     Some(entry) if entry.controller.paused => fail_kicks(slot, "55000", "the sync is paused"),
                     Some(_) => fail_kicks(slot, "55000", "the sync is not active"),
                     // Not yet committed, or not yet read.
                     None => {}
                 }
             }
-            // Only when the catalog was read since those transactions ended can it say what became of them.
-            let read = s.master(db).is_some_and(|m| m.generation == generation);
             if read { super::notify::take_installed(s, db) } else { Vec::new() }
         });
         for (name, conninfo, sync) in undone {

@@ -78,7 +78,7 @@ def run_all(bench, args):
                 raise
             traceback.print_exc(file=sys.stdout)
             failed += 1
-            print(f"test {name} ... FAILED", flush=True)
+            print(f"test {name} ... FAILED {(time.monotonic() - began) * 1000:.0f} ms", flush=True)
         else:
             if args.smoke:
                 print(f"test {name} ... ok {(time.monotonic() - began) * 1000:.0f} ms", flush=True)

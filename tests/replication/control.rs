@@ -98,6 +98,18 @@ fn checktime_runs_without_a_kick() {
     wait_until("runs with nothing to do", || runs() > before + 1);
 }
 
+/// The master may have read the catalog while the sync was still paused.
+#[test]
+fn a_kick_right_after_a_resume_is_not_refused() {
+    let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let mut control = net.control();
+    for _ in 0..200 {
+        control.exec("SELECT bucardo.pause('s')");
+        control.exec("SELECT bucardo.resume('s')");
+        assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+    }
+}
+
 fn refused_until(net: &Net, state: &str, resume: &str) {
     net.wait_state(state);
     net.on("A").exec("INSERT INTO t SELECT coalesce(max(id), 0) + 1, 'x' FROM t");
