@@ -4,6 +4,7 @@ Two clocks: the wall, and the processor time of the processes that did the work.
 that others use too. Must never report a figure of members that turned out unequal.
 """
 
+import os
 import statistics
 import time
 
@@ -11,7 +12,9 @@ import pq
 from report import Results
 
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, a int NOT NULL, v text)"
-ROW = "SELECT g, g % 1000, 'row number ' || g"
+# Narrow rows, or as wide as BENCH_ROW_BYTES says: what an UPDATE costs beside a COPY depends on that.
+WIDTH = int(os.environ.get("BENCH_ROW_BYTES", "0"))
+ROW = "SELECT g, g % 1000, " + (f"repeat(md5(g::text), {max(WIDTH // 32, 1)})" if WIDTH else "'row number ' || g")
 
 
 class Skipped(Exception):
