@@ -146,6 +146,12 @@ impl Controller {
         troubles.filter_map(|(_, t)| t.as_ref().map(|t| t.next_try)).chain(timed).chain(whole).chain(held).min()
     }
 
+    /// Whether nothing runs, nobody is in trouble, and the last run that was started for changes found some.
+    pub fn is_at_rest(&self) -> bool {
+        let untroubled = self.whole.is_none() && self.troubled() == 0;
+        self.active && !self.paused && self.main.is_none() && self.recovering == 0 && untroubled && self.idle_runs == 0
+    }
+
     pub fn started(&mut self, job: Job) {
         if job.main {
             self.main = Some(job);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::main::{HISTORY, INSPECT, Master, Removal, Source, Step};
+use super::main::{Entry, HISTORY, INSPECT, Master, Removal, Source, Step};
 use super::upkeep::{self, BROKEN, LISTING, Listing, PURGE, RELEASE};
 use super::watch::News;
 use crate::capture::install;
@@ -28,6 +28,13 @@ impl Master {
             .collect();
         for (name, news) in heard {
             match news {
+                News::Woken => {
+                    if !self.starts_at_once(&name)
+                        && let Some(source) = self.sources.get_mut(&name)
+                    {
+                        source.watcher.look_soon();
+                    }
+                }
                 News::Pending(all) => {
                     all.iter().for_each(|(sync, member)| self.changed(sync, member));
                     if let Some(source) = self.sources.get_mut(&name) {
@@ -38,6 +45,20 @@ impl Master {
             }
         }
         self.hear_removals(now)
+    }
+
+    /// Something was committed on a source: where that can concern one sync only, and nothing is known that speaks against
+    /// it, its run starts without asking the source first.
+    fn starts_at_once(&mut self, source: &str) -> bool {
+        let captures = |e: &&mut Entry| e.sync.captures() && e.sync.sources().any(|m| m.db.name == source);
+        let mut concerned = self.entries.values_mut().filter(captures);
+        match (concerned.next(), concerned.next()) {
+            (Some(entry), None) if entry.sync.autokick && entry.controller.is_at_rest() => {
+                entry.controller.changed = true;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A receiver of a sync has something to be served.

@@ -48,6 +48,8 @@ enum Line {
 /// What the watcher tells the master.
 #[derive(Debug)]
 pub enum News {
+    /// A transaction that changed something captured has just committed on the source.
+    Woken,
     /// The receivers of syncs that have something to be served: (sync, receiver).
     Pending(Vec<(String, String)>),
     /// An upkeep statement ended; the first value that it answered.
@@ -66,6 +68,8 @@ pub struct Watcher {
     /// Whether to look for pending changes as soon as the line is free.
     look: bool,
     next_look: Instant,
+    /// Whether the last look was made because its time had come.
+    looked_in_time: bool,
     interval: Duration,
     failures: u32,
     only_upkeep: bool,
@@ -100,6 +104,7 @@ impl Watcher {
             upkeep: VecDeque::new(),
             look: true,
             next_look: now,
+            looked_in_time: true,
             interval: guc::poll_min(),
             failures: 0,
             only_upkeep: false,
@@ -178,10 +183,12 @@ impl Watcher {
 
     /// Goes on as far as possible without waiting.
     pub fn advance(&mut self, now: Instant) -> Vec<News> {
-        if let Wake::Shared(watching) = &self.wake {
-            self.look |= watching.take();
-        }
         let mut news = Vec::new();
+        if let Wake::Shared(watching) = &self.wake
+            && watching.take()
+        {
+            news.push(News::Woken);
+        }
         if let Err(error) = self.step(now, &mut news) {
             self.close(now, error, &mut news);
         }
@@ -308,7 +315,7 @@ impl Watcher {
             (0..rows.len()).filter(|i| rows.get(*i, 0).is_some()).map(|i| (rows.text(i, 0), rows.text(i, 1))).collect();
         self.bytes = rows.number(0, 2).unwrap_or(0);
         // Soon after a change the next one is likely.
-        self.interval = if all.is_empty() { (self.interval * 2).min(guc::poll_max()) } else { guc::poll_min() };
+        self.interval = interval_after(self.interval, !all.is_empty(), self.looked_in_time, guc::poll_min(), guc::poll_max());
         self.next_look = now + if matches!(self.wake, Wake::Poll) { self.interval } else { SAFETY_LOOK };
         news.push(News::Pending(all));
     }
@@ -327,6 +334,7 @@ impl Watcher {
         }
         if self.look || now >= self.next_look {
             self.look = false;
+            self.looked_in_time = now >= self.next_look;
             let sql = format!("SELECT * FROM bucardo.capture_pending({})", crate::ident::quote_literal(&self.control));
             self.send(Asked::Pending, sql)?;
             return Ok(true);
@@ -336,5 +344,31 @@ impl Watcher {
             return Ok(true);
         }
         Ok(false)
+    }
+}
+
+/// How long to wait until the next look: after a change the next one is likely soon. A look that was made because a run
+/// had ended (not `in_time`) says nothing of how often changes come, and must not slow the next ones down.
+fn interval_after(interval: Duration, found: bool, in_time: bool, min: Duration, max: Duration) -> Duration {
+    match (found, in_time) {
+        (true, _) => min,
+        (false, true) => (interval * 2).min(max),
+        (false, false) => interval,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polling_slows_down_at_rest_only() {
+        let ms = Duration::from_millis;
+        let after = |interval, found, in_time| interval_after(ms(interval), found, in_time, ms(20), ms(1000));
+        assert_eq!(after(1000, true, true), ms(20), "a change");
+        assert_eq!(after(20, false, true), ms(40), "nothing when it was time");
+        assert_eq!(after(640, false, true), ms(1000), "not above the most");
+        assert_eq!(after(20, false, false), ms(20), "nothing after the run that took it");
+        assert_eq!(after(1000, true, false), ms(20));
     }
 }
