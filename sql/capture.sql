@@ -97,7 +97,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 3 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 4 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -602,11 +602,14 @@ BEGIN
 END
 $body$;
 
--- The origins of deltas that are no news for a sync: what its own living sources wrote here through it.
+-- The origins of deltas that are no news for a sync: what its own living sources wrote here through it. Like all that each
+-- run calls in plpgsql, which keeps its plans; a function in SQL is planned at every call.
 CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT coalesce(array_agg(DISTINCT concat_ws(':', t.control, t.sync, m.name)), '{}') FROM bucardo.capture_track t,
-        LATERAL (VALUES (t.source), (t.member)) m(name) WHERE t.control = p_control AND t.sync = p_sync
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN (SELECT coalesce(array_agg(DISTINCT concat_ws(':', t.control, t.sync, m.name)), '{}') FROM bucardo.capture_track t,
+        LATERAL (VALUES (t.source), (t.member)) m(name) WHERE t.control = p_control AND t.sync = p_sync);
+END
 $body$;
 
 -- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
@@ -672,19 +675,23 @@ $body$;
 -- The captured tables that may have anything pending. What is pending on others is nothing, whoever asks. Only the plain
 -- capture's segments are asked one by one.
 CREATE OR REPLACE FUNCTION bucardo.capture_candidates() RETURNS SETOF bucardo.capture
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT k.* FROM bucardo.capture k
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY SELECT k.* FROM bucardo.capture k
      WHERE CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
         OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
-        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid))
+        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid));
+END
 $body$;
 
 -- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
 CREATE OR REPLACE FUNCTION bucardo.capture_served(p_capture integer) RETURNS TABLE (control text, sync text, member text, xmax bigint, xip bigint[])
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT t.control, t.sync, t.member, pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint,
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY SELECT t.control, t.sync, t.member, pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint,
            ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(t.served::pg_snapshot) x)
-      FROM bucardo.capture_sync s JOIN bucardo.capture_track t USING (control, sync) WHERE s.capture = p_capture
+      FROM bucardo.capture_sync s JOIN bucardo.capture_track t ON t.control = s.control AND t.sync = s.sync WHERE s.capture = p_capture;
+END
 $body$;
 
 -- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of all

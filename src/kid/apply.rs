@@ -11,7 +11,7 @@ use super::reading::Reading;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{Join, Window};
+use super::statements::{BY_INDEX, Join, Window};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::Sync;
@@ -221,6 +221,7 @@ impl<'a> Pass<'a> {
         source.pipeline_begin()?;
         let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
         source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
+        source.pipeline_add(BY_INDEX, &[], &[])?;
         for item in few {
             let params = [Some(self.window.xmax.as_bytes()), Some(self.window.xip.as_bytes())];
             source.pipeline_add(&item.reading().few(), &[], &params)?;
@@ -230,10 +231,11 @@ impl<'a> Pass<'a> {
 
     fn source_rows(&self, source: &mut Conn, work: &[Work]) -> Result<Vec<Rows>> {
         let mut rows = source.pipeline_collect()?;
-        if !rows.is_empty() {
-            shape::check_fingerprints(&rows.remove(0), work.iter().map(|w| w.table))?;
+        let answers = rows.split_off(rows.len().min(2));
+        if let Some(fingerprints) = rows.first() {
+            shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;
         }
-        Ok(rows)
+        Ok(answers)
     }
 
     /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
@@ -250,6 +252,7 @@ impl<'a> Pass<'a> {
                 conn.pipeline_add(lock, &[], &[])?;
             }
             conn.pipeline_add(HOLD, &[], &[Some(self.guard.as_bytes())])?;
+            conn.pipeline_add(BY_INDEX, &[], &[])?;
             let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
             conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
             if let Some(sql) = self.sequence_query {
@@ -263,7 +266,7 @@ impl<'a> Pass<'a> {
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
         let locks = if self.care.locked { work.len() } else { 0 };
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((2 + locks).min(answers.len())..);
+        let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));

@@ -6,6 +6,9 @@ use super::statements::{Join, Window, format_of, list};
 use crate::ident::{quote_ident, quote_literal};
 
 /// The condition of a window given as parameters: xmax, xip.
+/// The same where the planner shall not see the values, so that it keeps one plan for all of them.
+const BY_HIDDEN_PARAMETERS: &str =
+    "(xid >= (SELECT $1::pg_catalog.int8) OR xid = ANY ((SELECT $2::pg_catalog.int8[])::pg_catalog.int8[]))";
 const BY_PARAMETERS: &str = "(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_catalog.int8[]))";
 
 /// One table of a run: what is captured, and what is read from the source.
@@ -178,8 +181,8 @@ impl Reading<'_> {
         list(self.key.len(), one, " AND ")
     }
 
-    /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip. The key of
-    /// each row is looked up by the index whatever the planner thinks of the tables' sizes.
+    /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip. To be planned
+    /// after [`BY_INDEX`](super::statements::BY_INDEX): the plan is kept.
     pub fn few(&self) -> String {
         let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
         let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
@@ -188,7 +191,7 @@ impl Reading<'_> {
              LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
             fits = self.fits("r.alive"),
             keys = self.keys("k."),
-            distinct = self.distinct(BY_PARAMETERS),
+            distinct = self.distinct(BY_HIDDEN_PARAMETERS),
             only = self.source.only,
             on = self.matches(),
         )

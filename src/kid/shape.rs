@@ -165,7 +165,7 @@ pub type Shapes = HashMap<i32, Table>;
 
 /// The rows of the catalog that make up a table's shape, as one text per table. Changed by every ALTER TABLE that matters.
 const FINGERPRINT: &str = "SELECT a.attrelid, md5(string_agg(a.attnum || '.' || a.xmin::text, ',' ORDER BY a.attnum)) \
-    FROM pg_catalog.pg_attribute a WHERE a.attrelid = ANY ($1::pg_catalog.oid[]) AND a.attnum > 0 GROUP BY a.attrelid";
+    FROM pg_catalog.pg_attribute a WHERE a.attrelid = ANY ((SELECT $1::pg_catalog.oid[])::pg_catalog.oid[]) AND a.attnum > 0 GROUP BY a.attrelid";
 
 /// The equality operators of the columns of unique indexes, from the indexes' own operator classes.
 const EQUALS: &str = "SELECT DISTINCT i.indrelid, a.attname, n.nspname, o.oprname FROM pg_catalog.pg_index i, \
