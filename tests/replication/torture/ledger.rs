@@ -61,26 +61,38 @@ pub fn compare(world: &World) {
 /// Compares them at quiesce.
 pub fn balance(world: &World) {
     let m = &world.m;
-    let (mut written, mut replaced) = (HashSet::new(), HashSet::new());
+    let (mut written, mut replaced, mut defended) = (HashSet::new(), HashSet::new(), HashSet::new());
     for source in &m.sources {
         // A row that another one's change has touched, and whose value has stayed, is the same entry.
+        let ended = entries(m.on(source).query("SELECT old FROM ledger WHERE app AND new IS DISTINCT FROM old"));
         written.extend(entries(m.on(source).query("SELECT new FROM ledger WHERE app AND new IS DISTINCT FROM old")));
-        replaced.extend(entries(m.on(source).query("SELECT old FROM ledger WHERE app AND new IS DISTINCT FROM old")));
+        // What an application touched here won against its end elsewhere, if that was decided and is on record.
+        let touched = entries(m.on(source).query("SELECT new FROM ledger WHERE app AND new = old"));
+        let won = BOOKED.iter().flat_map(|(table, key)| recorded(world, table, key, Some(source)));
+        defended.extend(won.filter(|e| touched.contains(e) && !ended.contains(e)));
+        replaced.extend(ended);
     }
-    let (mut there, mut recorded) = (HashSet::new(), HashSet::new());
+    let (mut there, mut on_record) = (HashSet::new(), HashSet::new());
     for (table, key) in BOOKED {
-        let image = key.iter().map(|k| format!("r.value->>'{k}'")).collect::<Vec<_>>().join(", ");
         there
             .extend(entries(m.on("A").query(&format!("SELECT concat_ws('@', '{table}', {}, val) FROM {table}", key.join(", ")))));
-        recorded.extend(entries(m.control().query(&format!(
-            "SELECT DISTINCT concat_ws('@', '{table}', {image}, r.value->>'val') FROM bucardo.conflict c, jsonb_each(c.rows) r \
-             WHERE c.relation = 'public.{table}' AND jsonb_typeof(r.value) = 'object'"
-        ))));
+        on_record.extend(recorded(world, table, key, None));
     }
-    let lost = written.iter().filter(|e| !replaced.contains(*e) && !there.contains(*e) && !recorded.contains(*e));
+    let lost = written.iter().filter(|e| !replaced.contains(*e) && !there.contains(*e) && !on_record.contains(*e));
     expect_none(world, "written, replaced by nobody, and neither there nor in bucardo.conflict", lost);
-    expect_none(world, "replaced by an application, and there again", there.iter().filter(|e| replaced.contains(*e)));
+    let back = there.iter().filter(|e| replaced.contains(*e) && !defended.contains(*e));
+    expect_none(world, "replaced by an application, and there again", back);
     expect_none(world, "written by nobody, and there", there.iter().filter(|e| !written.contains(*e)));
+}
+
+/// The entries in recorded decisions: of all members, or those with which one has won.
+fn recorded(world: &World, table: &str, key: &[&str], winner: Option<&str>) -> HashSet<String> {
+    let image = key.iter().map(|k| format!("r.value->>'{k}'")).collect::<Vec<_>>().join(", ");
+    let which = winner.map_or_else(String::new, |name| format!("AND c.winner = '{name}' AND r.key = '{name}'"));
+    entries(world.m.control().query(&format!(
+        "SELECT DISTINCT concat_ws('@', '{table}', {image}, r.value->>'val') FROM bucardo.conflict c, jsonb_each(c.rows) r \
+         WHERE c.relation = 'public.{table}' AND jsonb_typeof(r.value) = 'object' {which}"
+    )))
 }
 
 fn expect_none<'a>(world: &World, what: &str, mut found: impl Iterator<Item = &'a String>) {
