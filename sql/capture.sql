@@ -188,15 +188,19 @@ BEGIN
 END
 $body$;
 
--- The statement that writes the keys of a query into a segment, in the body of a plain capture function: each as it is.
-CREATE OR REPLACE FUNCTION bucardo.capture_write_few(p_segment text, p_keys text, p_existed text) RETURNS text
+-- The statement that writes the key of a statement's only row into a segment, in the body of a plain capture function. It
+-- does nothing where there are none or several, and takes a transaction id only if it writes.
+CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_where text, p_existed text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format('
-                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+            INSERT INTO %s SELECT %s, pg_current_xact_id()::text::bigint, clock_timestamp(), NULL, %s FROM %s
+                WHERE %s(SELECT true FROM %s OFFSET 1 LIMIT 1) IS NULL;',
+        p_segment, p_keys, p_existed, p_rows, coalesce(p_where || ' AND ', ''), split_part(p_rows, ' ', 1))
 $body$;
 
--- The same for many keys: as arrays where there can be some. An array must stay far from what a value can hold, or the
--- application's statement would fail: a million keys of fixed width at once, a thousand of any other.
+-- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
+-- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
+-- thousand of any other.
 CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
     p_aggregates text, p_fixed boolean) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
@@ -213,7 +217,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
                 INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
                     FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
             p_segment, p_keys, p_existed, p_arrays, p_aggregates)
-        ELSE bucardo.capture_write_few(p_segment, p_keys, p_existed)
+        ELSE format('
+                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
     END
 $body$;
 
@@ -251,29 +256,29 @@ BEGIN
         END IF;
 $f$, segment, new_row, old_row, moved);
         ELSE
-            -- A statement of one row, which most are, is one INSERT: each costs as much as the row.
+            -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
             body := body || format($f$
-        IF TG_OP = 'INSERT' THEN
-            IF few THEN %1$s
-            ELSE %2$s
+        IF TG_OP = 'INSERT' THEN %1$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
+                tx := pg_current_xact_id()::text::bigint; %2$s
             END IF;
-        ELSIF TG_OP = 'UPDATE' THEN
-            IF few THEN %3$s
-            ELSE %4$s
+        ELSIF TG_OP = 'UPDATE' THEN %3$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
+                tx := pg_current_xact_id()::text::bigint; %4$s
                 %5$s
             END IF;
-        ELSE
-            IF few THEN %6$s
-            ELSE %7$s
+        ELSE %6$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_old) THEN
+                tx := pg_current_xact_id()::text::bigint; %7$s
             END IF;
         END IF;
-$f$, bucardo.capture_write_few(segment, created, 'NULL'),
+$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', NULL, 'NULL'),
                 bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
-                bucardo.capture_write_few(segment, format('%s UNION ALL SELECT %s FROM bucardo_old o, bucardo_new n WHERE NOT (%s)', created, old_columns, same), 'true'),
+                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', same, 'true'),
                 bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
                     old_columns, same), 'true', arrays, aggregates, fixed),
-                bucardo.capture_write_few(segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true'),
+                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', NULL, 'true'),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
     END LOOP;
@@ -282,29 +287,19 @@ $f$, bucardo.capture_write_few(segment, created, 'NULL'),
 DECLARE
     active bigint;
     tx bigint;
-    few boolean;
     skip bigint;
     written integer;
 BEGIN
-%3$s    tx := pg_current_xact_id()::text::bigint;
-%2$s    END IF;
+    active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
+%4$s%2$s    END IF;
     RETURN NULL;
 EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
     OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
     RETURN NULL;
 END
-$f$, p_capture.relid, body, CASE WHEN NOT p_capture.by_row THEN format($f$
-    IF TG_OP = 'DELETE' THEN
-        SELECT c.n = 1, s.last_value INTO few, active FROM (SELECT count(*) AS n FROM (SELECT FROM bucardo_old LIMIT 2) x) c, %1$s s WHERE c.n > 0;
-    ELSE
-        SELECT c.n = 1, s.last_value INTO few, active FROM (SELECT count(*) AS n FROM (SELECT FROM bucardo_new LIMIT 2) x) c, %1$s s WHERE c.n > 0;
-    END IF;
-    -- Nothing changed: no transaction id is taken for it.
-    IF few IS NULL THEN RETURN NULL; END IF;
-$f$, p_capture.active::regclass) ELSE format($f$
-    SELECT last_value INTO active FROM %s;
-$f$, p_capture.active::regclass) END);
+$f$, p_capture.relid, body, p_capture.active::regclass,
+        CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END);
 END
 $body$;
 
