@@ -101,6 +101,29 @@ fn a_target_that_is_away_gets_the_winners() {
     assert_eq!(m.on("T").one("SELECT string_agg(DISTINCT val, ' ' ORDER BY val) FROM t WHERE id <= 15"), "A4 B4");
 }
 
+/// The row that lost was there on the target before it went away: its removal waits for it.
+#[test]
+fn a_row_that_lost_by_a_unique_value_goes_from_who_was_away() {
+    let m = Plan::new(2).targets(2).place(Place::Apart).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, val text)");
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t VALUES (1, 'one', 'start'), (2, 'two', 'start'), (3, 'three', 'start')");
+    m.settle(&["t"]);
+    m.server_of("T").stop(Stop::Fast);
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[
+        ("A", "UPDATE t SET u = 'new', val = 'A' WHERE id = 1"),
+        ("B", "UPDATE t SET u = 'new', val = 'B' WHERE id = 2"),
+    ]);
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_equal("t", &["B", "U"]);
+    m.wait_state("stalled");
+    m.server_of("T").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(concat_ws(' ', id, u, val), ', ' ORDER BY id) FROM t", "2 new B, 3 three start");
+    assert_eq!(m.count_conflicts("true"), 1);
+}
+
 /// A delivers to B while C and T are away, and never comes back: B has it for the others.
 #[test]
 fn what_a_lost_source_gave_to_some_reaches_the_rest() {
