@@ -212,16 +212,22 @@ impl Reading<'_> {
         )
     }
 
-    /// The rows of given keys as JSON: the key's place, the key as an object, the row or null. Parameters: for each key
-    /// column the texts of its values, as an array.
-    pub fn as_json(&self) -> String {
+    /// The rows of given keys as JSON: the key's place, the key as an object (null if it is not `told`), the row or null.
+    /// Parameters: for each key column the texts of its values, as an array.
+    pub fn as_json(&self, told: bool) -> String {
         let n = self.key.len();
         let typed = |i: usize| format!("u.t{0}::{1} AS k{0}", i + 1, self.key_type(i));
         format!(
-            "SELECT k.ord, pg_catalog.json_build_object({object}), r.image FROM (SELECT {typed}, u.ord FROM \
+            "SELECT k.ord, {object}, r.image FROM (SELECT {typed}, u.ord FROM \
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
              LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
-            object = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", "),
+            object = match told {
+                true => {
+                    let pairs = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", ");
+                    format!("pg_catalog.json_build_object({pairs})")
+                }
+                false => "NULL".into(),
+            },
             typed = list(n, typed, ", "),
             params = list(n, |i| format!("${}::pg_catalog.text[]", i + 1), ", "),
             texts = list(n, |i| format!("t{}", i + 1), ", "),

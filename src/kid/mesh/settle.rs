@@ -105,9 +105,9 @@ struct Asked {
 
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
 const PORTION: usize = 250;
-const MOST: usize = 10_000;
+const MOST: usize = 2000;
 /// So many decisions are recorded without waiting for the rest.
-const MANY: usize = 2000;
+const MANY: usize = 1000;
 
 /// How a conflict was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,12 +206,16 @@ impl Mesh<'_> {
             }
         }
         let mut whom: Vec<(usize, Vec<usize>)> = Vec::new();
+        // One of them tells how the key reads.
+        let mut told = vec![false; conflicts.len()];
         for at in self.sources() {
             let index = self.members[at].index;
             let mine: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
             if !mine.is_empty() {
                 let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
-                self.ask_rows(at, relation, &keys)?;
+                let tells = mine.iter().any(|i| !told[*i]);
+                mine.iter().for_each(|i| told[*i] = true);
+                self.ask_rows(at, relation, &keys, tells)?;
                 whom.push((at, mine));
             }
         }
@@ -224,7 +228,9 @@ impl Mesh<'_> {
         for (at, mine) in whom {
             let name = self.name(at).to_string();
             for (i, (key, image)) in mine.into_iter().zip(self.take_rows(at)) {
-                conflicts[i].key_json = key.unwrap_or_default();
+                if let Some(key) = key {
+                    conflicts[i].key_json = key;
+                }
                 conflicts[i].rows.push((name.clone(), image));
             }
         }
@@ -236,7 +242,7 @@ impl Mesh<'_> {
     fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
         for (winner, wanted) in std::mem::take(&mut outcome.wanted) {
             let Some(at) = self.place(winner) else { continue };
-            self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| key.as_slice()).collect::<Vec<_>>())?;
+            self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| key.as_slice()).collect::<Vec<_>>(), false)?;
             for ((key, mut decision), (_, row)) in wanted.into_iter().zip(self.take_rows(at)) {
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
                 outcome.decisions.push(decision);
@@ -273,9 +279,9 @@ impl Mesh<'_> {
         }
     }
 
-    /// Asks a source for the rows of keys as JSON.
-    pub(super) fn ask_rows(&mut self, at: usize, relation: i32, keys: &[&[String]]) -> Result<(), Broken> {
-        let sql = self.any_reading(at, relation, |reading| reading.as_json())?;
+    /// Asks a source for the rows of keys as JSON, and for the keys themselves if it `tells` them.
+    pub(super) fn ask_rows(&mut self, at: usize, relation: i32, keys: &[&[String]], tells: bool) -> Result<(), Broken> {
+        let sql = self.any_reading(at, relation, |reading| reading.as_json(tells))?;
         let n = keys.first().map_or(0, |k| k.len());
         let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
         let params: Vec<Option<&[u8]>> = arrays.iter().map(|a| Some(a.as_bytes())).collect();

@@ -180,7 +180,7 @@ impl Mesh<'_> {
     /// A row of a source as JSON, with its key.
     pub(super) fn image_of(&mut self, index: usize, relation: i32, key: &[String]) -> Result<Image, Broken> {
         let Some(at) = self.place(index) else { return Ok((None, None)) };
-        self.ask_rows(at, relation, &[key])?;
+        self.ask_rows(at, relation, &[key], true)?;
         Ok(self.take_rows(at).into_iter().next().unwrap_or_default())
     }
 
