@@ -1,6 +1,7 @@
 //! The first step of a run: what is pending on the source, for whom, in which window. Opens the source's transaction
 //! and takes its snapshot, which is also the place up to which the receivers will have been served.
 
+use super::flush;
 use super::shape::Shapes;
 use super::statements::Window;
 use crate::catalog::sync::Sync;
@@ -38,6 +39,8 @@ pub struct Group {
 /// What the source has.
 pub struct Gathered {
     pub snapshot: String,
+    /// See [`flush::wait`].
+    pub unflushed: Option<String>,
     pub groups: Vec<Group>,
     pub sequences: Option<Rows>,
 }
@@ -76,7 +79,7 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
     let who = [Some(asker.control.as_bytes()), Some(captured.as_bytes()), Some(names[asker.source].as_bytes())];
     conn.pipeline_begin()?;
     conn.pipeline_add(begin(sync), &[], &[])?;
-    conn.pipeline_add("SELECT pg_catalog.pg_current_snapshot()", &[], &[])?;
+    conn.pipeline_add(&format!("SELECT pg_catalog.pg_current_snapshot(), {}", flush::COLUMNS), &[], &[])?;
     conn.pipeline_add(TRACK, &[], &who)?;
     conn.pipeline_add(CHANGES, &[], &[who[0], who[1], who[2], Some(array.as_bytes())])?;
     if let Some(sql) = sequences {
@@ -92,7 +95,7 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
         return Err(Error::internal(WANTS_COPY));
     }
     let groups = groups(sync, members, &track, &changes, shapes)?;
-    Ok(Gathered { snapshot: snapshot.text(0, 0), groups, sequences: answers.next() })
+    Ok(Gathered { snapshot: snapshot.text(0, 0), unflushed: flush::unflushed(&snapshot, 1), groups, sequences: answers.next() })
 }
 
 const WANTS_COPY: &str = "a receiver gets whole tables";

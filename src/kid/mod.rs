@@ -3,6 +3,7 @@
 pub mod apply;
 mod bring;
 pub mod copy;
+mod flush;
 pub mod gather;
 pub mod hook;
 pub mod main;

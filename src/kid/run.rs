@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::apply::{self, Counts, Pass, Receiver};
 use super::copy;
+use super::flush;
 use super::gather::{self, Asker, Gathered, Group};
 use super::members::{self, Pool, Session};
 use super::mend;
@@ -230,7 +231,7 @@ fn one_attempt(
     for group in &gathered.groups {
         let (mut mine, others): (Vec<_>, Vec<_>) = receivers.into_iter().partition(|r| group.members & r.bit() != 0);
         receivers = others;
-        let result = serve(plan, &shapes, &gathered, group, care, &mut from, &mut mine, progress);
+        let result = serve(plan, pool, &shapes, &gathered, group, care, &mut from, &mut mine, progress);
         let committed = result.map_err(fail)?;
         served |= committed;
         for receiver in mine {
@@ -289,6 +290,7 @@ fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>
 #[expect(clippy::too_many_arguments, reason = "the parts of one run, each by its name")]
 fn serve(
     plan: &mut Plan,
+    pool: &mut Pool,
     shapes: &Shapes,
     gathered: &Gathered,
     group: &Group,
@@ -324,6 +326,10 @@ fn serve(
     };
     pass.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
     progress.phase(Phase::Commit);
+    if let Some(lsn) = &gathered.unflushed {
+        let source = plan.sync.members.iter().find(|m| m.role == Role::Source);
+        source.map_or(Ok(()), |m| flush::wait(&mut from.conn, pool, &m.db, lsn))?;
+    }
     let committed = commit(receivers)?;
     for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
         if let Some(state) = &sequences {

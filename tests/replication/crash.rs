@@ -12,6 +12,8 @@ const T: &str = "CREATE TABLE t (id bigint PRIMARY KEY, v text)";
 
 /// Writes rows to A in small transactions while `scenario` does its worst; the source may be gone for a while. Every
 /// acknowledged row must be there at the end (a row whose commit was not acknowledged may or may not be).
+for_both!(a_source_falls_over_right_after_it_was_served);
+
 fn under_load(net: &Net, scenario: impl FnOnce()) {
     let over = AtomicBool::new(false);
     let acknowledged = AtomicI64::new(0);
@@ -131,6 +133,29 @@ fn every_server_is_restarted_at_once_under_load() {
             server.restart(Stop::Immediate);
         }
     });
+}
+
+/// The application does not wait for the disk, and the source falls over before that has what the target took: then both
+/// have it, or neither. Afterwards the source gives the same transaction numbers to other transactions.
+fn a_source_falls_over_right_after_it_was_served(capture: Capture) {
+    let net = Net::apart(capture, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    net.server_of("A").configure("wal_writer_delay = 10s\nautovacuum = off\ncheckpoint_timeout = 1h");
+    net.server_of("A").restart(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    let mut a = net.on("A");
+    for id in 10..20 {
+        a.exec(&format!("BEGIN; INSERT INTO t VALUES ({id}); ROLLBACK"));
+        a.exec(&format!("SET synchronous_commit = off; INSERT INTO t VALUES ({id})"));
+    }
+    net.wait_sql("B", "the last one", "SELECT EXISTS (SELECT FROM t WHERE id = 19)");
+    net.server_of("A").restart(Stop::Immediate);
+    assert_eq!(net.on("A").one("SELECT count(*) FROM t"), "11");
+    for id in 20..40 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id})"));
+    }
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT count(*) FROM t"), "31");
 }
 
 #[test]

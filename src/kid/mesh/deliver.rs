@@ -15,7 +15,7 @@ use crate::kid::gather::text_array;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
-use crate::kid::{progress as track, sequence, who};
+use crate::kid::{flush, progress as track, sequence, who};
 use crate::libpq::{Conn, Rows};
 use crate::master::slot::Phase;
 
@@ -27,10 +27,6 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
 /// Tables whose file is not the one that this transaction's snapshot knows.
 const REPLACED: &str = "SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c WHERE c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) \
     AND c.oid IN (SELECT o FROM unnest($1::pg_catalog.oid[]) o UNION SELECT p.relid FROM unnest($1::pg_catalog.oid[]) o, pg_catalog.pg_partition_tree(o) p)";
-const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
-/// A commit that waits for the disk takes everything before it along.
-const FLUSH: &str =
-    "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'bucardo', ''); COMMIT";
 /// How many rows are written by one round trip.
 const AT_ONCE: usize = 500;
 
@@ -431,23 +427,12 @@ impl Mesh<'_> {
         Ok(committed)
     }
 
-    /// Waits until what was read of the sources is on their disks. A source that falls over would else forget what others
-    /// say they have, and give the same transaction numbers to changes that then nobody would look for.
+    /// Waits until what was read of the sources is on their disks.
     fn flush(&mut self, pool: &mut Pool) -> Result<(), Broken> {
         for at in self.sources() {
             let Some(lsn) = self.offers[at].as_ref().filter(|o| o.has_news()).and_then(|o| o.unflushed.clone()) else { continue };
-            let flushed = self.members[at].attempt(|conn| conn.query_params(FLUSHED, &[Some(&lsn)]));
-            if flushed.is_none_or(|rows| rows.bool(0, 0)) {
-                continue;
-            }
-            // The run's own transaction cannot: it commits only with the others.
             let db = &self.plan.sync.members[self.members[at].index].db;
-            let done = pool.take_beside(db).and_then(|mut session| {
-                session.conn.query(FLUSH)?;
-                pool.give_back(session);
-                Ok(())
-            });
-            self.members[at].attempt(|_| done);
+            self.members[at].attempt(|conn| flush::wait(conn, pool, db, &lsn));
         }
         self.check()
     }

@@ -17,15 +17,13 @@ use crate::kid::renew;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::run::{Failure, Plan};
-use crate::kid::who;
+use crate::kid::{flush, who};
 use crate::libpq::Rows;
 
-/// A member's snapshot, who it is, whether it keeps the times of commits, and how far its log must be on the disk before
-/// what this snapshot sees cannot be undone.
+/// A member's snapshot, who it is, whether it keeps the times of commits; then come [`flush::COLUMNS`].
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
-    pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool, \
-    pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
+    pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
 /// Whoever waits here holds rows on other members meanwhile, so it must not wait for long.
 const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
@@ -137,7 +135,7 @@ impl<'a> Mesh<'a> {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
                 conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
-                conn.pipeline_add(HERE, &[], &[])?;
+                conn.pipeline_add(&format!("{HERE}, {}", flush::COLUMNS), &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
                     conn.pipeline_add(PROGRESS, &[], &who)?;
@@ -178,7 +176,7 @@ impl<'a> Mesh<'a> {
                 snapshot: mine.here.text(0, 0),
                 identity: mine.here.text(0, 1),
                 commit_times: mine.here.bool(0, 2),
-                unflushed: (!mine.here.bool(0, 4)).then(|| mine.here.text(0, 3)),
+                unflushed: flush::unflushed(&mine.here, 3),
                 settled: mine.settled.as_ref().map(|rows| settled(rows, &self.plan.sync)).transpose()?.unwrap_or_default(),
                 ..Offer::default()
             };
