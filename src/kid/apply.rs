@@ -11,7 +11,7 @@ use super::reading::Reading;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{BY_INDEX, Join, Window};
+use super::statements::{AS_BEFORE, BY_INDEX, Join, Window};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::Sync;
@@ -252,7 +252,6 @@ impl<'a> Pass<'a> {
                 conn.pipeline_add(lock, &[], &[])?;
             }
             conn.pipeline_add(HOLD, &[], &[Some(self.guard.as_bytes())])?;
-            conn.pipeline_add(BY_INDEX, &[], &[])?;
             let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
             conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
             if let Some(sql) = self.sequence_query {
@@ -266,7 +265,7 @@ impl<'a> Pass<'a> {
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
         let locks = if self.care.locked { work.len() } else { 0 };
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((3 + locks).min(answers.len())..);
+        let mut answers = answers.drain((2 + locks).min(answers.len())..);
         let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
@@ -424,12 +423,12 @@ pub fn write_few(item: &Work, rows: &Rows, which: &[usize], receivers: &mut [Rec
         match receiver.session.conn.pipeline_collect() {
             Ok(answers) => {
                 let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
-                let split = gone.len().min(answers.len());
-                receiver.counts.deletes += written(&answers[..split]);
-                receiver.counts.upserts += written(&answers[split..]);
+                let (deletes, upserts) = answers.split_at((1 + gone.len()).min(answers.len()));
+                receiver.counts.deletes += written(deletes);
+                receiver.counts.upserts += written(upserts);
             }
             Err(error) => {
-                let at = receiver.session.conn.failed_at;
+                let at = receiver.session.conn.failed_at.saturating_sub(1);
                 let per_row = if item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 };
                 let row = if at < gone.len() { gone.get(at) } else { alive.get((at - gone.len()) / per_row) };
                 let key = row.map_or_else(String::new, |row| key_text(item, rows, *row));
@@ -456,6 +455,7 @@ struct Few {
 impl Few {
     fn send(&self, conn: &mut Conn, rows: &Rows, keys: usize, gone: &[usize], alive: &[usize]) -> Result<()> {
         conn.pipeline_begin()?;
+        conn.pipeline_add(BY_INDEX, &[], &[])?;
         for row in gone {
             let key: Vec<Option<&[u8]>> = (0..keys).map(|c| rows.bytes(*row, c)).collect();
             conn.pipeline_add(&self.delete, &self.types[..keys], &key)?;
@@ -468,6 +468,7 @@ impl Few {
             }
             conn.pipeline_add(&self.insert, &self.types, &values)?;
         }
+        conn.pipeline_add(AS_BEFORE, &[], &[])?;
         conn.pipeline_send()
     }
 }

@@ -28,6 +28,7 @@ impl Window {
 /// For statements about one key whose plans are kept: a plan that was made while the table was small must not scan it
 /// when it has grown.
 pub const BY_INDEX: &str = "SET LOCAL enable_seqscan = off";
+pub const AS_BEFORE: &str = "SET LOCAL enable_seqscan = DEFAULT";
 
 /// How changed keys find their rows. The planner knows nothing of our tables (they are never analyzed) and chooses badly;
 /// the run knows how many keys there are.

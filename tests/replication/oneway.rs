@@ -172,6 +172,30 @@ fn values_of_a_secondary_unique_index_swap() {
     net.wait_state("good|empty");
 }
 
+/// Statements about single rows keep their plans: made while the tables were small, they must not scan them later.
+#[test]
+fn a_table_that_has_grown_is_not_scanned_for_single_rows() {
+    let net = Net::together_with(Capture::Native, 1, "autovacuum = off").with_table(T, "public.t");
+    net.everywhere("INSERT INTO t SELECT g, 'old' FROM generate_series(1, 5) g; ANALYZE t");
+    let touch = |round: i32| {
+        net.on("A").exec(&format!("UPDATE t SET n = {round} WHERE id = 1 + {round} % 5"));
+        net.kick();
+    };
+    (0..12).for_each(touch);
+    net.on("A").exec("INSERT INTO t SELECT g, 'new' FROM generate_series(6, 5000) g");
+    net.kick();
+    let scans = |member| net.on(member).number("SELECT pg_stat_get_numscans('t'::regclass) FROM pg_stat_force_next_flush()");
+    for member in ["A", "B"] {
+        let looked_up = |at: &str| net.on(at).number("SELECT pg_stat_get_numscans('t_pkey'::regclass)");
+        // What a session has counted is seen later: when the look-ups of the last rounds are, so are scans before them.
+        let (before, found) = (scans(member), looked_up(member));
+        (0..12).for_each(touch);
+        net.wait_sql(member, "the look-ups", &format!("SELECT pg_stat_get_numscans('t_pkey'::regclass) >= {found} + 12"));
+        assert!(scans(member) - before <= 1, "{member} was scanned");
+    }
+    net.settle(&["t"]);
+}
+
 #[test]
 fn a_reader_sees_all_of_a_run_or_nothing() {
     let net = Net::together(Capture::Native, 1);
