@@ -144,7 +144,10 @@ fn master_state() -> TableIterator<'static, (name!(running, bool), name!(trouble
         true => {
             let db = shmem::my_database();
             let (pid, trouble) = shmem::read(|s| {
-                s.masters.iter().find(|m| m.db == db).map_or((0, crate::master::slot::Text::EMPTY), |m| (m.pid, m.trouble))
+                s.masters
+                    .iter()
+                    .find(|m| m.db == db)
+                    .map_or((0, crate::master::slot::Text::EMPTY), |m| (if m.for_drop { 0 } else { m.pid }, m.trouble))
             });
             (pid != 0, (!trouble.is_empty()).then(|| trouble.get().to_string()))
         }

@@ -160,8 +160,11 @@ pub fn is_missing(error: &Error) -> bool {
     matches!(error.code.as_str(), "3F000" | "42P01" | "42883")
 }
 
-/// Takes all capture of a control database off a member.
-pub fn uninstall_control(conn: &mut Conn, control: &str) -> Result<()> {
-    conn.query(&format!("SELECT bucardo.capture_forget({}, NULL)", quote_literal(control)))?;
-    conn.query(REMOVE_SCRIPT).map(drop)
+/// Takes all capture of a control database off a member. False: some tables are busy, and have it still.
+pub fn uninstall_control(conn: &mut Conn, control: &str) -> Result<bool> {
+    let busy = conn.query(&format!("SELECT bucardo.capture_forget({}, NULL)", quote_literal(control)))?.number::<i64>(0, 0);
+    if busy.unwrap_or(0) != 0 {
+        return Ok(false);
+    }
+    conn.query(REMOVE_SCRIPT).map(|_| true)
 }

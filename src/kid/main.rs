@@ -75,6 +75,8 @@ fn kid_gone(slot: usize) {
             kid.report = Report {
                 outcome: Outcome::Bad,
                 whole: true,
+                lost: kid.run,
+                since: kid.since,
                 sqlstate: *b"57P01",
                 message: Text::new("the kid was ended during the run"),
                 ..Report::NONE

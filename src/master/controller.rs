@@ -48,6 +48,8 @@ pub fn back_off(attempts: u32, min: Duration, max: Duration) -> Duration {
 
 /// The wait after a first run that was started for changes and found none.
 const IDLE_MIN: Duration = Duration::from_millis(20);
+/// The longest such wait: a change that comes meanwhile waits as long.
+const IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// The state of one sync.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Controller {
     /// How many runs in a row were started for changes and found none, and until when the next such run waits.
     idle_runs: u32,
     hold: Instant,
+    /// Whether the running main run was started for changes alone.
+    for_changes: bool,
 }
 
 impl Controller {
@@ -91,6 +95,7 @@ impl Controller {
             last_run: now,
             idle_runs: 0,
             hold: now,
+            for_changes: false,
         }
     }
 
@@ -155,6 +160,7 @@ impl Controller {
     pub fn started(&mut self, job: Job) {
         if job.main {
             self.main = Some(job);
+            self.for_changes = self.changed && !self.kicked;
             self.changed = false;
             self.kicked = false;
         } else {
@@ -168,8 +174,13 @@ impl Controller {
             self.main = None;
             self.last_run = now;
             // Who says that something is pending may be wrong for a while; that must not keep a kid busy.
-            self.idle_runs = if report.idle && !report.whole { self.idle_runs + 1 } else { 0 };
-            self.hold = if self.idle_runs == 0 { now } else { now + back_off(self.idle_runs, IDLE_MIN, max) };
+            if !report.idle || report.whole {
+                self.idle_runs = 0;
+                self.hold = now;
+            } else if self.for_changes {
+                self.idle_runs += 1;
+                self.hold = now + back_off(self.idle_runs, IDLE_MIN, IDLE_MAX);
+            }
         } else {
             self.recovering &= !job.members;
         }
@@ -381,6 +392,25 @@ mod tests {
         }
         c.kicked = true;
         assert!(c.due(now).is_some());
+    }
+
+    #[test]
+    fn kicks_that_find_nothing_hold_up_no_change() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.checktime = Some(Duration::from_secs(1));
+        let idle = Report { idle: true, ..report(Outcome::Empty, 0, 0) };
+        let mut at = now;
+        for round in 0..40 {
+            at += Duration::from_secs(1);
+            c.kicked = round % 2 == 0;
+            let job = c.due(at).unwrap();
+            c.started(job);
+            c.finished(job, &idle, at, MIN, MAX);
+        }
+        assert!(c.is_at_rest());
+        c.changed = true;
+        assert!(c.due(at).is_some());
     }
 
     #[test]

@@ -38,16 +38,21 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
     worker::start(None);
     let (_, procno) = worker::me();
     shmem::with(|s| s.launcher = procno);
-    let scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", 0);
-    if scout.is_none() {
-        pgrx::warning!("bucardo: no background worker slot is free to look for control databases: raise max_worker_processes");
-        latch::wait(None, Some(RESTART_MAX));
-        worker::exit(1);
-    }
     let mut masters: HashMap<u32, Started> = HashMap::new();
     let mut troubles: HashMap<u32, Trouble> = HashMap::new();
+    let mut scout: Option<DynamicBackgroundWorker> = None;
+    let mut scout_after = Instant::now();
     loop {
         worker::reload_if_asked();
+        if scout.is_none() && latch::left(scout_after).is_none() {
+            scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", 0);
+            if scout.is_none() {
+                pgrx::warning!(
+                    "bucardo: no background worker slot is free to look for control databases: raise max_worker_processes"
+                );
+                scout_after = Instant::now() + RESTART_MAX;
+            }
+        }
         let wait = keep(&mut masters, &mut troubles, Instant::now());
         // A worker without a database is not told when its children end, so it looks.
         latch::wait(None, Some(wait.map_or(LOOK, |w| w.min(LOOK))));

@@ -8,6 +8,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
+use super::farewell::{self, DropAwaited};
 use super::identity;
 use super::kids::{Kids, Manners};
 use super::notify;
@@ -15,13 +16,13 @@ use super::publish::{fail_kicks, wake_waiters};
 use super::slot::{Outcome, Report, Text};
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
-use crate::capture::install;
 use crate::catalog;
+use crate::catalog::db::Db;
 use crate::catalog::sync::{Role, Sync};
 use crate::error::Result;
 use crate::fault;
 use crate::guc::{self, LogLevel};
-use crate::libpq::{Conn, Conninfo, Target};
+use crate::libpq::{Conninfo, Target};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
@@ -83,6 +84,10 @@ pub(super) struct Master {
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
     pub(super) swept: bool,
+    /// All members, also those that are inactive or in no sync: they may have something of ours.
+    pub(super) members: Vec<Db>,
+    /// Set when it only waits for the extension to be dropped.
+    pub(super) for_drop: Option<DropAwaited>,
 }
 
 #[pg_guard]
@@ -98,6 +103,7 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
         let master = &mut s.masters[slot];
         master.pid = pid;
         master.procno = procno;
+        master.loaded = false;
     });
     match xact::caught(|| Master::new(slot, db)) {
         Ok(Some(mut master)) => loop {
@@ -147,14 +153,14 @@ fn master_gone(slot: usize) {
 }
 
 /// Whether the extension is in this database; cleans the launcher's mark when not.
-fn extension_here() -> Result<bool> {
+pub(super) fn extension_here() -> Result<bool> {
     xact::transaction(|| Ok(spi::value::<i32>("SELECT 1 FROM pg_catalog.pg_extension WHERE extname = 'bucardo'", &[])?.is_some()))
 }
 
 impl Master {
     fn new(slot: usize, db: u32) -> Result<Option<Self>> {
         if !extension_here()? {
-            forget_database()?;
+            farewell::forget_database()?;
             return Ok(None);
         }
         let (control, stopped, database) = xact::transaction(|| {
@@ -162,7 +168,8 @@ impl Master {
             let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
             Ok((catalog::control_id()?, stopped, database))
         })?;
-        if stopped {
+        let for_drop = shmem::read(|s| s.masters[slot].for_drop);
+        if stopped && !for_drop {
             return Ok(None);
         }
         if let Some(why) = xact::transaction(identity::refusal)? {
@@ -186,6 +193,8 @@ impl Master {
             kids: Kids::new(db, database, now),
             history_at: now + HISTORY,
             swept: false,
+            members: Vec::new(),
+            for_drop: (stopped && for_drop).then_some(DropAwaited::Since(now)),
         }))
     }
 
@@ -202,12 +211,17 @@ impl Master {
             return self.stop();
         }
         if held {
+            // Whoever waits for a DROP has seen it begin, and need not wait for another.
+            self.for_drop = self.for_drop.map(|_| DropAwaited::Begun);
             self.kids.end_all(now);
             latch::wait(None, Some(Duration::from_millis(100)));
             return Ok(());
         }
         if generation != self.generation {
             self.reload(generation, now)?;
+        }
+        if let Some(awaited) = self.for_drop {
+            return self.await_drop(awaited, now);
         }
         self.take_kicks();
         self.hear(now)?;
@@ -239,9 +253,15 @@ impl Master {
         if !extension_here()? {
             return self.farewell();
         }
+        if xact::transaction(catalog::control_id)? != self.control {
+            return self.hand_over();
+        }
+        if self.for_drop.is_some() {
+            return self.learn_members(generation);
+        }
         fault::point("master.before_reload")?;
         let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
-        self.generation = generation;
+        self.learn_members(generation)?;
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {
             self.kids.cancel(*id);
@@ -384,6 +404,9 @@ impl Master {
         fault::point("master.before_report")?;
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         entry.controller.finished(job, report, now, guc::retry_min(), guc::retry_max());
+        if report.lost != 0 {
+            upkeep::record_lost(&entry.sync, report)?;
+        }
         if job.main {
             entry.last = report.outcome;
         }
@@ -436,45 +459,9 @@ impl Master {
         let idle = self.history_at.min(next.unwrap_or(self.history_at));
         latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));
     }
-
-    /// The extension was dropped: take capture off every member that can be reached, and end.
-    fn farewell(&mut self) -> Result<()> {
-        while !self.kids.end_all(Instant::now()) {
-            latch::wait(None, Some(Duration::from_millis(20)));
-        }
-        for source in self.sources.values() {
-            let opened = Conn::open(&source.watcher.target, "bucardo master", guc::connect_timeout().min(Duration::from_secs(5)));
-            let removed = opened.and_then(|mut conn| install::uninstall_control(&mut conn, &self.control));
-            match removed {
-                Err(e) if !install::is_missing(&e) => {
-                    pgrx::warning!("bucardo: capture was left on a member: {e}")
-                }
-                _ => {}
-            }
-        }
-        forget_database()?;
-        shmem::with(|s| {
-            s.keep_syncs(self.db, &[]);
-            s.masters[self.slot].wanted = false;
-        });
-        worker::exit(0)
-    }
 }
 
 /// A stored conninfo; the empty one means this database.
 pub(super) fn conninfo_of(text: &str) -> Result<Conninfo> {
     if text.trim().is_empty() { xact::transaction(catalog::db::own_conninfo) } else { Conninfo::parse(text) }
-}
-
-/// Takes the launcher's mark off this database.
-fn forget_database() -> Result<()> {
-    xact::transaction(|| {
-        let sql = spi::value::<String>(
-            "SELECT pg_catalog.format('ALTER DATABASE %I RESET bucardo.master', d.datname) FROM pg_catalog.pg_database d \
-             JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0 \
-             WHERE d.datname = pg_catalog.current_database() AND s.setconfig::text ~ 'bucardo[.]master'",
-            &[],
-        )?;
-        sql.map_or(Ok(()), |sql| spi::execute(&sql, &[]).map(drop))
-    })
 }

@@ -2,6 +2,7 @@
 //! master, with one `controller` per sync; `watch` hears of changes at the sources, `kids` does what is due.
 
 pub mod controller;
+mod farewell;
 mod hear;
 pub mod identity;
 pub mod kids;

@@ -99,6 +99,8 @@ pub fn take_installed(shared: &mut Shared, db: u32) -> Vec<(String, String, Stri
     all
 }
 
+/// How long DROP waits for a stopped master to learn the members.
+const LEARN_WAIT: Duration = Duration::from_secs(5);
 /// How long DROP waits for our workers to end.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
@@ -109,9 +111,10 @@ pub fn before_utility(statement: &Statement) {
         Statement::DropExtension => {
             let db = shmem::my_database();
             let (pid, _) = worker::me();
-            let known = shmem::with(|s| s.master(db).map(|m| m.held_by = pid).is_some());
-            if known {
+            if shmem::is_loaded() {
                 at_end();
+                await_master(db);
+                shmem::with(|s| s.master(db).map(|m| m.held_by = pid));
                 HOLDING.set(true);
                 end_workers(db, false);
             }
@@ -141,6 +144,37 @@ pub fn after_utility(statement: &Statement) {
         Statement::CommitPrepared => shmem::committed(shmem::my_database()),
         Statement::DropExtension => {}
     }
+}
+
+/// Where the master was stopped it is started once more, to learn who must be told that the extension is gone.
+fn await_master(db: u32) {
+    // Without members there is nobody to be told.
+    if !matches!(spi::value::<bool>("SELECT EXISTS (SELECT FROM bucardo.db)", &[]), Ok(Some(true))) {
+        return;
+    }
+    let deadline = Instant::now() + LEARN_WAIT;
+    let mut asked = false;
+    while let Some(left) = latch::left(deadline) {
+        let (ready, launcher) = shmem::with(|s| {
+            let launcher = s.launcher;
+            let Some(master) = s.master_or_new(db) else { return (true, launcher) };
+            if master.pid == 0 && !asked {
+                master.loaded = false;
+                master.wanted = true;
+                master.stop = false;
+                master.for_drop = true;
+            }
+            (master.pid != 0 && master.loaded, launcher)
+        });
+        if ready {
+            return;
+        }
+        if !std::mem::replace(&mut asked, true) {
+            worker::set_latch(launcher);
+        }
+        latch::wait(None, Some(left.min(Duration::from_millis(10))));
+    }
+    pgrx::warning!("bucardo: no master could be started to take capture off the members");
 }
 
 /// Ends the kids of a database, and the master too if asked; waits until they are gone.

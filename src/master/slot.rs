@@ -60,6 +60,10 @@ pub struct MasterSlot {
     pub stop: bool,
     /// The master has ended because it was asked to: that is no failure to wait for.
     pub ended_as_asked: bool,
+    /// Wanted only to take capture off the members when the extension goes, although it is stopped.
+    pub for_drop: bool,
+    /// Whether it has read the catalog since it started.
+    pub loaded: bool,
     /// No kid may be started until this process (a DROP EXTENSION or DROP DATABASE) has ended its transaction.
     pub held_by: i32,
     pub ping_asked: u64,
@@ -78,6 +82,8 @@ impl MasterSlot {
         last_run: 0,
         stop: false,
         ended_as_asked: false,
+        for_drop: false,
+        loaded: false,
         held_by: 0,
         ping_asked: 0,
         ping_answered: 0,
@@ -206,6 +212,9 @@ pub struct Report {
     pub idle: bool,
     /// A conflict strategy asked for the sync to be paused.
     pub pause: bool,
+    /// The run that its kid could not record, because it was ended; 0: none. Since when it ran.
+    pub lost: i64,
+    pub since: i64,
     pub sqlstate: [u8; 5],
     pub message: Text<600>,
     pub hint: Text<300>,
@@ -219,6 +228,8 @@ impl Report {
         whole: false,
         idle: false,
         pause: false,
+        lost: 0,
+        since: 0,
         sqlstate: *b"00000",
         message: Text::EMPTY,
         hint: Text::EMPTY,

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::slot::Report;
+use crate::catalog::db::Db;
 use crate::catalog::sync::{Relation, Role, Sync};
 use crate::error::{Error, Result};
 use crate::guc;
@@ -126,6 +128,23 @@ pub fn cleanups() -> Result<Vec<Cleanup>> {
     spi::select("SELECT id::bigint, control, db, conninfo, sync FROM bucardo.cleanup ORDER BY id", &[], |row| {
         Ok(Cleanup { id: row.get(1)?, control: row.get(2)?, db: row.get(3)?, conninfo: row.get(4)?, sync: row.opt(5)? })
     })
+}
+
+/// Writes the row of a run whose kid was ended, and could not.
+pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
+    let sql = "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, error, sqlstate) \
+        SELECT $1, $2, 'bad', pg_catalog.to_timestamp($3 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $4, $5 \
+        WHERE EXISTS (SELECT FROM bucardo.sync WHERE id = $6) ON CONFLICT DO NOTHING";
+    let sqlstate = String::from_utf8_lossy(&report.sqlstate);
+    let (name, message) = (sync.name.as_str().into(), report.message.get().into());
+    let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
+    xact::transaction(|| spi::execute(sql, &args).map(drop))
+}
+
+/// Leaves everything of an earlier catalog to be taken off a member. To be called in a transaction.
+pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
+    let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo) VALUES ($1, $2, $3)";
+    spi::execute(sql, &[control.into(), db.name.as_str().into(), db.conninfo.as_str().into()]).map(drop)
 }
 
 /// A removal is done.

@@ -69,6 +69,65 @@ fn drop_extension(capture: Capture) {
     }
 }
 
+/// A sync with captured rows, its extension dropped by those statements: nothing of ours is left on the source.
+fn dropped_by(before: impl FnOnce(&Net), drop: &str) {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
+    net.on("A").exec("INSERT INTO k VALUES (1)");
+    net.settle(&["k"]);
+    before(&net);
+    net.control().exec(drop);
+    let ours = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'k'::regclass) \
+                + (SELECT count(*) FROM pg_namespace WHERE nspname = 'bucardo')";
+    let mut a = net.on("A");
+    wait_until("capture to be gone", || a.number(ours) == 0);
+    a.exec("INSERT INTO k VALUES (3)");
+}
+
+#[test]
+fn drop_extension_while_an_application_writes() {
+    let mut open = None;
+    dropped_by(
+        |net| {
+            let (mut busy, mut other) = (net.on("A"), net.on("A"));
+            busy.exec("BEGIN; INSERT INTO k VALUES (2)");
+            let over = std::thread::spawn(move || {
+                // Held while the extension goes, until capture has been tried to be taken off.
+                crate::wait::reached(|| other.number("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") > 0);
+                busy.exec("COMMIT");
+            });
+            open = Some(over);
+        },
+        "DROP EXTENSION bucardo",
+    );
+    open.expect("it was begun").join().expect("the application ends well");
+}
+
+#[test]
+fn drop_extension_that_was_stopped() {
+    dropped_by(|net| net.control().exec("SELECT bucardo.stop()"), "DROP EXTENSION bucardo");
+}
+
+#[test]
+fn drop_extension_with_an_inactive_member() {
+    dropped_by(|net| net.control().exec("SELECT bucardo.update_db('A', status => 'inactive')"), "DROP EXTENSION bucardo");
+}
+
+#[test]
+fn drop_and_create_in_one_transaction() {
+    dropped_by(|_| (), "BEGIN; DROP EXTENSION bucardo; CREATE EXTENSION bucardo; COMMIT");
+}
+
+#[test]
+fn a_drop_extension_that_is_rolled_back_leaves_a_stopped_one_as_it_was() {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
+    net.control().exec("SELECT bucardo.stop()");
+    net.control().exec("BEGIN; DROP EXTENSION bucardo; ROLLBACK");
+    assert_eq!(net.state(), "stopped");
+    net.on("A").exec("INSERT INTO k VALUES (1)");
+    net.control().exec("SELECT bucardo.start()");
+    net.settle(&["k"]);
+}
+
 fn rolled_back_calls(capture: Capture) {
     let net = Net::apart(capture, 1);
     net.everywhere(T);

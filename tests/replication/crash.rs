@@ -135,6 +135,25 @@ fn every_server_is_restarted_at_once_under_load() {
     });
 }
 
+/// Nobody can write the row of a run whose kid is gone but the master.
+#[test]
+fn a_run_whose_kid_was_ended_is_on_record() {
+    let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let mut busy = net.on("B");
+    busy.exec("BEGIN; LOCK TABLE t IN SHARE MODE");
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    let run = "SELECT max(run) FROM bucardo.activity WHERE kind = 'kid' AND phase = 'apply'";
+    wait_until("the kid to wait", || net.control().maybe(run).is_some());
+    let run = net.control().one(run);
+    net.control().exec("SELECT pg_terminate_backend(pid) FROM bucardo.activity WHERE kind = 'kid'");
+    net.wait_sql_on_control("the row of the run", &format!("SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE run = {run})"));
+    let row = format!("SELECT concat_ws(' ', state, sqlstate, started <= ended, error) FROM bucardo.syncrun WHERE run = {run}");
+    assert_eq!(net.control().one(&row), "bad 57P01 t the kid was ended during the run");
+    busy.exec("COMMIT");
+    net.settle(&["t"]);
+    assert_eq!(net.control().one("SELECT last_bad IS NOT NULL FROM bucardo.status"), "t");
+}
+
 /// The application does not wait for the disk, and the source falls over before that has what the target took: then both
 /// have it, or neither. Afterwards the source gives the same transaction numbers to other transactions.
 fn a_source_falls_over_right_after_it_was_served(capture: Capture) {

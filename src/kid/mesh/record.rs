@@ -169,7 +169,9 @@ fn after<T>(body: impl Fn() -> Result<T>) -> Result<T> {
 pub fn close(sync: &str, doubt: &Doubt) -> Result<()> {
     let sql = "INSERT INTO bucardo.syncrun (run, sync, state, ended, conflicts, error, sqlstate) \
         SELECT $2, $1, 'bad', pg_catalog.clock_timestamp(), count(*), 'the run ended while its members committed; the next one went on with it', '57P01' \
-        FROM bucardo.conflict WHERE id > $3 AND sync = $1 AND run = $2 ON CONFLICT DO NOTHING";
+        FROM bucardo.conflict WHERE id > $3 AND sync = $1 AND run = $2 \
+        ON CONFLICT (run) DO UPDATE SET conflicts = excluded.conflicts, error = excluded.error \
+        WHERE syncrun.state = 'bad' AND syncrun.sqlstate = '57P01'";
     after(|| spi::execute(sql, &[sync.into(), doubt.run.into(), doubt.since.into()]).map(drop))
 }
 

@@ -1,0 +1,139 @@
+//! What the master does when the extension is dropped: it takes capture off every member that can be reached, and ends. A
+//! master that was stopped is started once more for that. Where the extension has been made anew meanwhile, what is left
+//! goes over to its catalog. It must never hold up the DROP itself.
+
+use std::time::{Duration, Instant};
+
+use super::main::{Master, extension_here};
+use super::upkeep;
+use crate::capture::install;
+use crate::catalog::{self, db::Db};
+use crate::error::{Result, SqlState};
+use crate::guc;
+use crate::libpq::Conn;
+use crate::pg::{latch, shmem, spi, worker, xact};
+
+/// How long a member where an application holds a table is tried again.
+const PATIENCE: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_millis(200);
+/// A member that does not answer must not hold up those after it.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a master that was started for a DROP waits until that has begun.
+const BEGINS: Duration = Duration::from_secs(10);
+
+/// How far a DROP EXTENSION is, for which a stopped master was started.
+#[derive(Clone, Copy)]
+pub(super) enum DropAwaited {
+    Since(Instant),
+    Begun,
+}
+
+impl Master {
+    /// Reads who might have something of ours.
+    pub(super) fn learn_members(&mut self, generation: u64) -> Result<()> {
+        self.members = xact::transaction(catalog::db::load_all)?;
+        self.generation = generation;
+        shmem::with(|s| s.masters[self.slot].loaded = true);
+        Ok(())
+    }
+
+    /// Started for a DROP EXTENSION only: ends when there was none.
+    pub(super) fn await_drop(&self, awaited: DropAwaited, now: Instant) -> Result<()> {
+        // Here again after it has begun: it was rolled back.
+        let over = match awaited {
+            DropAwaited::Since(since) => now >= since + BEGINS,
+            DropAwaited::Begun => true,
+        };
+        if over {
+            let stopped = xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))?;
+            shmem::with(|s| {
+                let master = &mut s.masters[self.slot];
+                master.for_drop = false;
+                master.wanted = stopped == Some(false);
+                master.ended_as_asked = true;
+            });
+            worker::exit(0);
+        }
+        latch::wait(None, Some(PAUSE));
+        Ok(())
+    }
+
+    fn end_kids(&mut self) {
+        while !self.kids.end_all(Instant::now()) {
+            latch::wait(None, Some(Duration::from_millis(20)));
+        }
+    }
+
+    /// The extension was dropped.
+    pub(super) fn farewell(&mut self) -> Result<()> {
+        self.end_kids();
+        let deadline = Instant::now() + PATIENCE;
+        let in_trouble = |db: &Db| self.sources.get(&db.name).is_some_and(|s| s.watcher.trouble().is_some());
+        self.members.sort_by_key(in_trouble);
+        loop {
+            let control = self.control.clone();
+            self.members.retain(|db| !leave(db, &control));
+            if extension_here()? {
+                return self.hand_over();
+            }
+            if self.members.is_empty() {
+                break;
+            }
+            if latch::left(deadline).is_none() {
+                let names: Vec<&str> = self.members.iter().map(|db| db.name.as_str()).collect();
+                pgrx::warning!("bucardo: capture was left on {}: its tables are never free", names.join(", "));
+                break;
+            }
+            latch::wait(None, Some(PAUSE));
+        }
+        forget_database()?;
+        shmem::with(|s| {
+            s.keep_syncs(self.db, &[]);
+            s.masters[self.slot].wanted = false;
+            s.masters[self.slot].for_drop = false;
+        });
+        worker::exit(0)
+    }
+
+    /// The extension was dropped and made anew: its new catalog learns what is to be cleaned up, and a master that has read
+    /// it goes on.
+    pub(super) fn hand_over(&mut self) -> Result<()> {
+        self.end_kids();
+        let members = std::mem::take(&mut self.members);
+        xact::transaction(|| members.iter().try_for_each(|db| upkeep::leave_cleanup(&self.control, db)))?;
+        shmem::with(|s| {
+            s.keep_syncs(self.db, &[]);
+            let master = &mut s.masters[self.slot];
+            master.for_drop = false;
+            master.ended_as_asked = true;
+        });
+        worker::exit(0)
+    }
+}
+
+/// Takes everything of a control database off a member. False: tables are busy, it must be tried again.
+fn leave(db: &Db, control: &str) -> bool {
+    let opened = Conn::open(&db.target, "bucardo master", guc::connect_timeout().min(CONNECT));
+    match opened.and_then(|mut conn| install::uninstall_control(&mut conn, control)) {
+        Ok(done) => done,
+        Err(e) if install::is_missing(&e) => true,
+        Err(e) if matches!(e.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK) => false,
+        Err(e) => {
+            pgrx::warning!("bucardo: capture was left on db \"{}\": {e}", db.name);
+            true
+        }
+    }
+}
+
+/// Takes the launcher's mark off this database.
+pub(super) fn forget_database() -> Result<()> {
+    xact::transaction(|| {
+        let sql = spi::value::<String>(
+            "SELECT pg_catalog.format('ALTER DATABASE %I RESET bucardo.master', d.datname) FROM pg_catalog.pg_database d \
+             JOIN pg_catalog.pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0 \
+             WHERE d.datname = pg_catalog.current_database() AND s.setconfig::text ~ 'bucardo[.]master'",
+            &[],
+        )?;
+        sql.map_or(Ok(()), |sql| spi::execute(&sql, &[]).map(drop))
+    })
+}
