@@ -48,6 +48,8 @@ pub struct Receiver {
     pub counts: Counts,
     /// Rows that the last COPY stored.
     pub copied: u64,
+    /// How long it waits for locks that others hold, as `lock_timeout`.
+    pub patience: &'static str,
 }
 
 impl Receiver {
@@ -245,9 +247,11 @@ impl<'a> Pass<'a> {
             true => work.iter().filter_map(|w| w.writing(receiver).ok().map(|t| t.lock())).collect(),
             false => Vec::new(),
         };
+        let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
             conn.pipeline_add(super::gather::begin(self.sync), &[], &[])?;
+            conn.pipeline_add(&patient, &[], &[])?;
             for lock in &locks {
                 conn.pipeline_add(lock, &[], &[])?;
             }
@@ -265,7 +269,7 @@ impl<'a> Pass<'a> {
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
         let locks = if self.care.locked { work.len() } else { 0 };
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((2 + locks).min(answers.len())..);
+        let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
@@ -385,12 +389,13 @@ fn truncate(item: &Work, receiver: &mut Receiver) {
 /// The same by the statements of a table.
 pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver) {
     let (truncate, delete) = (writing.truncate(), writing.delete_all());
+    let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
     let done = receiver.attempt_on(name, |conn| {
         conn.query("SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = '1s'")?;
         match conn.query(&truncate) {
-            Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = 0").map(drop),
+            Ok(_) => conn.query(&format!("RELEASE SAVEPOINT bucardo_truncate; {patient}")).map(drop),
             Err(e) if matches!(e.code.as_str(), "0A000" | "55P03") => {
-                conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = 0")?;
+                conn.query(&format!("ROLLBACK TO SAVEPOINT bucardo_truncate; {patient}"))?;
                 conn.query(&delete).map(drop)
             }
             Err(e) => Err(e),

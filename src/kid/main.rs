@@ -155,6 +155,7 @@ impl Kid {
         };
         let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
+        plan.patient = !job.main || (run::active(&plan.sync) & !run::only_source(&plan.sync)).count_ones() == 1;
         let mut progress = Progress::new(self.slot, run);
         run::run(&mut plan, &mut self.pool, job.members, &mut progress);
         // Who had no part in it may have something of an earlier run under way still.

@@ -10,14 +10,19 @@ use crate::guc;
 use crate::libpq::Conn;
 
 /// The session of every member, whatever its server, database and role are set to: no triggers, no surprises in names,
-/// one text format for all types, no time-outs but our own.
+/// one text format for all types, no time-outs but our own. What it says to have committed is on its disk: the deltas are
+/// thrown away on the strength of that.
 const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
     SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
     SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
-    SET deadlock_timeout = '100ms'";
+    SET deadlock_timeout = '100ms'; \
+    SELECT pg_catalog.set_config('synchronous_commit', 'on', false) WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+
+/// Whoever waits on one member holds up the others, and rows that it has changed there: so for this long only.
+pub const PATIENCE: &str = "2s";
 
 /// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]

@@ -61,6 +61,12 @@ pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
     }
 }
 
+/// The same for a member beside which `others` can be served: one where somebody else holds a lock for long is left to a run
+/// of its own, which waits.
+pub fn judge_among(error: &Error, attempt: u32, care: Care, fresh: bool, others: bool) -> Verdict {
+    if others && error.code == SqlState::LOCK_NOT_AVAILABLE { Verdict::Down } else { judge(error, attempt, care, fresh) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +99,14 @@ mod tests {
         assert!(matches!(judge(&error("08006"), 0, Care::default(), false), Verdict::Again { .. }));
         assert_eq!(judge(&error("08006"), 1, Care::default(), false), Verdict::Down);
         assert_eq!(verdict("57P01", 0), Verdict::Down);
+    }
+
+    #[test]
+    fn who_is_locked_holds_up_no_others() {
+        let locked = error("55P03");
+        assert_eq!(judge_among(&locked, 0, Care::default(), true, true), Verdict::Down);
+        assert!(matches!(judge_among(&locked, 0, Care::default(), true, false), Verdict::Again { .. }));
+        assert_eq!(judge_among(&error("23514"), 0, Care::default(), true, true), Verdict::Refused);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Plan {
     /// transaction of a run that died may be open still, and have its COMMIT under way.
     pub clean_run: Option<i64>,
     pub follows: bool,
+    /// Whether the present run waits for locks however long they are held: nobody else waits for it.
+    pub patient: bool,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
             recognised: HashMap::new(),
             clean_run: None,
             follows: false,
+            patient: false,
         }
     }
 
@@ -65,7 +68,10 @@ impl Plan {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
         }
+        // Sizes are asked under a lock. A session that has failed here is not kept.
+        session.conn.query(&format!("SET lock_timeout = '{}'", members::PATIENCE))?;
         let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
+        session.conn.query("SET lock_timeout = 0")?;
         self.shapes.insert(index, seen.clone());
         Ok(seen)
     }
@@ -122,13 +128,13 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let mut next_care = care;
         for Failure { index, error, fresh } in failures {
             forget(plan, &error);
-            match retry::judge(&error, attempt, care, fresh) {
+            match retry::judge_among(&error, attempt, care, fresh, !plan.patient) {
                 Verdict::Again { care, wait } => {
                     todo |= 1 << index;
                     pause = pause.max(wait);
                     next_care = next_care.and(care);
                 }
-                verdict => progress.member_failed(1 << index, verdict == Verdict::Down, at_member(error, plan, index)),
+                verdict => progress.member_failed(1 << index, verdict == Verdict::Down, at_member(explained(error), plan, index)),
             }
         }
         again(&mut care, next_care, &mut attempt, pause);
@@ -159,6 +165,11 @@ pub(super) fn active(sync: &Sync) -> u64 {
     sync.members.iter().enumerate().filter(|(_, m)| m.db.active).fold(0, |bits, (i, _)| bits | (1 << i))
 }
 
+/// The sources, as bits.
+pub(super) fn sources(sync: &Sync) -> u64 {
+    sync.members.iter().enumerate().filter(|(_, m)| m.role == Role::Source).fold(0, |bits, (i, _)| bits | (1 << i))
+}
+
 /// The source that receives nothing because there is no other, as a bit.
 pub(super) fn only_source(sync: &Sync) -> u64 {
     let mut sources = sync.members.iter().enumerate().filter(|(_, m)| m.role == Role::Source).map(|(i, _)| 1 << i);
@@ -181,6 +192,16 @@ pub(super) fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Durati
 pub(super) fn forget(plan: &mut Plan, error: &Error) {
     if !retry::is_away(error.code) && !matches!(error.code.as_str(), "40001" | "40P01") {
         plan.shapes.clear();
+    }
+}
+
+/// Says what a lock time-out means.
+pub(super) fn explained(error: Error) -> Error {
+    match error.code {
+        SqlState::LOCK_NOT_AVAILABLE => {
+            error.hint("Another transaction there holds a lock on it; it is served as soon as that ends.")
+        }
+        _ => error,
     }
 }
 
@@ -276,7 +297,8 @@ fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>
         let opened = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true)).and_then(|mut session| {
             let fresh = session.fresh;
             let shapes = plan.shapes(index, &mut session).map_err(|e| (e, fresh))?;
-            Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0 })
+            let patience = if plan.patient { "0" } else { members::PATIENCE };
+            Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0, patience })
         });
         match opened {
             Ok(receiver) => receivers.push(receiver),

@@ -12,7 +12,7 @@ const T: &str = "CREATE TABLE t (id bigint PRIMARY KEY, v text)";
 
 /// Writes rows to A in small transactions while `scenario` does its worst; the source may be gone for a while. Every
 /// acknowledged row must be there at the end (a row whose commit was not acknowledged may or may not be).
-for_both!(a_source_falls_over_right_after_it_was_served);
+for_both!(a_source_falls_over_right_after_it_was_served, a_receiver_falls_over_right_after_it_was_served);
 
 fn under_load(net: &Net, scenario: impl FnOnce()) {
     let over = AtomicBool::new(false);
@@ -175,6 +175,21 @@ fn a_source_falls_over_right_after_it_was_served(capture: Capture) {
     }
     net.settle(&["t"]);
     assert_eq!(net.on("B").one("SELECT count(*) FROM t"), "31");
+}
+
+/// The receiver's database says that commits need not wait for the disk; the deltas are gone when they were served.
+fn a_receiver_falls_over_right_after_it_was_served(capture: Capture) {
+    let net = Net::apart(capture, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let b = net.server_of("B");
+    b.configure("wal_writer_delay = 10s\nautovacuum = off\ncheckpoint_timeout = 1h\nsynchronous_commit = off");
+    b.restart(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    net.on("A").exec("INSERT INTO t SELECT generate_series(2, 100)");
+    assert_eq!(net.kick(), "good");
+    b.restart(Stop::Immediate);
+    assert_eq!(net.on("B").one("SELECT count(*) FROM t"), "100");
+    net.settle(&["t"]);
 }
 
 #[test]

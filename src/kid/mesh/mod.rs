@@ -106,7 +106,10 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let mut retries = again;
         for Failure { index, error, fresh } in failures {
             run::forget(plan, &error);
-            match retry::judge(&error, attempt, care, fresh) {
+            // An application's short transactions are waited for once more; beside whom others have something to do.
+            let without = todo & !(1 << index);
+            let others = attempt > 0 && without.count_ones() > 1 && without & run::sources(&plan.sync) != 0;
+            match retry::judge_among(&error, attempt, care, fresh, others) {
                 Verdict::Again { care, wait: pause } => {
                     retries = true;
                     wait = wait.max(pause);
@@ -114,7 +117,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
                 }
                 verdict => {
                     todo &= !(1 << index);
-                    let error = run::at_member(error, plan, index);
+                    let error = run::at_member(run::explained(error), plan, index);
                     // Nobody else could serve anything.
                     if plan.sync.sources().count() == 1 && plan.sync.members[index].role == Role::Source {
                         return progress.failed(if verdict == Verdict::Down { 1 << index } else { 0 }, error);

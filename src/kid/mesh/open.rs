@@ -24,8 +24,6 @@ use crate::libpq::Rows;
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
-/// Whoever waits here holds rows on other members meanwhile, so it must not wait for long.
-const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'";
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const PROGRESS: &str =
     "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
@@ -130,7 +128,7 @@ impl<'a> Mesh<'a> {
                 let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
                 conn.pipeline_begin()?;
                 conn.pipeline_add(begin, &[], &[])?;
-                conn.pipeline_add(PATIENCE, &[], &[])?;
+                conn.pipeline_add(&format!("SET LOCAL lock_timeout = '{}'", members::PATIENCE), &[], &[])?;
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
@@ -278,7 +276,7 @@ fn open_one(plan: &mut Plan, pool: &mut Pool, index: usize) -> Result<Receiver, 
         _ => plan.shapes(index, &mut session),
     };
     let shapes = shapes.map_err(|e| (e, fresh))?;
-    Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0 })
+    Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0, patience: members::PATIENCE })
 }
 
 /// Makes sure that the members are who they were; one that is not is left out.

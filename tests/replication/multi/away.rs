@@ -124,6 +124,23 @@ fn a_row_that_lost_by_a_unique_value_goes_from_who_was_away() {
     assert_eq!(m.count_conflicts("true"), 1);
 }
 
+/// An application holds a row of one source for as long as it likes: the others go on among themselves.
+#[test]
+fn a_row_locked_on_one_source_holds_up_no_other() {
+    let m = live(Plan::new(3).targets(1));
+    m.on("A").exec("INSERT INTO t VALUES (1, 'start'), (2, 'start')");
+    m.settle(&["t"]);
+    let mut locker = m.on("C");
+    locker.exec("BEGIN; SELECT FROM t WHERE id = 1 FOR UPDATE");
+    m.on("A").exec("UPDATE t SET val = 'A' WHERE id = 1");
+    m.on("B").exec("UPDATE t SET val = 'B' WHERE id = 2");
+    others_equal(&m, "C");
+    assert_eq!(m.on("T").one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1A 2B");
+    locker.exec("COMMIT");
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1A 2B");
+}
+
 /// A delivers to B while C and T are away, and never comes back: B has it for the others.
 #[test]
 fn what_a_lost_source_gave_to_some_reaches_the_rest() {
