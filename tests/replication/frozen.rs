@@ -116,6 +116,8 @@ fn a_long_statement_is_waited_for() {
     net.wait_sql("C", "the setting", "SELECT current_setting('log_connections')::bool");
     lock.exec("BEGIN; LOCK t");
     net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    // From now on it is served by runs of its own, which wait for ever.
+    net.wait_state("stalled");
     let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
     net.wait_sql("C", "the run to wait", &format!("SELECT EXISTS ({waiting})"));
     let pid = net.on("C").one(waiting);
@@ -126,5 +128,5 @@ fn a_long_statement_is_waited_for() {
     assert_eq!(net.on("C").one(waiting), pid, "the statement was given up");
     lock.exec("COMMIT");
     net.settle(&["t"]);
-    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
+    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL AND sqlstate <> '55P03'"), 0);
 }
