@@ -10,7 +10,7 @@ use crate::catalog::compare::Fault;
 use crate::catalog::options::Options;
 use crate::catalog::pick::{self, Item, Picked};
 use crate::catalog::relation::{self, Named};
-use crate::catalog::{Noun, change, check, db, group};
+use crate::catalog::{Noun, change, check, db, group, sync};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name, parse_dbs};
 use crate::master::notify;
@@ -162,7 +162,7 @@ fn store_tables(name: &str, dbgroup: &str, items: &[Item], faults: &mut [Fault])
         return Err(Noun::Relgroup.duplicate(name));
     }
     let members = group::members(dbgroup)?;
-    let need_key = members.iter().any(|(_, role)| *role == Role::Target);
+    let need_key = sync::captures(members.iter().map(|(_, role)| *role));
     let source =
         members.iter().find(|(_, role)| *role == Role::Source).map(|(source, _)| db::load(source)).transpose()?.flatten();
     let Some(source) = source.filter(|s| s.active) else {
