@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use super::interval;
 use crate::catalog::db::Db;
+use crate::catalog::sync::Sync;
 use crate::catalog::{self, Noun};
 use crate::error::Result;
 use crate::guc;
@@ -51,22 +52,40 @@ fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     sources.dedup_by(|a, b| a.name == b.name);
     let mut all = Vec::new();
+    let (mut answered, mut failed) = (false, Vec::new());
     for source in sources {
-        let mut conn = Conn::open(&source.target, "bucardo pending", guc::connect_timeout())?;
-        let rows = conn.query_params(
-            "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
-             FROM bucardo.capture_backlog($1) b",
-            &[Some(&control)],
-        )?;
-        for i in 0..rows.len() {
-            let captured = rows.text(i, 0);
-            if let Some(name) = syncs.iter().find(|s| s.capture_name() == captured).map(|s| s.name.clone()) {
-                let oldest = rows.number::<i64>(i, 3).and_then(|micros| TimestampWithTimeZone::try_from(micros).ok());
-                all.push((name, source.name.clone(), rows.text(i, 1), rows.number(i, 2).unwrap_or(0), oldest));
+        match backlog(source, &control, &syncs) {
+            Ok(rows) => {
+                answered = true;
+                all.extend(rows);
             }
+            Err(error) if error.code.class() == "08" => failed.push(error),
+            Err(error) => return Err(error),
         }
     }
+    // Of all sources, those that are there; but who asks for one sync must not take silence for an answer.
+    match failed.pop() {
+        Some(error) if only.is_some() && !answered => return Err(error),
+        last => failed.into_iter().chain(last).for_each(|error| warning!("{}", error.message)),
+    }
     Ok(all)
+}
+
+/// What one source has captured for the syncs and not served.
+fn backlog(source: &Db, control: &str, syncs: &[Sync]) -> Result<Vec<Pending>> {
+    let mut conn = Conn::open(&source.target, "bucardo pending", guc::connect_timeout())?;
+    let rows = conn.query_params(
+        "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
+         FROM bucardo.capture_backlog($1) b",
+        &[Some(control)],
+    )?;
+    let pending = |i: usize| {
+        let captured = rows.text(i, 0);
+        let sync = syncs.iter().find(|s| s.capture_name() == captured)?;
+        let oldest = rows.number::<i64>(i, 3).and_then(|micros| TimestampWithTimeZone::try_from(micros).ok());
+        Some((sync.name.clone(), source.name.clone(), rows.text(i, 1), rows.number(i, 2).unwrap_or(0), oldest))
+    };
+    Ok((0..rows.len()).filter_map(pending).collect())
 }
 
 /// Purges served deltas now, on one source or on all. How many were freed.

@@ -172,3 +172,22 @@ fn without_autokick_a_member_that_was_left_out_is_served_after_a_restart_too() {
     net.wait_equal("t", &["B", "C"]);
     net.wait_state("good|empty");
 }
+
+#[test]
+fn what_is_pending_is_shown_of_the_sources_that_are_there() {
+    let mut net = Net::apart(Capture::Plain, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    net.add_member("D", 0, "");
+    net.add_member("E", 0, "");
+    ["D", "E"].iter().for_each(|m| net.on(m).exec("CREATE TABLE u (id int PRIMARY KEY)"));
+    let mut control = net.control();
+    control.exec("SELECT bucardo.add_sync('well', dbs => 'D,E', tables => 'public.u', autokick => false)");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.on("D").exec("INSERT INTO u VALUES (1), (2)");
+    net.server_of("A").stop(Stop::Fast);
+    let reply = control.try_query("SELECT sync, source, changes FROM bucardo.pending()").unwrap();
+    assert_eq!(reply.rows, [["well", "D", "2"].map(|v| Some(v.to_owned()))]);
+    assert!(reply.notices.iter().any(|n| n.severity == "WARNING" && n.message.contains("\"A\"")), "{:?}", reply.notices);
+    assert!(control.expect_error("SELECT * FROM bucardo.pending('s')", "08001").message.contains("\"A\""));
+}
