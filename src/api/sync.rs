@@ -356,13 +356,16 @@ fn resume(sync: Option<&str>) -> Answer {
     Ok(set(sync, "paused = false")?)
 }
 
-/// Makes a sync active.
+/// Makes a sync active. A member that is away is no reason to leave the others unserved.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn activate(sync: Option<&str>) -> Answer {
-    let sync = set(sync, "status = 'active'")?;
-    change::engage(&sync, None, "activate", None, Vec::new())?;
-    Ok(sync)
+    let name = required(sync, "sync")?;
+    Noun::Sync.lock(name)?;
+    let before = change::load(name)?;
+    set(Some(name), "status = 'active'")?;
+    change::engage_changed(name, Some(&before), None, "activate", None, Vec::new())?;
+    Ok(name.to_string())
 }
 
 /// Makes a sync inactive: capture goes on, runs do not.
