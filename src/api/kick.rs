@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use super::{interval, required};
-use crate::catalog::Noun;
+use crate::catalog::{Noun, rest};
 use crate::error::{Error, Result, SqlState};
 use crate::master::notify;
 use crate::master::slot::{Outcome, SyncSlot};
@@ -60,17 +60,16 @@ fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
 
 /// The sync's number, if it may run. `anew`: as it is by now, not as it was when the statement began.
 fn runnable(name: &str, anew: bool) -> Result<i32> {
-    let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
-    let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?));
+    let sql = "SELECT s.id, s.status = 'active', s.paused, a.dbs FROM bucardo.sync s LEFT JOIN bucardo.asleep a ON a.sync = s.name \
+               WHERE s.name = $1";
+    let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?, row.opt::<Vec<String>>(4)?));
     let found = if anew { spi::write(sql, &[name.into()], row) } else { spi::select(sql, &[name.into()], row) }?;
-    let literal = crate::ident::quote_literal(name);
     match found.into_iter().next() {
         None => Err(Noun::Sync.unknown(name)),
-        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is not active"))
-            .hint(format!("SELECT bucardo.activate({literal});"))),
-        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is paused"))
-            .hint(format!("SELECT bucardo.resume({literal});"))),
-        Some((id, true, false)) => Ok(id),
+        Some((_, false, ..)) => Err(rest::inactive(name)),
+        Some((_, _, true, _)) => Err(rest::paused(name)),
+        Some((.., Some(dbs))) => Err(rest::asleep(name, &dbs)),
+        Some((id, ..)) => Ok(id),
     }
 }
 

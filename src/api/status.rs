@@ -1,12 +1,15 @@
 //! What people look at: the live part of `bucardo.status` and `bucardo.activity` from shared memory, and what is
 //! pending, asked of the sources themselves.
 
+use std::time::Duration;
+
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::interval;
+use crate::capture::install;
 use crate::catalog::db::Db;
 use crate::catalog::sync::Sync;
 use crate::catalog::{self, Noun};
@@ -47,8 +50,7 @@ fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
         None => catalog::sync::load_all()?,
     };
     let control = catalog::control_id()?;
-    let mut sources: Vec<&Db> =
-        syncs.iter().filter(|s| s.captures()).flat_map(|s| s.sources()).map(|m| &m.db).filter(|d| d.active).collect();
+    let mut sources: Vec<&Db> = syncs.iter().filter(|s| s.captures()).flat_map(|s| s.sources()).map(|m| &m.db).collect();
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     sources.dedup_by(|a, b| a.name == b.name);
     let mut all = Vec::new();
@@ -59,6 +61,8 @@ fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
                 answered = true;
                 all.extend(rows);
             }
+            // One that is inactive goes on capturing, unless it is away, or was never prepared.
+            Err(error) if !source.active && (error.code.class() == "08" || install::is_missing(&error)) => {}
             Err(error) if error.code.class() == "08" => failed.push(error),
             Err(error) => return Err(error),
         }
@@ -73,7 +77,9 @@ fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
 
 /// What one source has captured for the syncs and not served.
 fn backlog(source: &Db, control: &str, syncs: &[Sync]) -> Result<Vec<Pending>> {
-    let mut conn = Conn::open(&source.target, "bucardo pending", guc::connect_timeout())?;
+    // One that is inactive may be gone for good; nobody waits long for it.
+    let patience = if source.active { guc::connect_timeout() } else { guc::connect_timeout().min(Duration::from_secs(2)) };
+    let mut conn = Conn::open(&source.target, "bucardo pending", patience)?;
     let rows = conn.query_params(
         "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
          FROM bucardo.capture_backlog($1) b",
