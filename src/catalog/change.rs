@@ -15,7 +15,7 @@ use crate::master::notify;
 use crate::pg::spi;
 
 /// What a sync must be whatever its members look like: first what is plainly wrong, then what is not built yet.
-fn check_shape(sync: &Sync) -> Result<()> {
+pub fn check_shape(sync: &Sync) -> Result<()> {
     let bad = |message: &str| {
         Error::new(SqlState::INVALID_PARAMETER, format!("sync \"{}\": {message}", sync.name))
             .hint("Give dbs as 'A:source,B:target', or names alone: the first is the source.")
@@ -165,7 +165,7 @@ pub fn refuse_in_use(noun: Noun, name: &str, syncs: &[String]) -> Result<()> {
 /// After a member was taken away by force: a sync without a source, or with nobody to send to, can only rest.
 pub fn rest_if_broken(name: &str) -> Result<()> {
     let sync = load(name)?;
-    if sync.sources().next().is_some() && sync.members.len() > 1 {
+    if sync.is_whole() {
         return Ok(());
     }
     spi::execute("UPDATE bucardo.sync SET status = 'inactive' WHERE name = $1", &[name.into()])?;

@@ -27,6 +27,24 @@ pub fn asleep(name: &str, dbs: &[String]) -> Error {
 }
 
 impl Sync {
+    /// Whether there is somebody to send, and somebody to send to.
+    pub fn is_whole(&self) -> bool {
+        self.sources().next().is_some() && self.members.len() > 1
+    }
+
+    /// The statement that gives it what it lacks to be whole.
+    pub fn completion(&self) -> String {
+        let mut list: Vec<String> = self.members.iter().map(|m| format!("{}:{}", m.db.name, m.role.as_str())).collect();
+        if self.sources().next().is_none() {
+            list.insert(0, "…:source".into());
+        }
+        if list.len() < 2 {
+            list.push("…:target".into());
+        }
+        let (name, list) = (quote_literal(&self.name), quote_literal(&list.join(",")));
+        format!("SELECT bucardo.update_sync({name}, dbs => {list}, status => 'active');")
+    }
+
     /// The members of which one must be active before it can run: all sources, or all that would receive.
     pub fn asleep(&self) -> Vec<String> {
         let several = self.sources().count() > 1;
