@@ -299,8 +299,10 @@ fn owns(name: &str, column: &str) -> Result<bool> {
 /// Another list goes into the sync's own dbgroup, made when it had none; another dbgroup takes that one's place.
 fn replace_members(name: &str, current: &str, members: &Members) -> Result<()> {
     let own = owns(name, "own_dbgroup")?;
+    // One that was another sync's, and that others use as well, stays theirs.
+    let alone = current == name || group::syncs_of(Noun::Dbgroup, current)?.len() == 1;
     match members {
-        Members::List(list) if own => group::set_members(current, list),
+        Members::List(list) if own && alone => group::set_members(current, list),
         Members::Group(group) if group == current => Ok(()),
         _ => {
             let dbgroup = store_members(name, members)?;

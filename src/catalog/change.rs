@@ -143,9 +143,16 @@ pub fn remove_sync(name: &str) -> Result<()> {
     disengage(&sync, None)
 }
 
-/// Removes a list that was made for a sync, unless another sync has come to use it.
+/// Removes a list that was made for a sync. Where other syncs have come to use it, it is theirs now and goes with the last.
 pub fn drop_own(noun: Noun, group: &str, own: bool) -> Result<()> {
-    if own && group::syncs_of(noun, group)?.is_empty() { group::delete(noun, group) } else { Ok(()) }
+    if !own {
+        return Ok(());
+    }
+    if group::syncs_of(noun, group)?.is_empty() {
+        return group::delete(noun, group);
+    }
+    let word = noun.word();
+    spi::execute(&format!("UPDATE bucardo.sync SET own_{word} = true WHERE {word} = $1"), &[group.into()]).map(drop)
 }
 
 /// Refuses with 2BP01 while syncs use something.
