@@ -361,3 +361,39 @@ fn a_waiting_kick_is_told_what_was_made_inactive() {
     let error = hold(&net, "SELECT bucardo.deactivate('s')");
     assert_eq!((error.message.as_str(), error.hint.as_str()), ("sync \"s\" is not active", "SELECT bucardo.activate('s');"));
 }
+
+#[test]
+fn a_kick_of_a_sync_that_the_same_transaction_has_made_or_changed() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    let mut control = net.control();
+    let add = "SELECT bucardo.add_sync('s', dbs => 'A,B', tables => 'public.t', autokick => false)";
+    // Nobody else sees it yet: to wait for a run would be in vain.
+    for begin in ["BEGIN", "BEGIN; SAVEPOINT p"] {
+        control.exec(&format!("{begin}; {add}"));
+        control.exec(if begin == "BEGIN" { "SELECT" } else { "RELEASE SAVEPOINT p" });
+        let error = control.expect_error("SELECT bucardo.kick('s', '80s')", "55000");
+        assert!(error.message.contains("\"s\"") && error.hint.contains("COMMIT"), "{error}");
+        control.exec("ROLLBACK");
+    }
+    // Without waiting it runs when it is there.
+    for round in 1..=10 {
+        control.exec(&format!("BEGIN; {add}; SELECT bucardo.kick('s'); COMMIT"));
+        net.wait_state("empty");
+        control.exec(if round == 10 { "SELECT" } else { "SELECT bucardo.remove_sync('s')" });
+    }
+    // One that others see as it was runs at once; where it rests for them, it runs after the commit.
+    control.exec("BEGIN; SELECT bucardo.update_sync('s', priority => 1)");
+    assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+    control.exec("COMMIT; SELECT bucardo.pause('s')");
+    net.wait_state("paused");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    control.exec("BEGIN; SELECT bucardo.resume('s')");
+    let error = control.expect_error("SELECT bucardo.kick('s', '80s')", "55000");
+    assert!(error.hint.contains("COMMIT"), "{error}");
+    control.exec("ROLLBACK; BEGIN; SELECT bucardo.resume('s'); SELECT bucardo.kick('s')");
+    // The master answers the ping after it has seen the kick.
+    net.control().exec("SELECT bucardo.ping()");
+    control.exec("COMMIT");
+    net.wait_equal("t", &["B"]);
+}
