@@ -45,7 +45,8 @@ COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, 
 CREATE INDEX syncrun_state ON bucardo.syncrun (sync, state, run DESC);
 
 CREATE VIEW bucardo.activity AS
-SELECT p.pid, p.kind, s.name AS sync, p.run, p.phase, p.db, p.relation, p.rows_done, p.rows_total, p.since
+SELECT p.pid, p.kind, s.name AS sync, p.run, p.phase, p.db, p.relation, p.rows_done, p.rows_total,
+       coalesce(p.since, (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(p.pid) a)) AS since
   FROM bucardo.process_state() p LEFT JOIN bucardo.sync s ON s.id = p.sync;
 COMMENT ON VIEW bucardo.activity IS 'Each live process of bucardo in this database, and what it does.';
 
