@@ -109,7 +109,7 @@ fn add(name: &str, dbs: &str, tables: Option<&str>, relgroup: Option<&str>, opti
             return Err(Error::new(SqlState::INVALID_PARAMETER, "both tables and relgroup are given").hint("Give one of them."));
         }
     };
-    options.check(true)?;
+    options.check(true, &db::names()?)?;
     claim(name)?;
     let mut faults = match &mut members {
         Members::List(list) => unknown_members(list)?,
@@ -266,7 +266,7 @@ fn update_sync(
 }
 
 fn update(name: &str, dbs: Option<&str>, relgroup: Option<&str>, options: &Options<'_>) -> Result<String> {
-    options.check(false)?;
+    options.check(false, &db::names()?)?;
     let mut members = dbs.map(parse_members).transpose()?;
     Noun::Sync.lock(name)?;
     let before = change::load(name)?;
