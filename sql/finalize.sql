@@ -29,3 +29,4 @@ GRANT SELECT ON bucardo.control, bucardo.db, bucardo.dbgroup, bucardo.dbmap, buc
 GRANT SELECT ON bucardo.status, bucardo.activity TO pg_monitor;
 -- A view's functions are checked against who asks.
 GRANT EXECUTE ON FUNCTION bucardo.sync_state(), bucardo.master_state(), bucardo.process_state() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION bucardo.pending(text), bucardo.version() TO pg_monitor;

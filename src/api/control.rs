@@ -121,14 +121,18 @@ fn ping_master(timeout: Duration) -> Result<Duration> {
     let db = shmem::my_database();
     let began = Instant::now();
     let deadline = began + timeout;
-    let ticket = shmem::with(|s| {
-        s.master(db).map_or(0, |m| {
-            m.ping_asked += 1;
-            m.ping_asked
-        })
-    });
+    // Right after the server's start the master has no place in the table yet: then it is asked as soon as it has.
+    let mut ticket = 0;
     loop {
-        let (answered, procno) = shmem::with(|s| s.master(db).map_or((0, -1), |m| (m.ping_answered, m.procno)));
+        let (answered, procno) = shmem::with(|s| {
+            s.master(db).map_or((0, -1), |m| {
+                if ticket == 0 {
+                    m.ping_asked += 1;
+                    ticket = m.ping_asked;
+                }
+                (m.ping_answered, m.procno)
+            })
+        });
         if ticket != 0 && answered >= ticket {
             return Ok(began.elapsed());
         }

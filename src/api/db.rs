@@ -93,14 +93,21 @@ fn update_db(
     if confirmed {
         db::set_identity(name, None)?;
     }
-    // A member that is away, or of no interest for now, need not answer; one that is to work must.
+    // Where a member is said to be it must answer; one that is only to take part again may still be away.
     if active && confirmed {
         if syncs.is_empty() {
-            let (_, identity) = check::open(target.as_ref().unwrap_or(&before.target), "update_db")?;
-            db::set_identity(name, Some(&identity.lasting))?;
+            match check::open(target.as_ref().unwrap_or(&before.target), "update_db") {
+                Ok((_, identity)) => db::set_identity(name, Some(&identity.lasting))?,
+                Err(error) if target.is_none() && error.code.class() == "08" => {
+                    warning!("{}: it is not checked now", error.message)
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         for sync in &syncs {
-            change::engage(sync, None, "update_db", None, Vec::new())?;
+            let mut known = change::load(sync)?;
+            known.members.retain(|m| target.is_none() || m.db.name != name);
+            change::engage_changed(sync, Some(&known), None, "update_db", None, Vec::new())?;
         }
         if let Some(target) = &target {
             leave(&before, target, &syncs)?;

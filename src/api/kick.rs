@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use pgrx::prelude::*;
 
 use super::{interval, required};
-use crate::catalog::Noun;
+use crate::catalog::{Noun, rest};
 use crate::error::{Error, Result, SqlState};
+use crate::ident::quote_literal;
 use crate::master::notify;
 use crate::master::slot::{Outcome, SyncSlot};
-use crate::pg::{latch, shmem, spi, worker};
+use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// Asks for a run of the sync. Without a timeout: `kicked`, at once. With one: waits for a run that began after the
 /// call and returns `good` or `empty`; raises the run's error when it failed, 57014 when it is late.
@@ -25,14 +26,34 @@ fn kick(
 
 fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
     notify::require_preload()?;
-    let id = runnable(name, false)?;
+    let Runnable { id, changed, new } = runnable(name, false)?;
     notify::require_master()?;
+    let Some(timeout) = timeout else {
+        // The master cannot see yet what this transaction has made of the sync.
+        if changed {
+            notify::kick_at_commit(id);
+        }
+        if !new {
+            ask(shmem::my_database(), id, None, false)?;
+        }
+        return Ok("kicked");
+    };
+    if new {
+        let message = format!("sync \"{name}\" was added in this transaction, and cannot run before it commits");
+        let hint = format!("COMMIT first, then SELECT bucardo.kick({}, …);", quote_literal(name));
+        return Err(Error::new(SqlState::WRONG_STATE, message).hint(hint));
+    }
     let db = shmem::my_database();
     let (_, procno) = worker::me();
-    let ticket = ask(db, id, timeout.map(|_| procno), false)?;
-    let Some(timeout) = timeout else { return Ok("kicked") };
+    let ticket = ask(db, id, Some(procno), false)?;
     let _place = Place { db, id, procno };
-    wait(name, id, ticket, Instant::now().checked_add(timeout))
+    let refused = [rest::inactive(name).message, rest::paused(name).message];
+    wait(name, id, ticket, Instant::now().checked_add(timeout)).map_err(|error| match refused.contains(&error.message) {
+        true if changed => {
+            error.hint("What this transaction has changed counts from its end on: COMMIT first, then kick the sync.")
+        }
+        _ => error,
+    })
 }
 
 /// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then. `again`: it was said before.
@@ -58,19 +79,31 @@ fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
     Ok(ticket)
 }
 
-/// The sync's number, if it may run. `anew`: as it is by now, not as it was when the statement began.
-fn runnable(name: &str, anew: bool) -> Result<i32> {
-    let sql = "SELECT id, status = 'active', paused FROM bucardo.sync WHERE name = $1";
-    let row = |row: &spi::Row<'_>| Ok((row.get::<i32>(1)?, row.get::<bool>(2)?, row.get::<bool>(3)?));
+/// A sync that may run, by what this transaction sees.
+struct Runnable {
+    id: i32,
+    /// This transaction has changed it: others see it as it was.
+    changed: bool,
+    /// This transaction has added it: others do not see it.
+    new: bool,
+}
+
+/// The sync, if it may run. `anew`: as it is by now, not as it was when the statement began.
+fn runnable(name: &str, anew: bool) -> Result<Runnable> {
+    let sql = "SELECT s.id, s.status = 'active', s.paused, a.dbs, s.xmin::text, s.created = now() \
+               FROM bucardo.sync s LEFT JOIN bucardo.asleep a ON a.sync = s.name WHERE s.name = $1";
+    let row = |row: &spi::Row<'_>| {
+        let changed = row.get::<String>(5)?.parse().is_ok_and(xact::is_mine);
+        let found = Runnable { id: row.get(1)?, changed, new: changed && row.get(6)? };
+        Ok((found, row.get::<bool>(2)?, row.get::<bool>(3)?, row.opt::<Vec<String>>(4)?))
+    };
     let found = if anew { spi::write(sql, &[name.into()], row) } else { spi::select(sql, &[name.into()], row) }?;
-    let literal = crate::ident::quote_literal(name);
     match found.into_iter().next() {
         None => Err(Noun::Sync.unknown(name)),
-        Some((_, false, _)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is not active"))
-            .hint(format!("SELECT bucardo.activate({literal});"))),
-        Some((_, _, true)) => Err(Error::new(SqlState::WRONG_STATE, format!("sync \"{name}\" is paused"))
-            .hint(format!("SELECT bucardo.resume({literal});"))),
-        Some((id, true, false)) => Ok(id),
+        Some((_, false, ..)) => Err(rest::inactive(name)),
+        Some((_, _, true, _)) => Err(rest::paused(name)),
+        Some((.., Some(dbs))) => Err(rest::asleep(name, &dbs)),
+        Some((found, ..)) => Ok(found),
     }
 }
 
@@ -118,7 +151,7 @@ fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Resu
             Some(slot) if slot.kicked >= ticket => {}
             // The master knew nothing of the sync: it was removed, or is so new that it must be asked for again.
             _ => {
-                let now = runnable(name, true)?;
+                let now = runnable(name, true)?.id;
                 if now != id {
                     let message = format!("sync \"{name}\" was removed, and another of that name was added");
                     return Err(Error::new(SqlState::UNDEFINED_OBJECT, message).hint("Kick that one, if you want it to run."));

@@ -1,13 +1,17 @@
 //! What people look at: the live part of `bucardo.status` and `bucardo.activity` from shared memory, and what is
 //! pending, asked of the sources themselves.
 
+use std::time::Duration;
+
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::interval;
+use crate::capture::install;
 use crate::catalog::db::Db;
+use crate::catalog::sync::Sync;
 use crate::catalog::{self, Noun};
 use crate::error::Result;
 use crate::guc;
@@ -46,27 +50,48 @@ fn pending_rows(only: Option<&str>) -> Result<Vec<Pending>> {
         None => catalog::sync::load_all()?,
     };
     let control = catalog::control_id()?;
-    let mut sources: Vec<&Db> =
-        syncs.iter().filter(|s| s.captures()).flat_map(|s| s.sources()).map(|m| &m.db).filter(|d| d.active).collect();
+    let mut sources: Vec<&Db> = syncs.iter().filter(|s| s.captures()).flat_map(|s| s.sources()).map(|m| &m.db).collect();
     sources.sort_by(|a, b| a.name.cmp(&b.name));
     sources.dedup_by(|a, b| a.name == b.name);
     let mut all = Vec::new();
+    let (mut answered, mut failed) = (false, Vec::new());
     for source in sources {
-        let mut conn = Conn::open(&source.target, "bucardo pending", guc::connect_timeout())?;
-        let rows = conn.query_params(
-            "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
-             FROM bucardo.capture_backlog($1) b",
-            &[Some(&control)],
-        )?;
-        for i in 0..rows.len() {
-            let captured = rows.text(i, 0);
-            if let Some(name) = syncs.iter().find(|s| s.capture_name() == captured).map(|s| s.name.clone()) {
-                let oldest = rows.number::<i64>(i, 3).and_then(|micros| TimestampWithTimeZone::try_from(micros).ok());
-                all.push((name, source.name.clone(), rows.text(i, 1), rows.number(i, 2).unwrap_or(0), oldest));
+        match backlog(source, &control, &syncs) {
+            Ok(rows) => {
+                answered = true;
+                all.extend(rows);
             }
+            // One that is inactive goes on capturing, unless it is away, or was never prepared.
+            Err(error) if !source.active && (error.code.class() == "08" || install::is_missing(&error)) => {}
+            Err(error) if error.code.class() == "08" => failed.push(error),
+            Err(error) => return Err(error),
         }
     }
+    // Of all sources, those that are there; but who asks for one sync must not take silence for an answer.
+    match failed.pop() {
+        Some(error) if only.is_some() && !answered => return Err(error),
+        last => failed.into_iter().chain(last).for_each(|error| warning!("{}", error.message)),
+    }
     Ok(all)
+}
+
+/// What one source has captured for the syncs and not served.
+fn backlog(source: &Db, control: &str, syncs: &[Sync]) -> Result<Vec<Pending>> {
+    // One that is inactive may be gone for good; nobody waits long for it.
+    let patience = if source.active { guc::connect_timeout() } else { guc::connect_timeout().min(Duration::from_secs(2)) };
+    let mut conn = Conn::open(&source.target, "bucardo pending", patience)?;
+    let rows = conn.query_params(
+        "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
+         FROM bucardo.capture_backlog($1) b",
+        &[Some(control)],
+    )?;
+    let pending = |i: usize| {
+        let captured = rows.text(i, 0);
+        let sync = syncs.iter().find(|s| s.capture_name() == captured)?;
+        let oldest = rows.number::<i64>(i, 3).and_then(|micros| TimestampWithTimeZone::try_from(micros).ok());
+        Some((sync.name.clone(), source.name.clone(), rows.text(i, 1), rows.number(i, 2).unwrap_or(0), oldest))
+    };
+    Ok((0..rows.len()).filter_map(pending).collect())
 }
 
 /// Purges served deltas now, on one source or on all. How many were freed.

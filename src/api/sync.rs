@@ -10,7 +10,7 @@ use crate::catalog::compare::Fault;
 use crate::catalog::options::Options;
 use crate::catalog::pick::{self, Item, Picked};
 use crate::catalog::relation::{self, Named};
-use crate::catalog::{Noun, change, check, db, group};
+use crate::catalog::{Noun, change, check, db, group, sync};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name, parse_dbs};
 use crate::master::notify;
@@ -109,7 +109,7 @@ fn add(name: &str, dbs: &str, tables: Option<&str>, relgroup: Option<&str>, opti
             return Err(Error::new(SqlState::INVALID_PARAMETER, "both tables and relgroup are given").hint("Give one of them."));
         }
     };
-    options.check(true)?;
+    options.check(true, &db::names()?)?;
     claim(name)?;
     let mut faults = match &mut members {
         Members::List(list) => unknown_members(list)?,
@@ -162,7 +162,7 @@ fn store_tables(name: &str, dbgroup: &str, items: &[Item], faults: &mut [Fault])
         return Err(Noun::Relgroup.duplicate(name));
     }
     let members = group::members(dbgroup)?;
-    let need_key = members.iter().any(|(_, role)| *role == Role::Target);
+    let need_key = sync::captures(members.iter().map(|(_, role)| *role));
     let source =
         members.iter().find(|(_, role)| *role == Role::Source).map(|(source, _)| db::load(source)).transpose()?.flatten();
     let Some(source) = source.filter(|s| s.active) else {
@@ -266,7 +266,7 @@ fn update_sync(
 }
 
 fn update(name: &str, dbs: Option<&str>, relgroup: Option<&str>, options: &Options<'_>) -> Result<String> {
-    options.check(false)?;
+    options.check(false, &db::names()?)?;
     let mut members = dbs.map(parse_members).transpose()?;
     Noun::Sync.lock(name)?;
     let before = change::load(name)?;
@@ -299,8 +299,10 @@ fn owns(name: &str, column: &str) -> Result<bool> {
 /// Another list goes into the sync's own dbgroup, made when it had none; another dbgroup takes that one's place.
 fn replace_members(name: &str, current: &str, members: &Members) -> Result<()> {
     let own = owns(name, "own_dbgroup")?;
+    // One that was another sync's, and that others use as well, stays theirs.
+    let alone = current == name || group::syncs_of(Noun::Dbgroup, current)?.len() == 1;
     match members {
-        Members::List(list) if own => group::set_members(current, list),
+        Members::List(list) if own && alone => group::set_members(current, list),
         Members::Group(group) if group == current => Ok(()),
         _ => {
             let dbgroup = store_members(name, members)?;
@@ -356,13 +358,16 @@ fn resume(sync: Option<&str>) -> Answer {
     Ok(set(sync, "paused = false")?)
 }
 
-/// Makes a sync active.
+/// Makes a sync active. A member that is away is no reason to leave the others unserved.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn activate(sync: Option<&str>) -> Answer {
-    let sync = set(sync, "status = 'active'")?;
-    change::engage(&sync, None, "activate", None, Vec::new())?;
-    Ok(sync)
+    let name = required(sync, "sync")?;
+    Noun::Sync.lock(name)?;
+    let before = change::load(name)?;
+    set(Some(name), "status = 'active'")?;
+    change::engage_changed(name, Some(&before), None, "activate", None, Vec::new())?;
+    Ok(name.to_string())
 }
 
 /// Makes a sync inactive: capture goes on, runs do not.

@@ -4,18 +4,38 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::required;
+use crate::catalog::sync::Sync;
 use crate::catalog::{change, check, interleave};
 use crate::error::Result;
+use crate::ident::quote_literal;
 
-type Row = (String, Option<String>, String, Option<String>);
+type Row = (Option<String>, Option<String>, String, Option<String>);
+
+/// What keeps the sync from running whatever its members look like. Where no member is to blame, db is null.
+fn own_faults(sync: &Sync) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if let Err(error) = change::check_shape(sync) {
+        let fix = if sync.is_whole() { error.hint } else { Some(sync.completion()) };
+        rows.push((None, None, error.message, fix));
+    } else {
+        let row = |db: &String| {
+            let fix = format!("SELECT bucardo.update_db({}, status => 'active');", quote_literal(db));
+            (Some(db.clone()), None, "it is inactive, and without it the sync cannot run".to_string(), Some(fix))
+        };
+        rows.extend(sync.asleep().iter().map(row));
+    }
+    rows
+}
 
 fn faults(sync: &str) -> Result<Vec<Row>> {
     let sync = change::load(sync)?;
+    let mut rows = own_faults(&sync);
     let mut faults = Vec::new();
     let mut checked = check::check(&sync, None, "validate_sync", None, &mut faults)?;
     check::check_capture(&sync, &mut checked, &mut faults)?;
     interleave::check(&sync, &mut checked, &mut faults)?;
-    Ok(faults.into_iter().map(|f| (f.db, f.relation, f.fault, f.fix)).collect())
+    rows.extend(faults.into_iter().map(|f| (Some(f.db), f.relation, f.fault, f.fix)));
+    Ok(rows)
 }
 
 /// Looks for faults of a sync on all members.
@@ -27,7 +47,7 @@ fn validate_sync(
 ) -> Result<
     TableIterator<
         'static,
-        (name!(db, String), name!(relation, Option<String>), name!(fault, String), name!(fix, Option<String>)),
+        (name!(db, Option<String>), name!(relation, Option<String>), name!(fault, String), name!(fix, Option<String>)),
     >,
     ErrorReport,
 > {

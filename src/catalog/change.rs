@@ -15,7 +15,7 @@ use crate::master::notify;
 use crate::pg::spi;
 
 /// What a sync must be whatever its members look like: first what is plainly wrong, then what is not built yet.
-fn check_shape(sync: &Sync) -> Result<()> {
+pub fn check_shape(sync: &Sync) -> Result<()> {
     let bad = |message: &str| {
         Error::new(SqlState::INVALID_PARAMETER, format!("sync \"{}\": {message}", sync.name))
             .hint("Give dbs as 'A:source,B:target', or names alone: the first is the source.")
@@ -143,9 +143,16 @@ pub fn remove_sync(name: &str) -> Result<()> {
     disengage(&sync, None)
 }
 
-/// Removes a list that was made for a sync, unless another sync has come to use it.
+/// Removes a list that was made for a sync. Where other syncs have come to use it, it is theirs now and goes with the last.
 pub fn drop_own(noun: Noun, group: &str, own: bool) -> Result<()> {
-    if own && group::syncs_of(noun, group)?.is_empty() { group::delete(noun, group) } else { Ok(()) }
+    if !own {
+        return Ok(());
+    }
+    if group::syncs_of(noun, group)?.is_empty() {
+        return group::delete(noun, group);
+    }
+    let word = noun.word();
+    spi::execute(&format!("UPDATE bucardo.sync SET own_{word} = true WHERE {word} = $1"), &[group.into()]).map(drop)
 }
 
 /// Refuses with 2BP01 while syncs use something.
@@ -165,7 +172,7 @@ pub fn refuse_in_use(noun: Noun, name: &str, syncs: &[String]) -> Result<()> {
 /// After a member was taken away by force: a sync without a source, or with nobody to send to, can only rest.
 pub fn rest_if_broken(name: &str) -> Result<()> {
     let sync = load(name)?;
-    if sync.sources().next().is_some() && sync.members.len() > 1 {
+    if sync.is_whole() {
         return Ok(());
     }
     spi::execute("UPDATE bucardo.sync SET status = 'inactive' WHERE name = $1", &[name.into()])?;

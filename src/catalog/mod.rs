@@ -13,6 +13,7 @@ pub mod interleave;
 pub mod options;
 pub mod pick;
 pub mod relation;
+pub mod rest;
 pub mod sync;
 
 use crate::error::{Error, Result, SqlState};

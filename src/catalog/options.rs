@@ -64,21 +64,43 @@ fn check_interval(argument: &str, value: Option<Interval>, least: i128, new: boo
     }
 }
 
+/// One error for all: a single one as it is, several with a line for each.
+fn together(mut faults: Vec<Error>) -> Result<()> {
+    let count = faults.len();
+    let Some(last) = faults.pop() else { return Ok(()) };
+    if count == 1 {
+        return Err(last);
+    }
+    faults.push(last);
+    let lines: Vec<&str> = faults.iter().map(|f| f.message.as_str()).collect();
+    let hints: Vec<&str> = faults.iter().filter_map(|f| f.hint.as_deref()).collect();
+    Err(bad(format!("{count} options are wrong"), &hints.join("\n")).detail(lines.join("\n")))
+}
+
 impl Options<'_> {
-    /// Checks each option by itself. `new`: of a sync that is being added.
-    pub fn check(&self, new: bool) -> Result<()> {
-        check_status(self.status)?;
-        one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"])?;
-        one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"])?;
-        check_interval("checktime", self.checktime, MIN_CHECKTIME_MICROS, new)?;
-        check_interval("lifetime", self.lifetime, 1, new)?;
-        if self.maxkicks.is_some_and(|m| m < 0) {
-            return Err(bad("maxkicks must not be negative".into(), "Give maxkicks => 0 for a kid that is never replaced."));
-        }
-        match self.onetimecopy {
-            Some(0..=2) | None => Ok(()),
-            Some(other) => Err(bad(format!("onetimecopy must be 0, 1 or 2, not {other}"), "Leave it out for no copy.")),
-        }
+    /// Checks each option by itself, and says all that is wrong. `new`: of a sync that is being added. `dbs`: all there are.
+    pub fn check(&self, new: bool, dbs: &[String]) -> Result<()> {
+        let checks = [
+            check_strategy(self.conflict_strategy, dbs),
+            match self.onetimecopy {
+                Some(0..=2) | None => Ok(()),
+                Some(other) => {
+                    Err(bad(format!("onetimecopy must be 0, 1 or 2, not {other}"), "Leave onetimecopy out for no copy."))
+                }
+            },
+            check_interval("checktime", self.checktime, MIN_CHECKTIME_MICROS, new),
+            check_interval("lifetime", self.lifetime, 1, new),
+            match self.maxkicks {
+                Some(..0) => {
+                    Err(bad("maxkicks must not be negative".into(), "Give maxkicks => 0 for a kid that is never replaced."))
+                }
+                _ => Ok(()),
+            },
+            one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"]),
+            one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"]),
+            check_status(self.status),
+        ];
+        together(checks.into_iter().filter_map(Result::err).collect())
     }
 
     fn args(&self) -> Vec<DatumWithOid<'_>> {
@@ -154,7 +176,10 @@ pub fn check_strategy(strategy: Option<&str>, dbs: &[String]) -> Result<()> {
     if STRATEGIES.contains(&strategy) || known(strategy) || by_names {
         return Ok(());
     }
-    let hint = format!("It is one of {}, or names of the sync's sources with blanks between them.", STRATEGIES.join(", "));
+    let hint = format!(
+        "conflict_strategy is one of {}, or names of the sync's sources with blanks between them.",
+        STRATEGIES.join(", ")
+    );
     Err(bad(format!("conflict_strategy \"{}\" is not known", shown(strategy)), &hint))
 }
 

@@ -82,8 +82,13 @@ impl Sync {
 
     /// Whether its changes are captured: not when everybody else is copied whole.
     pub fn captures(&self) -> bool {
-        self.sources().count() > 1 || self.members.iter().any(|m| m.role == Role::Target)
+        captures(self.members.iter().map(|m| m.role))
     }
+}
+
+/// Whether changes are captured among members of these roles, and so tables need keys.
+pub fn captures(mut roles: impl Iterator<Item = Role> + Clone) -> bool {
+    roles.clone().filter(|r| *r == Role::Source).count() > 1 || roles.any(|r| r == Role::Target)
 }
 
 const SYNCS: &str = "SELECT id, name, dbgroup, relgroup, conflict_strategy, onetimecopy, autokick, \

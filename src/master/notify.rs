@@ -66,6 +66,23 @@ pub fn catalog_changed() {
     }
 }
 
+/// Kicks a sync when the transaction commits: before that the master does not know what has become of it.
+pub fn kick_at_commit(sync: i32) {
+    // First of all at the end the catalog has changed, and then there is a kick.
+    at_end();
+    let db = shmem::my_database();
+    register_xact_callback(PgXactCallbackEvent::Commit, move || {
+        let procno = shmem::with(|s| {
+            if let Some(slot) = s.sync(db, sync) {
+                slot.kicked += 1;
+                slot.fresh = true;
+            }
+            s.master(db).map_or(-1, |master| master.procno)
+        });
+        worker::set_latch(procno);
+    });
+}
+
 /// Notes that capture of that name is about to be installed on a member by this transaction: should it roll back, the
 /// master removes it again.
 pub fn remember_install(db: &str, conninfo: &str, sync: &str) {

@@ -1,10 +1,13 @@
 //! What the master says to others and hears from them through the shared table: the kicks that wait, and what
 //! `bucardo.status` shows. It decides nothing; it must never wait.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
-use super::main::{Master, Step, conninfo_of};
+use super::main::{Entry, Master, Step, conninfo_of};
 use super::slot::{Outcome, Shown, SyncSlot, Text};
+use crate::catalog::rest;
+use crate::error::Error;
 use crate::libpq::Target;
 use crate::pg::{shmem, worker};
 
@@ -21,6 +24,23 @@ pub(super) fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
     }
 }
 
+/// Answers them with why the sync does not run, and what mends that.
+fn refuse_kicks(slot: &mut SyncSlot, why: &Error) {
+    fail_kicks(slot, why.code.as_str(), &why.message);
+    slot.hint = Text::new(why.hint.as_deref().unwrap_or_default());
+}
+
+/// Why a sync rests, if it does.
+fn why_it_rests(entry: &Entry) -> Option<Error> {
+    let (controller, sync) = (&entry.controller, &entry.sync);
+    match (controller.active, controller.paused) {
+        (true, false) => None,
+        (_, true) if sync.active => Some(rest::paused(&sync.name)),
+        _ if sync.active => Some(rest::asleep(&sync.name, &sync.asleep())),
+        _ => Some(rest::inactive(&sync.name)),
+    }
+}
+
 pub(super) fn wake_waiters(slot: &SyncSlot) {
     slot.waiters.iter().filter(|w| **w >= 0).for_each(|w| worker::set_latch(*w));
 }
@@ -29,18 +49,18 @@ impl Master {
     /// Takes in what was kicked, and what ended transactions have left to undo.
     pub(super) fn take_kicks(&mut self) {
         let (db, generation) = (self.db, self.generation);
+        let resting: HashMap<i32, Error> =
+            self.entries.iter().filter_map(|(id, entry)| Some((*id, why_it_rests(entry)?))).collect();
         let undone = shmem::with(|s| {
             // Only a catalog that was read since those transactions ended can say what became of them, and that a sync is
             // still paused.
             let read = s.master(db).is_some_and(|m| m.generation == generation);
             for slot in s.syncs.iter_mut().filter(|y| y.db == db && y.kicked > y.begun) {
-                match self.entries.get_mut(&slot.sync) {
-                    Some(entry) if entry.controller.active && !entry.controller.paused => entry.controller.kicked = true,
-                    Some(_) if !read => {}
-                    Some(entry) if entry.controller.paused => fail_kicks(slot, "55000", "the sync is paused"),
-                    Some(_) => fail_kicks(slot, "55000", "the sync is not active"),
+                match (self.entries.get_mut(&slot.sync), resting.get(&slot.sync)) {
+                    (Some(entry), None) => entry.controller.kicked = true,
+                    (Some(_), Some(why)) if read => refuse_kicks(slot, why),
                     // Not yet committed, or not yet read.
-                    None => {}
+                    _ => {}
                 }
             }
             if read { super::notify::take_installed(s, db) } else { Vec::new() }

@@ -138,6 +138,8 @@ pub struct SyncSlot {
     pub waiters: [i32; MAX_WAITERS],
     /// The number of its last run that has begun.
     pub last_run: i64,
+    /// It was kicked by the transaction that has added it: a master that is just reading an older catalog must not forget that.
+    pub fresh: bool,
 }
 
 impl SyncSlot {
@@ -158,6 +160,7 @@ impl SyncSlot {
         doubt: Text::EMPTY,
         waiters: [-1; MAX_WAITERS],
         last_run: 0,
+        fresh: false,
     };
 }
 
@@ -344,10 +347,12 @@ impl Shared {
         Some(slot)
     }
 
-    /// Frees the slots of syncs of a database that are not in `keep`.
+    /// Frees the slots of syncs of a database that are not in `keep`; a fresh one the next time.
     pub fn keep_syncs(&mut self, db: u32, keep: &[i32]) {
-        for slot in self.syncs.iter_mut().filter(|s| s.db == db && !keep.contains(&s.sync)) {
-            *slot = SyncSlot::FREE;
+        for slot in self.syncs.iter_mut().filter(|s| s.db == db) {
+            if !std::mem::take(&mut slot.fresh) && !keep.contains(&slot.sync) {
+                *slot = SyncSlot::FREE;
+            }
         }
     }
 }
@@ -371,6 +376,11 @@ mod tests {
             shared.sync(5, 1).unwrap().kicked = 7;
             assert_eq!(shared.sync(5, 1).unwrap().kicked, 7);
             assert_eq!(shared.sync(6, 1).unwrap().kicked, 0);
+            shared.keep_syncs(5, &[]);
+            assert_eq!(shared.sync(5, 1).unwrap().kicked, 0);
+            *shared.sync(5, 1).unwrap() = super::SyncSlot { kicked: 7, fresh: true, ..*shared.sync(5, 1).unwrap() };
+            shared.keep_syncs(5, &[]);
+            assert_eq!(shared.sync(5, 1).unwrap().kicked, 7);
             shared.keep_syncs(5, &[]);
             assert_eq!(shared.sync(5, 1).unwrap().kicked, 0);
         };

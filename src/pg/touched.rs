@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use pgrx::pg_sys::{self, Oid};
 
-use super::{role, spi};
+use super::{role, spi, xact};
 use crate::error::Result;
 
 /// A segment with the file that deltas went into, locked against TRUNCATE until the transaction ends.
@@ -59,9 +59,7 @@ fn look_or_write(Segment { capture, file, .. }: Segment) -> Result<bool> {
         "SELECT t.xmin::pg_catalog.text FROM bucardo.capture_touched t \
          WHERE t.capture OPERATOR(pg_catalog.=) {capture} AND t.file OPERATOR(pg_catalog.=) {file}::pg_catalog.oid"
     );
-    // SAFETY: it only reads the state of the current transaction.
-    let is_own =
-        |xid: &String| xid.parse().is_ok_and(|xid: u32| unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid.into()) });
+    let is_own = |xid: &String| xid.parse().is_ok_and(xact::is_mine);
     let rows: Vec<String> = spi::select(&select, &[], |row| row.get(1))?;
     if rows.is_empty() {
         spi::execute(&format!("INSERT INTO bucardo.capture_touched VALUES ({capture}, {file})"), &[])?;

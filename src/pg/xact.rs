@@ -52,6 +52,12 @@ pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
+/// Whether it is the number of this transaction, or of one within it.
+pub fn is_mine(xid: u32) -> bool {
+    // SAFETY: it only reads the state of the current transaction.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid.into()) }
+}
+
 /// Releases what an ERROR outside of any transaction left behind (locks of shared memory, error state).
 pub fn recover() {
     // SAFETY: as PostgreSQL's own workers do after catching an error.

@@ -200,3 +200,51 @@ fn without_autokick_a_member_that_was_left_out_is_served_after_a_restart_too() {
     net.wait_equal("t", &["B", "C"]);
     net.wait_state("good|empty");
 }
+
+#[test]
+fn what_is_pending_is_shown_of_the_sources_that_are_there() {
+    let mut net = Net::apart(Capture::Plain, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    net.add_member("D", 0, "");
+    net.add_member("E", 0, "");
+    ["D", "E"].iter().for_each(|m| net.on(m).exec("CREATE TABLE u (id int PRIMARY KEY)"));
+    let mut control = net.control();
+    control.exec("SELECT bucardo.add_sync('well', dbs => 'D,E', tables => 'public.u', autokick => false)");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.on("D").exec("INSERT INTO u VALUES (1), (2)");
+    net.server_of("A").stop(Stop::Fast);
+    let reply = control.try_query("SELECT sync, source, changes FROM bucardo.pending()").unwrap();
+    assert_eq!(reply.rows, [["well", "D", "2"].map(|v| Some(v.to_owned()))]);
+    assert!(reply.notices.iter().any(|n| n.severity == "WARNING" && n.message.contains("\"A\"")), "{:?}", reply.notices);
+    assert!(control.expect_error("SELECT * FROM bucardo.pending('s')", "08001").message.contains("\"A\""));
+}
+
+#[test]
+fn a_sync_and_a_member_are_made_active_while_a_member_is_away() {
+    let mut net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    net.add_member("D", 2, "");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B", "C"]);
+    let mut control = net.control();
+    control.exec("SELECT bucardo.deactivate('s'); SELECT bucardo.update_db('C', status => 'inactive')");
+    net.server_of("C").stop(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    for (call, away) in [
+        ("update_db('C', status => 'active')", "\"C\""),
+        ("update_db('D', status => 'active')", "\"D\""),
+        ("update_db('B', status => 'active')", "\"C\""),
+        ("activate('s')", "\"C\""),
+    ] {
+        let reply = control.try_query(&format!("SELECT bucardo.{call}")).unwrap();
+        assert!(reply.notices.iter().any(|n| n.severity == "WARNING" && n.message.contains(away)), "{call}: {:?}", reply.notices);
+    }
+    net.wait_equal("t", &["B"]);
+    net.wait_state("stalled");
+    // Where it is said to be it must answer.
+    let elsewhere = crate::compare::literal(&net.conninfo("C"));
+    control.expect_error(&format!("SELECT bucardo.update_db('C', {elsewhere})"), "08001");
+    net.server_of("C").launch();
+    net.wait_equal("t", &["B", "C"]);
+    net.wait_state("good|empty");
+}

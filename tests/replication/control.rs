@@ -302,3 +302,98 @@ fn a_stop_that_is_rolled_back_was_none() {
     net.control().expect_error("SELECT bucardo.kick('s')", "55000");
     net.wait_state("stopped");
 }
+
+#[test]
+fn a_sync_whose_members_are_inactive_says_which_and_keeps_what_is_captured() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t'");
+    let mut control = net.control();
+    assert_eq!(net.kick(), "empty");
+    for (id, away) in [(1, "A"), (2, "B")] {
+        control.exec(&format!("SELECT bucardo.update_db('{away}', status => 'inactive')"));
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        for call in ["kick('s')", "kick('s', '80s')"] {
+            let error = control.expect_error(&format!("SELECT bucardo.{call}"), "55000");
+            assert!(error.message.contains("\"s\"") && error.message.contains(&format!("\"{away}\"")), "{error}");
+            assert_eq!(error.hint, format!("SELECT bucardo.update_db('{away}', status => 'active');"));
+        }
+        assert_eq!(net.state(), "inactive");
+        assert_eq!(net.last_error(), format!("it cannot run: db \"{away}\" is inactive"));
+        assert_eq!(net.pending(), 1);
+        control.exec(&format!("SELECT bucardo.update_db('{away}', status => 'active')"));
+        net.settle(&["t"]);
+        net.wait_state("good|empty");
+    }
+    // With both inactive, what sends is named; a lone target that is inactive does not keep the others from running.
+    control.exec("SELECT bucardo.update_db(name, status => 'inactive') FROM bucardo.db");
+    assert!(net.last_error().contains("\"A\""), "{}", net.last_error());
+    control.exec("SELECT bucardo.update_db(name, status => 'active') FROM bucardo.db");
+    assert_eq!(net.kick(), "empty");
+}
+
+#[test]
+fn a_waiting_kick_is_told_what_was_made_inactive() {
+    let net = manual();
+    let mut control = net.control();
+    let hold = |net: &Net, call: &str| {
+        let mut busy = net.on("B");
+        busy.exec("BEGIN; LOCK TABLE t");
+        net.on("A").exec("INSERT INTO t SELECT coalesce(max(id), 0) + 1, 'x' FROM t");
+        let mut first = net.control();
+        first.send("SELECT bucardo.kick('s', '80s')").unwrap();
+        net.wait_sql("B", "the run to wait for the lock", "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+        // A second kick needs a run of its own, which does not come any more.
+        let mut second = net.control();
+        second.send("SELECT bucardo.kick('s', '80s')").unwrap();
+        net.wait_sql_on_control(
+            "the second kick",
+            "SELECT count(*) = 2 FROM pg_stat_activity WHERE query LIKE '%kick(''s''%' AND wait_event = 'Extension'",
+        );
+        net.control().exec(call);
+        busy.exec("ROLLBACK");
+        first.finish().ok();
+        second.finish().unwrap_err()
+    };
+    let error = hold(&net, "SELECT bucardo.update_db('A', status => 'inactive')");
+    assert_eq!((error.sqlstate.as_str(), error.hint.as_str()), ("55000", "SELECT bucardo.update_db('A', status => 'active');"));
+    control.exec("SELECT bucardo.update_db('A', status => 'active')");
+    let error = hold(&net, "SELECT bucardo.deactivate('s')");
+    assert_eq!((error.message.as_str(), error.hint.as_str()), ("sync \"s\" is not active", "SELECT bucardo.activate('s');"));
+}
+
+#[test]
+fn a_kick_of_a_sync_that_the_same_transaction_has_made_or_changed() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    let mut control = net.control();
+    let add = "SELECT bucardo.add_sync('s', dbs => 'A,B', tables => 'public.t', autokick => false)";
+    // Nobody else sees it yet: to wait for a run would be in vain.
+    for begin in ["BEGIN", "BEGIN; SAVEPOINT p"] {
+        control.exec(&format!("{begin}; {add}"));
+        control.exec(if begin == "BEGIN" { "SELECT" } else { "RELEASE SAVEPOINT p" });
+        let error = control.expect_error("SELECT bucardo.kick('s', '80s')", "55000");
+        assert!(error.message.contains("\"s\"") && error.hint.contains("COMMIT"), "{error}");
+        control.exec("ROLLBACK");
+    }
+    // Without waiting it runs when it is there.
+    for round in 1..=10 {
+        control.exec(&format!("BEGIN; {add}; SELECT bucardo.kick('s'); COMMIT"));
+        net.wait_state("empty");
+        control.exec(if round == 10 { "SELECT" } else { "SELECT bucardo.remove_sync('s')" });
+    }
+    // One that others see as it was runs at once; where it rests for them, it runs after the commit.
+    control.exec("BEGIN; SELECT bucardo.update_sync('s', priority => 1)");
+    assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+    control.exec("COMMIT; SELECT bucardo.pause('s')");
+    net.wait_state("paused");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    control.exec("BEGIN; SELECT bucardo.resume('s')");
+    let error = control.expect_error("SELECT bucardo.kick('s', '80s')", "55000");
+    assert!(error.hint.contains("COMMIT"), "{error}");
+    control.exec("ROLLBACK; BEGIN; SELECT bucardo.resume('s'); SELECT bucardo.kick('s')");
+    // The master answers the ping after it has seen the kick.
+    net.control().exec("SELECT bucardo.ping()");
+    control.exec("COMMIT");
+    net.wait_equal("t", &["B"]);
+}
