@@ -220,7 +220,7 @@ impl Reading<'_> {
         format!(
             "SELECT k.ord, {object}, r.image FROM (SELECT {typed}, u.ord FROM \
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
-             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
+             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t.*) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
             object = match told {
                 true => {
                     let pairs = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", ");

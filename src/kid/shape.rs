@@ -87,11 +87,11 @@ impl UniqueIndex {
         let other = list(key.len(), |i| format!("o.{0} {1} s.{0}", quote_ident(&key[i]), table.equal(&key[i])), " AND ");
         let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
         format!(
-            "WITH s AS (SELECT *, pg_catalog.to_jsonb(t) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+            "WITH s AS (SELECT *, pg_catalog.to_jsonb(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
              o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
              c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
              DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
-             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t), c.image",
+             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*), c.image",
             exprs = self.named("e"),
             predicate = self.predicate(),
             keys = list(key.len(), |i| format!("t.{}", quote_ident(&key[i])), ", "),

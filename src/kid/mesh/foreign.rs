@@ -203,7 +203,7 @@ fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], 
     });
     let from = if among.is_empty() { format!("{} t", table.only) } else { among };
     format!(
-        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t) FROM {from} \
+        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*) FROM {from} \
          WHERE {refers} AND NOT EXISTS (SELECT FROM {} p WHERE {same})",
         parent.only
     )
