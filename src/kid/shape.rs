@@ -55,20 +55,22 @@ impl UniqueIndex {
         self.predicate.as_deref().unwrap_or("true")
     }
 
-    /// The rows of different sources in a table of rows that clash: key, source, time, number of the group.
-    pub fn clashes(&self, table: &str, key: &[String]) -> String {
-        let keys = key.iter().map(|k| quote_ident(k)).collect::<Vec<_>>().join(", ");
+    /// The rows of different sources in a table of rows that clash: key, source, time, number of the group. `source` and
+    /// `time`: what these columns are called there.
+    pub fn clashes(&self, table: &str, key: &[String], source: &str, time: &str) -> String {
+        let named = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
+        let keys = list(key.len(), |i| format!("k{}", i + 1), ", ");
         let values = list(self.expressions.len(), |i| format!("e{}", i + 1), ", ");
         let known = match self.nulls_not_distinct {
             true => "true".to_string(),
             false => list(self.expressions.len(), |i| format!("e{} IS NOT NULL", i + 1), " AND "),
         };
         format!(
-            "SELECT {keys}, bucardo_source, bucardo_time, number FROM (SELECT *, count(*) OVER (PARTITION BY {values}) AS n, \
-             dense_rank() OVER (ORDER BY {values}) AS number FROM (SELECT *, {} FROM (SELECT * FROM pg_temp.{table} WHERE {}) t) u \
-             WHERE {known}) x WHERE n > 1",
-            self.named("e"),
-            self.predicate()
+            "SELECT {keys}, source, time, number FROM (SELECT *, count(*) OVER (PARTITION BY {values}) AS n, \
+             dense_rank() OVER (ORDER BY {values}) AS number FROM (SELECT {named}, t.{source} AS source, t.{time} AS time, {exprs} \
+             FROM pg_temp.{table} t WHERE {predicate}) u WHERE {known}) x WHERE n > 1",
+            exprs = self.named("e"),
+            predicate = self.predicate()
         )
     }
 
@@ -84,17 +86,17 @@ impl UniqueIndex {
             },
             " AND ",
         );
-        let other = list(key.len(), |i| format!("o.{0} {1} s.{0}", quote_ident(&key[i]), table.equal(&key[i])), " AND ");
+        let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
         let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
         format!(
-            "WITH s AS (SELECT *, pg_catalog.to_jsonb(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+            "WITH s AS (SELECT {keys}, pg_catalog.to_jsonb(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
              o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
              c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
              DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
              RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*), c.image",
             exprs = self.named("e"),
             predicate = self.predicate(),
-            keys = list(key.len(), |i| format!("t.{}", quote_ident(&key[i])), ", "),
+            keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", "),
             only = table.only,
         )
     }
@@ -132,6 +134,15 @@ impl Table {
     /// The operator that compares a key column.
     pub fn equal(&self, column: &str) -> &str {
         self.equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str)
+    }
+
+    /// A name like this one that no column has.
+    pub fn free_name(&self, name: &str) -> String {
+        let mut free = name.to_string();
+        while self.column(&free).is_some() {
+            free.push('_');
+        }
+        free
     }
 
     /// Whether two values of a column are equal only if they are the same to the byte.
