@@ -163,13 +163,21 @@ const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 
 /// Whether rows may travel between the two in binary: the same built-in types in the same order.
 pub fn is_binary_safe(source: &Table, receiver: &Table, columns: &[String]) -> bool {
     columns.iter().all(|name| match (source.column(name), receiver.column(name)) {
-        (Some(a), Some(b)) => a.type_oid == b.type_oid && a.type_oid < FIRST_USER_OID,
+        (Some(a), Some(b)) => a.type_oid == b.type_oid && a.type_oid < FIRST_ASSIGNED_OID && !AS_TEXT_ONLY.contains(&a.type_oid),
         _ => false,
     })
 }
 
-/// Below this, oids are the same in every database of one major version.
-const FIRST_USER_OID: u32 = 16384;
+/// Below this, oids are written into the server's sources: the same in every database of one major version.
+const FIRST_ASSIGNED_OID: u32 = 10000;
+
+/// Built-in types, each with its array, whose binary form says nothing on another server, because it is the oid of an
+/// object (regproc, regprocedure, regoper, regoperator, regclass, regtype, regrole, regnamespace, regconfig,
+/// regdictionary, regcollation), or that have none (aclitem).
+const AS_TEXT_ONLY: [u32; 24] = [
+    24, 1008, 2202, 2207, 2203, 2208, 2204, 2209, 2205, 2210, 2206, 2211, 4096, 4097, 4089, 4090, 3734, 3735, 3769, 3770, 4191,
+    4192, 1033, 1034,
+];
 
 /// The relations of a sync on one member, by their number in the catalog.
 pub type Shapes = HashMap<i32, Table>;
