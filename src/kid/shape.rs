@@ -19,8 +19,8 @@ pub struct ForeignKey {
     pub columns: Vec<String>,
     /// The parent's columns, in the same order.
     pub to: Vec<String>,
-    /// Whether a row whose parent goes only loses the reference.
-    pub set_null: bool,
+    /// The columns that become null in a row whose parent goes; none: the row goes too.
+    pub cleared: Vec<String>,
 }
 
 /// A unique index on one member.
@@ -203,12 +203,15 @@ const UNIQUES: &str = "SELECT i.indrelid, \
             AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate \
     FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
 
-/// The foreign keys among tables: table, parent, columns, the parent's columns, whether a deletion sets them to null.
+/// The foreign keys among tables: table, parent, columns, the parent's columns, those that a deletion sets to null. Only
+/// PostgreSQL 15 and later have confdelsetcols; without it these are all columns.
 const REFERENCES: &str = "SELECT c.conrelid, c.confrelid, \
     to_json(ARRAY(SELECT a.attname FROM unnest(c.conkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
         ON a.attrelid = c.conrelid AND a.attnum = u.n ORDER BY u.ord)), \
     to_json(ARRAY(SELECT a.attname FROM unnest(c.confkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
-        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), c.confdeltype = 'n' \
+        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), \
+    to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE c.confdeltype = 'n' AND a.attrelid = c.conrelid \
+        AND coalesce(nullif(to_jsonb(c) -> 'confdelsetcols', 'null'), to_jsonb(c.conkey)) @> to_jsonb(a.attnum))) \
     FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1::pg_catalog.oid[]) \
     AND c.confrelid = ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
 
@@ -216,8 +219,8 @@ fn references(rows: &Rows) -> HashMap<u32, Vec<ForeignKey>> {
     let mut all: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
     let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
     for row in 0..rows.len() {
-        let (parent, set_null) = (rows.number(row, 1).unwrap_or_default(), rows.bool(row, 4));
-        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), set_null };
+        let parent = rows.number(row, 1).unwrap_or_default();
+        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), cleared: names(row, 4) };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(key);
     }
     all

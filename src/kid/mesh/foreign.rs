@@ -143,10 +143,11 @@ impl Mesh<'_> {
                     .map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
             };
             let image = json(n + 1)?;
-            let kept = match (&image, question.foreign.set_null) {
-                (Value::Object(row), true) => {
+            let cleared = self.cleared(question);
+            let kept = match &image {
+                Value::Object(row) if !cleared.is_empty() => {
                     let mut row = row.clone();
-                    question.foreign.columns.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
+                    cleared.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
                     Some(Value::Object(row).to_string())
                 }
                 _ => None,
@@ -164,10 +165,19 @@ impl Mesh<'_> {
                 winner,
                 rows: Value::Object(Map::from_iter([(loser, image)])).to_string(),
                 made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
+                cleared: cleared.to_vec(),
             };
-            found.push((question.relation, Written::everywhere(key, kept), decision));
+            let written = Written { cleared: cleared.to_vec(), ..Written::everywhere(key, kept) };
+            found.push((question.relation, written, decision));
         }
         Ok(())
+    }
+
+    /// The columns that an orphan loses instead of going altogether; none: it goes, also where some member allows no null.
+    fn cleared<'q>(&self, question: &'q Question) -> &'q [String] {
+        let tables = || self.members.iter().filter_map(|m| m.shapes.get(&question.relation));
+        let refused = |c: &String| tables().any(|t| t.column(c).is_some_and(|c| c.not_null));
+        if question.foreign.cleared.iter().any(refused) { &[] } else { &question.foreign.cleared }
     }
 
     /// The source whose deletion of the parent stands: another one that has changed the parent's table.

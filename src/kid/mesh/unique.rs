@@ -179,6 +179,7 @@ impl Mesh<'_> {
                 winner: winner.map(|w| names[w].to_string()),
                 rows: rows.clone(),
                 made: winner.map(|_| "null".to_string()),
+                ..Decision::default()
             });
             doomed.push(one);
         }
@@ -226,6 +227,7 @@ impl Mesh<'_> {
                     winner: Some(winner.clone()),
                     rows: rows_json(&images),
                     made: Some("null".to_string()),
+                    ..Decision::default()
                 });
             }
         }

@@ -159,3 +159,51 @@ fn a_parent_is_deleted_between_the_snapshot_and_the_child_of_a_run() {
         m.conflicts("public.child")
     );
 }
+
+/// What an orphan loses where the foreign key says SET NULL, and nothing else of it.
+#[test]
+fn only_the_reference_becomes_null() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1); \
+         CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE SET NULL, j jsonb NOT NULL, js json, \
+         arr int[], f float8, c text); \
+         CREATE TABLE strict (id int PRIMARY KEY, parent int NOT NULL REFERENCES parent ON DELETE SET NULL, val text)",
+    );
+    m.sync("tables => 'public.parent,public.child,public.strict'");
+    m.changes(&[
+        ("A", "DELETE FROM parent"),
+        (
+            "B",
+            "INSERT INTO child VALUES (1, 1, 'null', '{\"b\": 1,   \"b\":2}', '[2:3]={7,NULL}', '-0', ''); \
+             INSERT INTO strict VALUES (1, 1, 'B')",
+        ),
+    ]);
+    m.drain_equal(&["parent", "child", "strict"]);
+    m.expect_everywhere(
+        "SELECT concat_ws('|', parent IS NULL, j, js, arr, f, c) FROM child",
+        "t|null|{\"b\": 1,   \"b\":2}|[2:3]={7,NULL}|-0|",
+    );
+    // A column that cannot be null: the row goes.
+    m.expect_everywhere("SELECT count(*) FROM strict", "0");
+    assert_eq!(m.count_conflicts("relation = 'public.strict' AND winner = 'A' AND rows->'B'->>'val' = 'B'"), 1);
+    assert_eq!(m.count_conflicts("relation = 'public.child' AND winner = 'A' AND rows->'B'->>'parent' = '1'"), 1);
+}
+
+#[test]
+fn only_the_listed_columns_become_null() {
+    let m = Plan::new(2).start();
+    if m.on("A").number("SELECT current_setting('server_version_num')::int") < 150_000 {
+        return;
+    }
+    m.everywhere(
+        "CREATE TABLE tenant (id int PRIMARY KEY); INSERT INTO tenant VALUES (1); \
+         CREATE TABLE parent (tenant int REFERENCES tenant, id int, PRIMARY KEY (tenant, id)); INSERT INTO parent VALUES (1, 1); \
+         CREATE TABLE child (id int PRIMARY KEY, tenant int NOT NULL REFERENCES tenant, parent int, other int DEFAULT 1, \
+         FOREIGN KEY (tenant, parent) REFERENCES parent ON DELETE SET NULL (parent))",
+    );
+    m.sync("tables => 'public.tenant,public.parent,public.child'");
+    m.changes(&[("A", "DELETE FROM parent"), ("B", "INSERT INTO child VALUES (1, 1, 1)")]);
+    m.drain_equal(&["tenant", "parent", "child"]);
+    m.expect_everywhere("SELECT concat_ws(' ', id, tenant, coalesce(parent, 0), other) FROM child", "1 1 0 1");
+}
