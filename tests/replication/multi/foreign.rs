@@ -71,25 +71,32 @@ fn a_parent_changes_its_key_while_a_child_comes() {
     assert!(m.count_conflicts("true") >= 1);
 }
 
-/// The losing row of one table is the parent of a row in the other one.
+/// The losing row of one table is the parent of a row in the other one, which is recorded under the source that wrote it.
 #[test]
 fn a_parent_that_loses_takes_its_children_or_keeps_them_valid() {
-    let m = Plan::new(2).start();
-    m.everywhere(
-        "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, val text)",
-    );
-    m.sync("tables => 'public.parent,public.child'");
-    m.changes(&[
-        ("A", "INSERT INTO parent VALUES (1, 'x', 'A'); INSERT INTO child VALUES (1, 1, 'A')"),
-        ("B", "INSERT INTO parent VALUES (2, 'x', 'B'); INSERT INTO child VALUES (2, 2, 'B')"),
-    ]);
-    m.drain_equal(&["parent", "child"]);
-    m.expect_everywhere(
-        "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
-        "0",
-    );
-    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM parent", "2B");
-    assert!(m.count_conflicts("relation = 'public.parent'") >= 1);
+    for (strategy, winner, kept, loser, gone) in [("bucardo_latest", "B", 2, "A", 1), ("bucardo_source", "A", 1, "B", 2)] {
+        let m = Plan::new(2).start();
+        m.everywhere(
+            "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, val text)",
+        );
+        m.sync(&format!("tables => 'public.parent,public.child', conflict_strategy => '{strategy}'"));
+        m.changes(&[
+            ("A", "INSERT INTO parent VALUES (1, 'x', 'A'); INSERT INTO child VALUES (1, 1, 'A')"),
+            ("B", "INSERT INTO parent VALUES (2, 'x', 'B'); INSERT INTO child VALUES (2, 2, 'B')"),
+        ]);
+        m.drain_equal(&["parent", "child"]);
+        m.expect_everywhere(
+            "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
+            "0",
+        );
+        m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM parent", &format!("{kept}{winner}"));
+        assert!(m.count_conflicts("relation = 'public.parent'") >= 1);
+        let of_child = format!(
+            "relation = 'public.child' AND strategy = 'foreign_key' AND winner = '{winner}' \
+             AND rows = '{{\"{loser}\": {{\"id\": {gone}, \"parent\": {gone}, \"val\": \"{loser}\"}}}}'"
+        );
+        assert_eq!(m.count_conflicts(&of_child), 1, "{:?}", m.conflicts("public.child"));
+    }
 }
 
 #[test]
