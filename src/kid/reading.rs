@@ -173,6 +173,15 @@ impl Reading<'_> {
         list(self.columns.len(), |i| format!("t.{}", quote_ident(&self.columns[i])), ", ")
     }
 
+    /// The same by the names a1, a2, …, beside which other names can stand.
+    fn aliased_columns(&self) -> String {
+        list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ")
+    }
+
+    fn aliases(&self, prefix: &str) -> String {
+        list(self.columns.len(), |i| format!("{prefix}a{}", i + 1), ", ")
+    }
+
     fn matches(&self) -> String {
         let one = |i: usize| {
             let column = &self.key[i];
@@ -184,8 +193,7 @@ impl Reading<'_> {
     /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip. To be planned
     /// after [`BY_INDEX`](super::statements::BY_INDEX): the plan is kept.
     pub fn few(&self) -> String {
-        let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
-        let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
+        let (aliases, out) = (self.aliased_columns(), self.aliases("r."));
         format!(
             "SELECT {keys}, r.alive, {out} FROM ({distinct}) k \
              LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
@@ -199,8 +207,7 @@ impl Reading<'_> {
 
     /// The same with what [`Reading::timed`] tells of each key at the end.
     pub fn few_timed(&self, time: &str, to: &str) -> String {
-        let aliases = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
-        let out = list(self.columns.len(), |i| format!("r.a{}", i + 1), ", ");
+        let (aliases, out) = (self.aliased_columns(), self.aliases("r."));
         format!(
             "SELECT {keys}, r.alive, {out}, k.time, k.towards, k.held FROM ({timed}) k \
              LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
@@ -220,7 +227,7 @@ impl Reading<'_> {
         format!(
             "SELECT k.ord, {object}, r.image FROM (SELECT {typed}, u.ord FROM \
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
-             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
+             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t.*) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
             object = match told {
                 true => {
                     let pairs = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", ");
@@ -239,16 +246,18 @@ impl Reading<'_> {
     /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns.
     pub fn many(&self, window: &Window, join: Join, binary: bool) -> String {
         format!(
-            "{join}COPY (SELECT {keys}, t.alive, {columns}{at} FROM ({distinct}) k \
-             LEFT JOIN (SELECT true AS alive, t.* FROM {only} t) t ON {on}{fits}) TO STDOUT{format}",
+            "{join}COPY (SELECT {keys}, r.alive, {out}{at} FROM ({distinct}) k \
+             LEFT JOIN (SELECT true AS alive, {key_columns}, {aliases} FROM {only} t) r ON {on}{fits}) TO STDOUT{format}",
             join = join.settings(),
-            fits = self.fits("t.alive"),
+            fits = self.fits("r.alive"),
             keys = self.keys("k."),
-            columns = self.select_columns(),
+            out = self.aliases("r."),
+            key_columns = self.key_columns(),
+            aliases = self.aliased_columns(),
             at = if self.noted { ", k.at" } else { "" },
             distinct = if self.noted { self.distinct_timed(&window.condition()) } else { self.distinct(&window.condition()) },
             only = self.source.only,
-            on = self.matches(),
+            on = self.same("r.", "k."),
             format = format_of(binary),
         )
     }

@@ -19,8 +19,8 @@ pub struct ForeignKey {
     pub columns: Vec<String>,
     /// The parent's columns, in the same order.
     pub to: Vec<String>,
-    /// Whether a row whose parent goes only loses the reference.
-    pub set_null: bool,
+    /// The columns that become null in a row whose parent goes; none: the row goes too.
+    pub cleared: Vec<String>,
 }
 
 /// A unique index on one member.
@@ -55,20 +55,22 @@ impl UniqueIndex {
         self.predicate.as_deref().unwrap_or("true")
     }
 
-    /// The rows of different sources in a table of rows that clash: key, source, time, number of the group.
-    pub fn clashes(&self, table: &str, key: &[String]) -> String {
-        let keys = key.iter().map(|k| quote_ident(k)).collect::<Vec<_>>().join(", ");
+    /// The rows of different sources in a table of rows that clash: key, source, time, number of the group. `source` and
+    /// `time`: what these columns are called there.
+    pub fn clashes(&self, table: &str, key: &[String], source: &str, time: &str) -> String {
+        let named = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
+        let keys = list(key.len(), |i| format!("k{}", i + 1), ", ");
         let values = list(self.expressions.len(), |i| format!("e{}", i + 1), ", ");
         let known = match self.nulls_not_distinct {
             true => "true".to_string(),
             false => list(self.expressions.len(), |i| format!("e{} IS NOT NULL", i + 1), " AND "),
         };
         format!(
-            "SELECT {keys}, bucardo_source, bucardo_time, number FROM (SELECT *, count(*) OVER (PARTITION BY {values}) AS n, \
-             dense_rank() OVER (ORDER BY {values}) AS number FROM (SELECT *, {} FROM (SELECT * FROM pg_temp.{table} WHERE {}) t) u \
-             WHERE {known}) x WHERE n > 1",
-            self.named("e"),
-            self.predicate()
+            "SELECT {keys}, source, time, number FROM (SELECT *, count(*) OVER (PARTITION BY {values}) AS n, \
+             dense_rank() OVER (ORDER BY {values}) AS number FROM (SELECT {named}, t.{source} AS source, t.{time} AS time, {exprs} \
+             FROM pg_temp.{table} t WHERE {predicate}) u WHERE {known}) x WHERE n > 1",
+            exprs = self.named("e"),
+            predicate = self.predicate()
         )
     }
 
@@ -84,17 +86,17 @@ impl UniqueIndex {
             },
             " AND ",
         );
-        let other = list(key.len(), |i| format!("o.{0} {1} s.{0}", quote_ident(&key[i]), table.equal(&key[i])), " AND ");
+        let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
         let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
         format!(
-            "WITH s AS (SELECT *, pg_catalog.to_jsonb(t) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+            "WITH s AS (SELECT {keys}, pg_catalog.to_jsonb(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
              o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
              c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
              DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
-             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t), c.image",
+             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*), c.image",
             exprs = self.named("e"),
             predicate = self.predicate(),
-            keys = list(key.len(), |i| format!("t.{}", quote_ident(&key[i])), ", "),
+            keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", "),
             only = table.only,
         )
     }
@@ -134,6 +136,15 @@ impl Table {
         self.equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str)
     }
 
+    /// A name like this one that no column has.
+    pub fn free_name(&self, name: &str) -> String {
+        let mut free = name.to_string();
+        while self.column(&free).is_some() {
+            free.push('_');
+        }
+        free
+    }
+
     /// Whether two values of a column are equal only if they are the same to the byte.
     pub fn is_exact(&self, column: &str) -> bool {
         self.column(column).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
@@ -152,13 +163,21 @@ const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 
 /// Whether rows may travel between the two in binary: the same built-in types in the same order.
 pub fn is_binary_safe(source: &Table, receiver: &Table, columns: &[String]) -> bool {
     columns.iter().all(|name| match (source.column(name), receiver.column(name)) {
-        (Some(a), Some(b)) => a.type_oid == b.type_oid && a.type_oid < FIRST_USER_OID,
+        (Some(a), Some(b)) => a.type_oid == b.type_oid && a.type_oid < FIRST_ASSIGNED_OID && !AS_TEXT_ONLY.contains(&a.type_oid),
         _ => false,
     })
 }
 
-/// Below this, oids are the same in every database of one major version.
-const FIRST_USER_OID: u32 = 16384;
+/// Below this, oids are written into the server's sources: the same in every database of one major version.
+const FIRST_ASSIGNED_OID: u32 = 10000;
+
+/// Built-in types, each with its array, whose binary form says nothing on another server, because it is the oid of an
+/// object (regproc, regprocedure, regoper, regoperator, regclass, regtype, regrole, regnamespace, regconfig,
+/// regdictionary, regcollation), or that have none (aclitem).
+const AS_TEXT_ONLY: [u32; 24] = [
+    24, 1008, 2202, 2207, 2203, 2208, 2204, 2209, 2205, 2210, 2206, 2211, 4096, 4097, 4089, 4090, 3734, 3735, 3769, 3770, 4191,
+    4192, 1033, 1034,
+];
 
 /// The relations of a sync on one member, by their number in the catalog.
 pub type Shapes = HashMap<i32, Table>;
@@ -184,12 +203,15 @@ const UNIQUES: &str = "SELECT i.indrelid, \
             AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate \
     FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
 
-/// The foreign keys among tables: table, parent, columns, the parent's columns, whether a deletion sets them to null.
+/// The foreign keys among tables: table, parent, columns, the parent's columns, those that a deletion sets to null. Only
+/// PostgreSQL 15 and later have confdelsetcols; without it these are all columns.
 const REFERENCES: &str = "SELECT c.conrelid, c.confrelid, \
     to_json(ARRAY(SELECT a.attname FROM unnest(c.conkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
         ON a.attrelid = c.conrelid AND a.attnum = u.n ORDER BY u.ord)), \
     to_json(ARRAY(SELECT a.attname FROM unnest(c.confkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
-        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), c.confdeltype = 'n' \
+        ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), \
+    to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE c.confdeltype = 'n' AND a.attrelid = c.conrelid \
+        AND coalesce(nullif(to_jsonb(c) -> 'confdelsetcols', 'null'), to_jsonb(c.conkey)) @> to_jsonb(a.attnum))) \
     FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1::pg_catalog.oid[]) \
     AND c.confrelid = ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
 
@@ -197,8 +219,8 @@ fn references(rows: &Rows) -> HashMap<u32, Vec<ForeignKey>> {
     let mut all: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
     let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
     for row in 0..rows.len() {
-        let (parent, set_null) = (rows.number(row, 1).unwrap_or_default(), rows.bool(row, 4));
-        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), set_null };
+        let parent = rows.number(row, 1).unwrap_or_default();
+        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), cleared: names(row, 4) };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(key);
     }
     all

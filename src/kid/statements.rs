@@ -1,5 +1,7 @@
 //! What the SQL of a run has in common, on the side of the source (`reading`) and of a receiver (`writing`): windows, and
-//! how keys find their rows. Pure text: it decides how rows are read and written, never which.
+//! how keys find their rows. Pure text: it decides how rows are read and written, never which. A column may have any name:
+//! it is always written with its table's alias, a whole row as `t.*` (a bare `t` would be the column of that name), and no
+//! alias of ours stands in one list with columns of the user's.
 
 /// A window as SQL literals: deltas not visible in the snapshot that was served last.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -55,11 +55,11 @@ impl Writing<'_> {
     }
 
     fn set(&self, value: impl Fn(usize) -> String) -> String {
-        self.settable()
-            .iter()
-            .map(|i| format!("{} = {}", quote_ident(&self.columns[*i]), value(*i)))
-            .collect::<Vec<_>>()
-            .join(", ")
+        self.set_these(&self.settable(), value)
+    }
+
+    fn set_these(&self, which: &[usize], value: impl Fn(usize) -> String) -> String {
+        which.iter().map(|i| format!("{} = {}", quote_ident(&self.columns[*i]), value(*i))).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether the row there differs in any byte. Columns whose equal values are the same are compared one by one; the
@@ -343,16 +343,20 @@ impl Writing<'_> {
         all
     }
 
-    /// Stores one row out of its JSON: changed where it is there, else inserted.
-    pub fn upsert_json(&self) -> Vec<String> {
+    /// Stores one row out of its JSON: changed where it is there, else inserted. `only`: the columns that are changed where
+    /// it is there, so that the others keep their values to the byte, which JSON does not; none: all.
+    pub fn upsert_json(&self, only: &[String]) -> Vec<String> {
         let record = format!("pg_catalog.jsonb_populate_record(NULL::{}, $1::pg_catalog.jsonb) r", self.table.name);
         let value = |i: usize| format!("r.{}", quote_ident(&self.columns[i]));
         let on = self.on(|i| format!("r.{}", quote_ident(&self.key[i])));
         let stored = self.stored();
         let mut all = Vec::new();
         if self.can_update() {
-            let differs = self.differs(&self.settable(), value);
-            all.push(format!("UPDATE {} t SET {} FROM {record} WHERE {on} AND {differs}", self.table.only, self.set(value)));
+            let named = |i: &usize| only.is_empty() || only.contains(&self.columns[*i]);
+            let which: Vec<usize> = self.settable().into_iter().filter(named).collect();
+            let differs = self.differs(&which, value);
+            let set = self.set_these(&which, value);
+            all.push(format!("UPDATE {} t SET {set} FROM {record} WHERE {on} AND {differs}", self.table.only));
         }
         all.push(format!(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {record} WHERE NOT EXISTS (SELECT FROM {} t WHERE {on})",

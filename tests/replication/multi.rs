@@ -13,6 +13,7 @@ mod foreign;
 mod keytypes;
 mod matrix;
 mod moves;
+mod names;
 mod newcomer;
 mod once;
 mod record;

@@ -226,3 +226,35 @@ fn many_columns_and_wide_rows() {
     net.on("A").exec("UPDATE t SET c400 = NULL, c1 = -1 WHERE id % 2 = 0");
     net.settle(&["t"]);
 }
+
+/// The objects have other oids on every member: such a value is the object's name.
+#[test]
+fn values_that_name_objects_travel_by_name() {
+    let net = Net::together(Capture::Plain, 2);
+    net.on("B").exec("CREATE TABLE first_here ()");
+    net.on("C").exec("CREATE TABLE first_here (); CREATE TABLE second_here ()");
+    net.everywhere(
+        "CREATE TABLE named (); CREATE TYPE kind AS (i int); CREATE SCHEMA place; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; \
+         CREATE TABLE t (id int PRIMARY KEY, c regclass, k regtype, n regnamespace, f regproc, a regclass[], who regrole); \
+         CREATE TABLE acl (id int PRIMARY KEY, one aclitem, more aclitem[])",
+    );
+    net.add_sync("tables => 'public.t,public.acl'");
+    let mut a = net.on("A");
+    let mut rows = |from: i32, to: i32| {
+        a.exec(&format!(
+            "INSERT INTO t SELECT g, 'named', 'kind', 'place', 'f', ARRAY['named'::regclass, NULL], current_user::regrole \
+             FROM generate_series({from}, {to}) g; \
+             INSERT INTO acl SELECT g, (current_user || '=r/' || current_user)::aclitem, \
+             ARRAY[(current_user || '=w/' || current_user)::aclitem] FROM generate_series({from}, {to}) g"
+        ));
+        net.settle(&["t", "acl"]);
+    };
+    // A few by parameters, many by COPY, straight and through the staging tables.
+    rows(1, 3);
+    rows(1001, 1500);
+    net.on("A").exec("UPDATE t SET a = a || 'named'::regclass; UPDATE acl SET more = more || more");
+    net.settle(&["t", "acl"]);
+    let here = "SELECT count(*) FROM t WHERE c = 'named'::regclass AND k = 'kind'::regtype AND n = 'place'::regnamespace \
+                AND f = 'f'::regproc AND a[3] = 'named'::regclass";
+    ["B", "C"].iter().for_each(|name| assert_eq!(net.on(name).number(here), 503, "{name}"));
+}

@@ -86,11 +86,16 @@ impl Mesh<'_> {
             let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
             (0..self.members.len()).filter(needs).fold(0, |bits, at| bits | self.members[at].bit())
         };
-        let mut rows: Vec<(i32, Vec<String>, Value)> = Vec::new();
-        for (name, key, row) in &doubt.made {
-            rows.extend(self.recorded_key(name, key).map(|(relation, key)| (relation, key, row.clone())));
+        let mut rows: Vec<(i32, Written)> = Vec::new();
+        let written = |key: Vec<String>, row: &Value, cleared: &[String]| {
+            let row = Some(row).filter(|row| !row.is_null()).map(Value::to_string);
+            Written { key, row, cleared: cleared.to_vec(), towards }
+        };
+        for made in &doubt.made {
+            let found = self.recorded_key(&made.relation, &made.key);
+            rows.extend(found.map(|(relation, key)| (relation, written(key, &made.row, &made.cleared))));
         }
-        let made: HashSet<(i32, Vec<String>)> = rows.iter().map(|(relation, key, _)| (*relation, key.clone())).collect();
+        let made: HashSet<(i32, Vec<String>)> = rows.iter().map(|(relation, one)| (*relation, one.key.clone())).collect();
         let mut lost: HashMap<(usize, i32), Vec<Vec<String>>> = HashMap::new();
         let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
         for decision in record::decided(&self.plan.sync.name, doubt, &here)? {
@@ -102,7 +107,7 @@ impl Mesh<'_> {
             if let Some(row) = decision.away
                 && !made.contains(&(relation, key.clone()))
             {
-                rows.push((relation, key, row));
+                rows.push((relation, written(key, &row, &[])));
             }
         }
         for ((at, relation), keys) in lost {
@@ -115,9 +120,8 @@ impl Mesh<'_> {
                 self.carried.lost.push((at, relation, snapshot, keys));
             }
         }
-        for (relation, key, row) in rows {
-            let row = Some(row).filter(|row| !row.is_null()).map(|row| row.to_string());
-            self.carried.rows.entry(relation).or_default().push(Written { key, row, towards });
+        for (relation, one) in rows {
+            self.carried.rows.entry(relation).or_default().push(one);
         }
         Ok(())
     }

@@ -460,11 +460,15 @@ fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usiz
 
 /// Sends what writes rows out of their JSON, or deletes them.
 fn send_written(conn: &mut Conn, writing: &Writing<'_>, some: &[&Written]) -> Result<()> {
-    let (upsert, delete, types) = (writing.upsert_json(), writing.delete_one(), writing.types());
+    let (upsert, delete, types) = (writing.upsert_json(&[]), writing.delete_one(), writing.types());
     conn.pipeline_begin()?;
     for one in some {
         match &one.row {
-            Some(row) => upsert.iter().try_for_each(|sql| conn.pipeline_add(sql, &[], &[Some(row.as_bytes())]))?,
+            Some(row) => {
+                let own = (!one.cleared.is_empty()).then(|| writing.upsert_json(&one.cleared));
+                let sql = own.as_ref().unwrap_or(&upsert);
+                sql.iter().try_for_each(|sql| conn.pipeline_add(sql, &[], &[Some(row.as_bytes())]))?
+            }
             None => {
                 let key: Vec<Option<&[u8]>> = one.key.iter().map(|k| Some(k.as_bytes())).collect();
                 conn.pipeline_add(&delete, &types[..key.len()], &key)?;

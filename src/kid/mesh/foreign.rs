@@ -22,8 +22,33 @@ struct Question {
     relation: i32,
     foreign: ForeignKey,
     sql: String,
-    /// Whether it is about parents that this source has deleted, while the row came from another one.
-    bereft: bool,
+    about: About,
+}
+
+/// Which rows a question is about.
+#[derive(Clone, Copy)]
+enum About {
+    /// Those that this source has changed itself.
+    Own,
+    /// Those whose parents this source has changed, and has no more.
+    Bereft,
+    All,
+}
+
+/// A row without a parent, and who found it.
+struct Orphan {
+    relation: i32,
+    key: Vec<String>,
+    /// As JSON, like the row.
+    key_json: String,
+    image: Value,
+    foreign: ForeignKey,
+    /// The first source that has found it.
+    at: usize,
+    /// A source that has changed the parent.
+    bereft: Option<usize>,
+    /// The sources that have changed the row.
+    authors: Vec<usize>,
 }
 
 impl Mesh<'_> {
@@ -45,7 +70,7 @@ impl Mesh<'_> {
                     asked.push((at, questions));
                 }
             }
-            let mut found: Vec<(i32, Written, Decision)> = Vec::new();
+            let mut found: Vec<Orphan> = Vec::new();
             for (at, questions) in asked {
                 let answers = self.members[at].attempt(|conn| conn.pipeline_collect()).unwrap_or_default();
                 for (question, rows) in questions.iter().zip(&answers) {
@@ -57,7 +82,7 @@ impl Mesh<'_> {
                 return Ok(decisions);
             }
             removed.clear();
-            for (relation, written, decision) in found {
+            for (relation, written, decision) in found.into_iter().map(|o| self.judge_orphan(o)).collect::<Vec<_>>() {
                 self.write(relation, std::slice::from_ref(&written))?;
                 removed.insert(relation);
                 decisions.push(decision);
@@ -87,14 +112,15 @@ impl Mesh<'_> {
                 let all = first && removed.contains(parent_relation);
                 if let Some(gone) = self.deleted_parents(at, relations, *parent_relation, parent, foreign)?.filter(|_| !all) {
                     let sql = orphans(table, parent, foreign, &key, Some(&gone), true);
-                    questions.push(Question { relation, foreign: foreign.clone(), sql, bereft: true });
+                    questions.push(Question { relation, foreign: foreign.clone(), sql, about: About::Bereft });
                 }
                 if own.is_none() && !all {
                     continue;
                 }
                 let only = own.as_deref().filter(|_| !all);
                 let sql = orphans(table, parent, foreign, &key, only, false);
-                questions.push(Question { relation, foreign: foreign.clone(), sql, bereft: false });
+                let about = if all { About::All } else { About::Own };
+                questions.push(Question { relation, foreign: foreign.clone(), sql, about });
             }
         }
         Ok(questions)
@@ -125,57 +151,77 @@ impl Mesh<'_> {
         Ok(Some(format!("SELECT {columns} FROM ({changed}) k WHERE NOT EXISTS (SELECT FROM {} p WHERE {same})", parent.only)))
     }
 
-    fn take_orphans(
-        &self,
-        at: usize,
-        question: &Question,
-        rows: &Rows,
-        found: &mut Vec<(i32, Written, Decision)>,
-    ) -> Result<(), Broken> {
+    /// Takes an answer; a row that several sources have found is one orphan.
+    fn take_orphans(&self, at: usize, question: &Question, rows: &Rows, found: &mut Vec<Orphan>) -> Result<(), Broken> {
         let n = self.key_of(question.relation).len();
         for row in 0..rows.len() {
             let key: Vec<String> = (0..n).map(|c| rows.text(row, c)).collect();
-            if found.iter().any(|(r, w, _)| *r == question.relation && w.key == key) {
-                continue;
+            let known = found.iter().position(|o| o.relation == question.relation && o.key == key);
+            let place = known.unwrap_or(found.len());
+            if known.is_none() {
+                let image = serde_json::from_str(rows.get(row, n + 1).unwrap_or("null"))
+                    .map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))?;
+                found.push(Orphan {
+                    relation: question.relation,
+                    key,
+                    key_json: rows.text(row, n),
+                    image,
+                    foreign: question.foreign.clone(),
+                    at,
+                    bereft: None,
+                    authors: Vec::new(),
+                });
             }
-            let json = |column: usize| -> Result<Value, Error> {
-                serde_json::from_str(rows.get(row, column).unwrap_or("null"))
-                    .map_err(|e| Error::internal(format!("a row's image cannot be read: {e}")))
-            };
-            let image = json(n + 1)?;
-            let kept = match (&image, question.foreign.set_null) {
-                (Value::Object(row), true) => {
-                    let mut row = row.clone();
-                    question.foreign.columns.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
-                    Some(Value::Object(row).to_string())
-                }
-                _ => None,
-            };
-            let other = self.who_deleted(at, &question.foreign);
-            let here = self.name(at).to_string();
-            let (winner, loser) = match (question.bereft, other) {
-                (true, other) => (Some(here.clone()), other.unwrap_or(here)),
-                (false, other) => (other, here),
-            };
-            let decision = Decision {
-                relation: question.relation,
-                key: rows.text(row, n),
-                strategy: "foreign_key".to_string(),
-                winner,
-                rows: Value::Object(Map::from_iter([(loser, image)])).to_string(),
-                made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
-            };
-            found.push((question.relation, Written::everywhere(key, kept), decision));
+            match question.about {
+                About::Own => found[place].authors.push(at),
+                About::Bereft => drop(found[place].bereft.get_or_insert(at)),
+                About::All => {}
+            }
         }
         Ok(())
     }
 
+    /// What becomes of an orphan.
+    fn judge_orphan(&self, orphan: Orphan) -> (i32, Written, Decision) {
+        let Orphan { relation, key, key_json, image, foreign, at, bereft, authors } = orphan;
+        let cleared = self.cleared(relation, &foreign);
+        let kept = match &image {
+            Value::Object(row) if !cleared.is_empty() => {
+                let mut row = row.clone();
+                cleared.iter().for_each(|c| drop(row.insert(c.clone(), Value::Null)));
+                Some(Value::Object(row).to_string())
+            }
+            _ => None,
+        };
+        // A source whose parent lost a clash has deleted it no more than the others: it may have written the child itself.
+        let author = authors.iter().copied().find(|a| Some(*a) != bereft).or(authors.first().copied());
+        let loser = author.or_else(|| bereft.and_then(|b| self.who_deleted(b, &foreign))).unwrap_or(at);
+        let winner = bereft.filter(|b| *b != loser).or_else(|| self.who_deleted(loser, &foreign));
+        let decision = Decision {
+            relation,
+            key: key_json,
+            strategy: "foreign_key".to_string(),
+            winner: winner.map(|w| self.name(w).to_string()),
+            rows: Value::Object(Map::from_iter([(self.name(loser).to_string(), image)])).to_string(),
+            made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
+            cleared: cleared.to_vec(),
+        };
+        (relation, Written { cleared: cleared.to_vec(), ..Written::everywhere(key, kept) }, decision)
+    }
+
+    /// The columns that an orphan loses instead of going altogether; none: it goes, also where some member allows no null.
+    fn cleared<'f>(&self, relation: i32, foreign: &'f ForeignKey) -> &'f [String] {
+        let tables = || self.members.iter().filter_map(|m| m.shapes.get(&relation));
+        let refused = |c: &String| tables().any(|t| t.column(c).is_some_and(|c| c.not_null));
+        if foreign.cleared.iter().any(refused) { &[] } else { &foreign.cleared }
+    }
+
     /// The source whose deletion of the parent stands: another one that has changed the parent's table.
-    fn who_deleted(&self, child: usize, foreign: &ForeignKey) -> Option<String> {
+    fn who_deleted(&self, child: usize, foreign: &ForeignKey) -> Option<usize> {
         let parent = self.members[child].shapes.iter().find(|(_, t)| t.oid == foreign.parent).map(|(r, _)| *r)?;
         let others = || self.sources().into_iter().filter(|at| *at != child);
         let changed = self.changed(parent);
-        others().find(|at| changed.contains(at)).or_else(|| others().next()).map(|at| self.name(at).to_string())
+        others().find(|at| changed.contains(at)).or_else(|| others().next())
     }
 }
 
@@ -203,7 +249,7 @@ fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], 
     });
     let from = if among.is_empty() { format!("{} t", table.only) } else { among };
     format!(
-        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t) FROM {from} \
+        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*) FROM {from} \
          WHERE {refers} AND NOT EXISTS (SELECT FROM {} p WHERE {same})",
         parent.only
     )

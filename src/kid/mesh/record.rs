@@ -34,8 +34,9 @@ pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decisi
     // Most of many decisions differ in key and rows only.
     let mut groups: BTreeMap<_, (Vec<String>, Vec<String>)> = BTreeMap::new();
     let mut made = Vec::new();
-    for Decision { relation, key, strategy, winner, rows, made: row } in decisions {
-        made.extend(row.map(|row| format!("{{\"relation\":{},\"key\":{key},\"row\":{row}}}", Value::from(name(relation)))));
+    for Decision { relation, key, strategy, winner, rows, made: row, cleared } in decisions {
+        let (of, cleared) = (Value::from(name(relation)), Value::from(cleared));
+        made.extend(row.map(|row| format!("{{\"relation\":{of},\"key\":{key},\"row\":{row},\"cleared\":{cleared}}}")));
         let group = groups.entry((relation, strategy, winner)).or_default();
         group.0.push(key);
         group.1.push(rows);
@@ -95,8 +96,8 @@ pub struct Doubt {
     since: i64,
     /// The sources that took part, with the snapshots that they had; none: nobody was told to commit.
     pub sources: HashMap<String, String>,
-    /// What it has written beside the winners' changes: relation, key, row or null.
-    pub made: Vec<(String, Map<String, Value>, Value)>,
+    /// What it has written beside the winners' changes.
+    pub made: Vec<Made>,
 }
 
 /// The runs in doubt, the oldest first.
@@ -107,7 +108,6 @@ pub fn doubts(sync: &str) -> Result<Vec<Doubt>> {
         spi::select(sql, &[sync.into()], |row| {
             let made: Vec<Made> = serde_json::from_str(&row.get::<String>(4)?).map_err(unread)?;
             let sources = serde_json::from_str(&row.get::<String>(3)?).map_err(unread)?;
-            let made = made.into_iter().map(|m| (m.relation, m.key, m.row)).collect();
             Ok(Doubt { run: row.get(1)?, since: row.get(2)?, sources, made })
         })
     })?;
@@ -124,11 +124,16 @@ pub fn doubts(sync: &str) -> Result<Vec<Doubt>> {
     Ok(all)
 }
 
+/// A row that a run has written on all members.
 #[derive(serde::Deserialize)]
-struct Made {
-    relation: String,
-    key: Map<String, Value>,
-    row: Value,
+pub struct Made {
+    pub relation: String,
+    pub key: Map<String, Value>,
+    /// Null: it was deleted.
+    pub row: Value,
+    /// The columns that were written where the row was there; none: all.
+    #[serde(default)]
+    pub cleared: Vec<String>,
 }
 
 /// A recorded decision, as far as it must be carried on.

@@ -21,6 +21,8 @@ pub(super) struct Written {
     pub key: Vec<String>,
     /// As JSON; None: the row is deleted.
     pub row: Option<String>,
+    /// The columns that are written where the row is there, null by then; none: all.
+    pub cleared: Vec<String>,
     /// The members that need it, as bits.
     pub towards: u64,
 }
@@ -28,12 +30,12 @@ pub(super) struct Written {
 impl Written {
     /// What all need.
     pub fn everywhere(key: Vec<String>, row: Option<String>) -> Self {
-        Self { key, row, towards: u64::MAX }
+        Self { key, row, cleared: Vec::new(), towards: u64::MAX }
     }
 }
 
 /// A decision, as `bucardo.conflict` keeps it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Decision {
     pub relation: i32,
     /// As JSON, like the rows.
@@ -43,6 +45,8 @@ pub(super) struct Decision {
     pub rows: String,
     /// What is written beside the winner's change, for a run that must carry the decision on: the key's row, null if it goes.
     pub made: Option<String>,
+    /// See [`Written::cleared`].
+    pub cleared: Vec<String>,
 }
 
 impl Decision {
@@ -367,7 +371,7 @@ impl Mesh<'_> {
     fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
         let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
         let (strategy, rows) = (self.strategy_of(relation), rows_json(&conflict.rows));
-        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, made: None };
+        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, ..Decision::default() };
         record::record(&self.record_of(), |r| self.relation_name(r), vec![decision], Stand::Stop)?;
         Ok(stopped)
     }
@@ -402,7 +406,7 @@ impl Mesh<'_> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
         let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| self.member_name(w).to_string()));
-        let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, made: None };
+        let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, ..Decision::default() };
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
             Ruling::Row(row) => {

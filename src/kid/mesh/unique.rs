@@ -40,10 +40,11 @@ impl Mesh<'_> {
             return Ok(());
         }
         let name = format!("bucardo_rows_{relation}");
-        self.bring_together(relation, hub, &name, outcome)?;
+        let (source, time) = (table.free_name("bucardo_source"), table.free_name("bucardo_time"));
+        self.bring_together(relation, hub, &name, (&source, &time), outcome)?;
         let mut doomed: Vec<Clashing> = Vec::new();
         for index in &indexes {
-            let sql = index.clashes(&name, &key);
+            let sql = index.clashes(&name, &key, &source, &time);
             let Some(rows) = self.members[hub].attempt(|conn| conn.query(&sql)) else { break };
             self.choose_rows(relation, &key, &rows, &mut doomed, outcome)?;
         }
@@ -59,11 +60,18 @@ impl Mesh<'_> {
         relations.iter().any(deferred)
     }
 
-    /// Copies the rows that every source is about to send into a table of one of them.
-    fn bring_together(&mut self, relation: i32, hub: usize, name: &str, outcome: &mut Outcome) -> Result<(), Broken> {
+    /// Copies the rows that every source is about to send into a table of one of them, with source and time of each.
+    fn bring_together(
+        &mut self,
+        relation: i32,
+        hub: usize,
+        name: &str,
+        (source, time): (&str, &str),
+        outcome: &mut Outcome,
+    ) -> Result<(), Broken> {
         let only = self.members[hub].shapes.get(&relation).map_or_else(String::new, |t| t.name.clone());
         let create = format!(
-            "CREATE TEMP TABLE {name} (LIKE {only} INCLUDING GENERATED, bucardo_source pg_catalog.int4, bucardo_time pg_catalog.int8) ON COMMIT DROP"
+            "CREATE TEMP TABLE {name} (LIKE {only} INCLUDING GENERATED, {source} pg_catalog.int4, {time} pg_catalog.int8) ON COMMIT DROP"
         );
         self.members[hub].attempt(|conn| conn.query(&create));
         for at in self.changed(relation) {
@@ -78,7 +86,7 @@ impl Mesh<'_> {
                 (reading.rows_of(&keys, &left_out, &format!("{index}, k.time")), reading.column_list())
             })?;
             let Some((select, columns)) = sql else { continue };
-            let place = format!("pg_temp.{name} ({columns}, bucardo_source, bucardo_time)");
+            let place = format!("pg_temp.{name} ({columns}, {source}, {time})");
             let free = Join::Free.settings();
             if at == hub {
                 self.members[hub].attempt(|conn| conn.query(&format!("{free}INSERT INTO {place} {select}")));
@@ -171,6 +179,7 @@ impl Mesh<'_> {
                 winner: winner.map(|w| names[w].to_string()),
                 rows: rows.clone(),
                 made: winner.map(|_| "null".to_string()),
+                ..Decision::default()
             });
             doomed.push(one);
         }
@@ -218,6 +227,7 @@ impl Mesh<'_> {
                     winner: Some(winner.clone()),
                     rows: rows_json(&images),
                     made: Some("null".to_string()),
+                    ..Decision::default()
                 });
             }
         }

@@ -71,25 +71,32 @@ fn a_parent_changes_its_key_while_a_child_comes() {
     assert!(m.count_conflicts("true") >= 1);
 }
 
-/// The losing row of one table is the parent of a row in the other one.
+/// The losing row of one table is the parent of a row in the other one, which is recorded under the source that wrote it.
 #[test]
 fn a_parent_that_loses_takes_its_children_or_keeps_them_valid() {
-    let m = Plan::new(2).start();
-    m.everywhere(
-        "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, val text)",
-    );
-    m.sync("tables => 'public.parent,public.child'");
-    m.changes(&[
-        ("A", "INSERT INTO parent VALUES (1, 'x', 'A'); INSERT INTO child VALUES (1, 1, 'A')"),
-        ("B", "INSERT INTO parent VALUES (2, 'x', 'B'); INSERT INTO child VALUES (2, 2, 'B')"),
-    ]);
-    m.drain_equal(&["parent", "child"]);
-    m.expect_everywhere(
-        "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
-        "0",
-    );
-    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM parent", "2B");
-    assert!(m.count_conflicts("relation = 'public.parent'") >= 1);
+    for (strategy, winner, kept, loser, gone) in [("bucardo_latest", "B", 2, "A", 1), ("bucardo_source", "A", 1, "B", 2)] {
+        let m = Plan::new(2).start();
+        m.everywhere(
+            "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent, val text)",
+        );
+        m.sync(&format!("tables => 'public.parent,public.child', conflict_strategy => '{strategy}'"));
+        m.changes(&[
+            ("A", "INSERT INTO parent VALUES (1, 'x', 'A'); INSERT INTO child VALUES (1, 1, 'A')"),
+            ("B", "INSERT INTO parent VALUES (2, 'x', 'B'); INSERT INTO child VALUES (2, 2, 'B')"),
+        ]);
+        m.drain_equal(&["parent", "child"]);
+        m.expect_everywhere(
+            "SELECT count(*) FROM child c LEFT JOIN parent p ON p.id = c.parent WHERE c.parent IS NOT NULL AND p.id IS NULL",
+            "0",
+        );
+        m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM parent", &format!("{kept}{winner}"));
+        assert!(m.count_conflicts("relation = 'public.parent'") >= 1);
+        let of_child = format!(
+            "relation = 'public.child' AND strategy = 'foreign_key' AND winner = '{winner}' \
+             AND rows = '{{\"{loser}\": {{\"id\": {gone}, \"parent\": {gone}, \"val\": \"{loser}\"}}}}'"
+        );
+        assert_eq!(m.count_conflicts(&of_child), 1, "{:?}", m.conflicts("public.child"));
+    }
 }
 
 #[test]
@@ -158,4 +165,52 @@ fn a_parent_is_deleted_between_the_snapshot_and_the_child_of_a_run() {
         "{:?}",
         m.conflicts("public.child")
     );
+}
+
+/// What an orphan loses where the foreign key says SET NULL, and nothing else of it.
+#[test]
+fn only_the_reference_becomes_null() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1); \
+         CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE SET NULL, j jsonb NOT NULL, js json, \
+         arr int[], f float8, c text); \
+         CREATE TABLE strict (id int PRIMARY KEY, parent int NOT NULL REFERENCES parent ON DELETE SET NULL, val text)",
+    );
+    m.sync("tables => 'public.parent,public.child,public.strict'");
+    m.changes(&[
+        ("A", "DELETE FROM parent"),
+        (
+            "B",
+            "INSERT INTO child VALUES (1, 1, 'null', '{\"b\": 1,   \"b\":2}', '[2:3]={7,NULL}', '-0', ''); \
+             INSERT INTO strict VALUES (1, 1, 'B')",
+        ),
+    ]);
+    m.drain_equal(&["parent", "child", "strict"]);
+    m.expect_everywhere(
+        "SELECT concat_ws('|', parent IS NULL, j, js, arr, f, c) FROM child",
+        "t|null|{\"b\": 1,   \"b\":2}|[2:3]={7,NULL}|-0|",
+    );
+    // A column that cannot be null: the row goes.
+    m.expect_everywhere("SELECT count(*) FROM strict", "0");
+    assert_eq!(m.count_conflicts("relation = 'public.strict' AND winner = 'A' AND rows->'B'->>'val' = 'B'"), 1);
+    assert_eq!(m.count_conflicts("relation = 'public.child' AND winner = 'A' AND rows->'B'->>'parent' = '1'"), 1);
+}
+
+#[test]
+fn only_the_listed_columns_become_null() {
+    let m = Plan::new(2).start();
+    if m.on("A").number("SELECT current_setting('server_version_num')::int") < 150_000 {
+        return;
+    }
+    m.everywhere(
+        "CREATE TABLE tenant (id int PRIMARY KEY); INSERT INTO tenant VALUES (1); \
+         CREATE TABLE parent (tenant int REFERENCES tenant, id int, PRIMARY KEY (tenant, id)); INSERT INTO parent VALUES (1, 1); \
+         CREATE TABLE child (id int PRIMARY KEY, tenant int NOT NULL REFERENCES tenant, parent int, other int DEFAULT 1, \
+         FOREIGN KEY (tenant, parent) REFERENCES parent ON DELETE SET NULL (parent))",
+    );
+    m.sync("tables => 'public.tenant,public.parent,public.child'");
+    m.changes(&[("A", "DELETE FROM parent"), ("B", "INSERT INTO child VALUES (1, 1, 1)")]);
+    m.drain_equal(&["tenant", "parent", "child"]);
+    m.expect_everywhere("SELECT concat_ws(' ', id, tenant, coalesce(parent, 0), other) FROM child", "1 1 0 1");
 }
