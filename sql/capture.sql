@@ -97,7 +97,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 4 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 5 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -222,6 +222,20 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     END
 $body$;
 
+-- By which operator two values of a key column are equal: its unique index knows. Other types than the server's own have
+-- theirs in any schema, which no search_path of ours names.
+CREATE OR REPLACE FUNCTION bucardo.capture_equal(p_rel oid, p_key text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+          FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisunique
+         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) u(attnum, class)
+          JOIN pg_opclass c ON c.oid = u.class
+          JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
+          JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+         WHERE a.attrelid = p_rel AND a.attname = p_key AND u.attnum = a.attnum ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1),
+        'OPERATOR(pg_catalog.=)')
+$body$;
+
 -- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
 -- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
@@ -234,11 +248,11 @@ DECLARE
 BEGIN
     SELECT string_agg(format('o.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format('n.%I AS k%s', k, ord), ', ' ORDER BY ord),
            string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
-           string_agg(format('n.%I = o.%I', k, k), ' AND ' ORDER BY ord),
-           string_agg(format('NEW.%I <> OLD.%I', k, k), ' OR ' ORDER BY ord),
+           string_agg(format('n.%I %s o.%I', k, e, k), ' AND ' ORDER BY ord),
+           string_agg(format('NOT NEW.%I %s OLD.%I', k, e, k), ' OR ' ORDER BY ord),
            string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
       INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
-      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord);
+      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_equal(p_capture.relid, k) e;
     created := format('SELECT %s FROM bucardo_new n', new_columns);
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
@@ -432,9 +446,11 @@ BEGIN
 END
 $body$;
 
+-- What a segment and a capture function were made for. An operator in another schema is named in the function.
 CREATE OR REPLACE FUNCTION bucardo.capture_key_types(p_rel oid, p_keys text[]) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT array_agg(a.atttypid || ':' || a.atttypmod || ':' || a.attcollation ORDER BY u.ord)
+    SELECT array_agg(a.atttypid || ':' || a.atttypmod || ':' || a.attcollation || CASE WHEN a.atttypid >= 16384
+               THEN coalesce(':' || nullif(bucardo.capture_equal(p_rel, u.k), 'OPERATOR(pg_catalog.=)'), '') ELSE '' END ORDER BY u.ord)
       FROM unnest(p_keys) WITH ORDINALITY u(k, ord) JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k AND NOT a.attisdropped
 $body$;
 
