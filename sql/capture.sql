@@ -317,22 +317,26 @@ $f$, p_capture.relid, body, p_capture.active::regclass,
 END
 $body$;
 
+-- Whether rows of a table can change by statements on another one, its parent: then only row triggers notice.
+CREATE OR REPLACE FUNCTION bucardo.capture_needs_rows(p_rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT r.relkind = 'p' OR r.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
+      FROM pg_class r WHERE r.oid = p_rel
+$body$;
+
 -- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
 CREATE OR REPLACE FUNCTION bucardo.capture_build(p_rel oid, p_keys text[]) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
-    kind "char"; leaf boolean; inherits boolean;
+    kind "char";
     columns text; arrays text; stored text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
 BEGIN
-    SELECT n.nspname, r.relname, r.relkind, r.relispartition,
-           EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
-      INTO STRICT c.schemaname, c.relname, kind, leaf, inherits
+    SELECT n.nspname, r.relname, r.relkind, bucardo.capture_needs_rows(r.oid) INTO STRICT c.schemaname, c.relname, kind, c.by_row
       FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = p_rel;
     c.relid := p_rel;
     c.keys := p_keys;
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
-    c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
     -- A restored dump has the triggers, but not what they write into.
     FOR event IN SELECT g.tgname FROM pg_trigger g WHERE g.tgrelid = p_rel AND g.tgparentid = 0 AND g.tgname ~ '^bucardo_capture_[iudt][0-9]+$' LOOP
@@ -498,6 +502,9 @@ BEGIN
     END IF;
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';
+    END IF;
+    IF NOT p_capture.by_row AND bucardo.capture_needs_rows(p_capture.relid) THEN
+        RETURN 'the captured table has got a parent or a child';
     END IF;
     IF p_capture.native AND to_regprocedure('bucardo.capture()') IS NULL THEN
         RETURN 'the native capture function is gone';

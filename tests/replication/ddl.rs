@@ -4,6 +4,7 @@
 use crate::net::{Capture, Net};
 
 for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
+for_both!(a_parent_appears);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
 
@@ -56,6 +57,25 @@ fn columns_renamed_and_dropped(capture: Capture) {
     net.everywhere("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD COLUMN k2 int NOT NULL DEFAULT 0");
     net.everywhere("ALTER TABLE t ADD PRIMARY KEY (k2, \"new id\")");
     a.exec("INSERT INTO t VALUES (61, 'same id', 1), (70, 'x', 2); UPDATE t SET k2 = 5 WHERE \"new id\" = 4");
+    net.settle(&["t"]);
+}
+
+/// What is written through a parent, which only the source has, must not pass by the capture of its child.
+fn a_parent_appears(capture: Capture) {
+    let net = ready(capture);
+    let mut a = net.on("A");
+    a.exec("CREATE TABLE parent (id int PRIMARY KEY, v text, n int) PARTITION BY RANGE (id)");
+    a.exec("ALTER TABLE parent ATTACH PARTITION t FOR VALUES FROM (0) TO (1000)");
+    a.exec("INSERT INTO parent VALUES (500, 'via the parent', 1); UPDATE parent SET v = 'changed' WHERE id = 1; DELETE FROM parent WHERE id = 2");
+    net.settle(&["t"]);
+    a.exec("INSERT INTO parent VALUES (501, 'via the parent', 1); UPDATE parent SET v = 'again' WHERE id = 1; DELETE FROM parent WHERE id = 3");
+    net.settle(&["t"]);
+    a.exec("ALTER TABLE parent DETACH PARTITION t; UPDATE t SET v = 'alone' WHERE id = 4; DELETE FROM t WHERE id = 5");
+    net.settle(&["t"]);
+    a.exec("CREATE TABLE ancestor (id int, v text, n int); ALTER TABLE t INHERIT ancestor");
+    a.exec("UPDATE ancestor SET v = 'via the ancestor' WHERE id = 6; DELETE FROM ancestor WHERE id = 7");
+    net.settle(&["t"]);
+    a.exec("UPDATE ancestor SET v = 'more' WHERE id > 8; ALTER TABLE t NO INHERIT ancestor; UPDATE t SET v = 'alone' WHERE id = 9");
     net.settle(&["t"]);
 }
 
