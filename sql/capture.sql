@@ -403,23 +403,50 @@ BEGIN
 END
 $body$;
 
--- Does the same for partitions that were made or attached since. One that has another file than it was made with may have
--- been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
+-- Whether a partition that was not there when its table was captured came to it with rows of its own, rather than being
+-- made as a partition. The copies of the capture trigger tell when it came, the row of a system column, which nothing
+-- ever changes, when the table was made. Within one transaction: an ATTACH writes the rows of all its columns anew.
+CREATE OR REPLACE FUNCTION bucardo.capture_attached(p_id integer, p_root oid, p_partition oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce(bool_or(CASE WHEN a.relid = p_partition AND g.xmin <> s.xmin THEN true
+               ELSE g.xmin = o.xmin AND NOT EXISTS (SELECT FROM pg_attribute c
+                    WHERE c.attrelid = a.relid AND c.attnum > 0 AND c.xmin = s.xmin AND c.cmin = s.cmin) END), true)
+      FROM pg_partition_ancestors(p_partition) a
+      JOIN pg_trigger g ON g.tgrelid = a.relid AND g.tgname = format('bucardo_capture_i%s', p_id)
+      JOIN pg_trigger o ON o.tgrelid = p_partition AND o.tgname = g.tgname
+      JOIN pg_attribute s ON s.attrelid = a.relid AND s.attnum = -1
+     WHERE a.relid <> p_root AND p_root IN (SELECT b.relid FROM pg_partition_ancestors(a.relid) b)
+$body$;
+
+-- Does the same for partitions that were made or attached since; also for one that has left and come back, whose triggers
+-- are younger than the one that watches it. One that came with rows, or that has another file than it was made with and so
+-- may have been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
 CREATE OR REPLACE FUNCTION bucardo.capture_guard_new(p_control text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $body$
 DECLARE
     p record;
+    filled boolean;
 BEGIN
-    FOR p IN SELECT c.id, t.relid FROM bucardo.capture c
+    FOR p IN SELECT c.id, c.relid AS root, t.relid, l.relkind, g.tgname AS guard FROM bucardo.capture c
                JOIN pg_class r ON r.oid = c.relid AND r.relkind = 'p'
               CROSS JOIN LATERAL pg_partition_tree(c.relid) t
                JOIN pg_class l ON l.oid = t.relid AND l.relkind IN ('r', 'p')
+               LEFT JOIN pg_trigger g ON g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)
               WHERE t.relid <> c.relid AND EXISTS (SELECT FROM bucardo.capture_sync s WHERE s.capture = c.id AND s.control = p_control)
-                AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)) LOOP
+                AND (g.oid IS NULL OR EXISTS (SELECT FROM pg_trigger i
+                     WHERE i.tgrelid = t.relid AND i.tgname = format('bucardo_capture_i%s', c.id) AND i.oid > g.oid)) LOOP
         BEGIN
+            IF p.guard IS NOT NULL THEN
+                EXECUTE format('DROP TRIGGER %I ON %s', p.guard, p.relid::regclass);
+            END IF;
             PERFORM bucardo.capture_guard(p.id, p.relid);
-            -- Asked under the trigger's lock, past all snapshots.
-            IF pg_relation_filenode(p.relid) <> p.relid THEN
+            -- All of this is asked under the trigger's lock, the file past all snapshots.
+            filled := false;
+            IF p.relkind = 'r' THEN
+                EXECUTE format('SELECT EXISTS (SELECT FROM ONLY %s)', p.relid::regclass) INTO filled;
+            END IF;
+            IF pg_relation_filenode(p.relid) <> p.relid OR p.guard IS NOT NULL
+                OR (filled AND bucardo.capture_attached(p.id, p.root, p.relid)) THEN
                 PERFORM bucardo.capture_whole(p.relid);
                 IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
                     EXECUTE 'SELECT bucardo.capture_wake()';

@@ -4,7 +4,7 @@
 use crate::net::{Capture, Net};
 
 for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
-for_both!(a_parent_appears);
+for_both!(a_parent_appears, attached_rows, a_partition_in_use_at_once);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
 
@@ -77,6 +77,43 @@ fn a_parent_appears(capture: Capture) {
     net.settle(&["t"]);
     a.exec("UPDATE ancestor SET v = 'more' WHERE id > 8; ALTER TABLE t NO INHERIT ancestor; UPDATE t SET v = 'alone' WHERE id = 9");
     net.settle(&["t"]);
+}
+
+fn attached_rows(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1); \
+         CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3) PARTITION BY RANGE (id)",
+    );
+    net.add_sync("tables => 'public.p'");
+    net.everywhere("CREATE TABLE p_2 (LIKE p INCLUDING ALL); CREATE TABLE p_3_1 (LIKE p INCLUDING ALL)");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO p VALUES (1, 1); INSERT INTO p_2 VALUES (15, 2); INSERT INTO p_3_1 VALUES (5, 3)");
+    net.everywhere("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2)");
+    net.settle(&["p"]);
+    net.everywhere("ALTER TABLE p_3 ATTACH PARTITION p_3_1 FOR VALUES FROM (0) TO (100)");
+    net.settle(&["p"]);
+    // One that comes back, watched for TRUNCATE since the first time.
+    a.exec("BEGIN; ALTER TABLE p DETACH PARTITION p_2; INSERT INTO p_2 VALUES (16, 2); DELETE FROM p_2 WHERE id = 15; COMMIT");
+    a.exec("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2)");
+    net.settle(&["p"]);
+}
+
+/// A partition is made and written to at once: its rows travel as such, not with the whole table.
+fn a_partition_in_use_at_once(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)");
+    net.add_sync("tables => 'public.p'");
+    net.on("B").exec("INSERT INTO p VALUES (77, 1)");
+    net.everywhere(
+        "CREATE TABLE p_2 PARTITION OF p FOR VALUES IN (2); CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3) PARTITION BY RANGE (id); \
+         CREATE TABLE p_3_1 PARTITION OF p_3 FOR VALUES FROM (0) TO (100)",
+    );
+    net.on("A").exec("INSERT INTO p SELECT g, 1 + g % 3 FROM generate_series(1, 9) g; ALTER TABLE p_2 OWNER TO pg_database_owner; ALTER TABLE p_2 RENAME TO p_two");
+    net.wait_sql("A", "the partitions to be watched", "SELECT count(*) = 4 FROM pg_trigger WHERE tgname LIKE 'bucardo%root%'");
+    net.wait_served();
+    net.kick();
+    assert_eq!(net.on("B").one("SELECT count(*) || ' ' || count(*) FILTER (WHERE id = 77) FROM p"), "10 1");
 }
 
 #[test]
