@@ -324,6 +324,21 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM pg_class r WHERE r.oid = p_rel
 $body$;
 
+-- The type under a domain. Segments have that one: a domain in them would be in the way of whoever alters it.
+CREATE OR REPLACE FUNCTION bucardo.capture_base(p_type oid) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    base oid;
+BEGIN
+    LOOP
+        SELECT t.typbasetype INTO base FROM pg_type t WHERE t.oid = p_type AND t.typtype = 'd';
+        EXIT WHEN NOT FOUND;
+        p_type := base;
+    END LOOP;
+    RETURN p_type;
+END
+$body$;
+
 -- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
 CREATE OR REPLACE FUNCTION bucardo.capture_build(p_rel oid, p_keys text[]) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
@@ -343,12 +358,14 @@ BEGIN
         EXECUTE format('DROP TRIGGER %I ON %s', event.tgname, p_rel::regclass);
     END LOOP;
     SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
-      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = bucardo.capture_base(a.atttypid);
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
-    SELECT string_agg(format('t.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[t.%I] AS ks%s', k, ord), '' ORDER BY ord),
+    SELECT string_agg(format('%s AS k%s', plain, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[%s] AS ks%s', plain, ord), '' ORDER BY ord),
            string_agg(format('ALTER ks%s SET STORAGE EXTERNAL', ord), ', ' ORDER BY ord)
-      INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord);
+      INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord)
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k CROSS JOIN LATERAL (SELECT CASE bucardo.capture_base(a.atttypid)
+           WHEN a.atttypid THEN format('t.%I', u.k) ELSE format('t.%I::%s', u.k, format_type(bucardo.capture_base(a.atttypid), -1)) END) v(plain);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
         -- Arrays stay in the row as far as a page goes, and are never compressed.

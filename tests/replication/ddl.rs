@@ -4,7 +4,7 @@
 use crate::net::{Capture, Net};
 
 for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
-for_both!(a_parent_appears, attached_rows, a_partition_in_use_at_once);
+for_both!(a_parent_appears, attached_rows, a_partition_in_use_at_once, a_domain_gets_a_check);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
 
@@ -114,6 +114,34 @@ fn a_partition_in_use_at_once(capture: Capture) {
     net.wait_served();
     net.kick();
     assert_eq!(net.on("B").one("SELECT count(*) || ' ' || count(*) FILTER (WHERE id = 77) FROM p"), "10 1");
+}
+
+/// What the segments hold must not be in the way of the application's DDL.
+fn a_domain_gets_a_check(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE DOMAIN whole AS int; CREATE DOMAIN positive AS whole; CREATE DOMAIN money AS numeric(9, 2); CREATE DOMAIN word AS text COLLATE \"C\"; \
+         CREATE DOMAIN code AS character(4); CREATE DOMAIN list AS int[]; \
+         CREATE TABLE t (k positive, m money, w word, c code, v text, PRIMARY KEY (k, m, w, c)); \
+         CREATE TABLE p (k positive, w word PRIMARY KEY) PARTITION BY RANGE (w); CREATE TABLE p_1 PARTITION OF p DEFAULT; \
+         CREATE TABLE l (k list PRIMARY KEY, v text)",
+    );
+    net.add_sync("tables => 'public.t,public.p,public.l'");
+    let mut a = net.on("A");
+    let write = "INSERT INTO t SELECT g, g / 7.0, 'w' || g, 'c', 'v' FROM generate_series(1, 20) g; INSERT INTO t VALUES (30, 1, 'w', 'c', 'v'); \
+                 INSERT INTO p SELECT g, 'w' || g FROM generate_series(1, 20) g; INSERT INTO l SELECT ARRAY[g, 1], 'v' FROM generate_series(1, 5) g";
+    a.exec(write);
+    net.settle(&["t", "p", "l"]);
+    a.exec(
+        "UPDATE t SET v = 'one' WHERE k = 3; ALTER DOMAIN positive ADD CHECK (value > 0); ALTER DOMAIN whole ADD CHECK (value <> 0); \
+         ALTER DOMAIN money ADD CHECK (value < 1000); ALTER DOMAIN word ADD CHECK (value <> ''); \
+         ALTER DOMAIN code ADD CHECK (value <> '')",
+    );
+    a.exec("ALTER DOMAIN list ADD CHECK (cardinality(value) > 0)");
+    a.exec("UPDATE t SET k = k + 100, v = 'moved' WHERE k % 3 = 0; UPDATE p SET w = 'x' || w WHERE k < 9; DELETE FROM l WHERE v = 'v' AND k[1] = 2; UPDATE l SET k = k || 1");
+    net.settle(&["t", "p", "l"]);
+    a.exec("DELETE FROM t WHERE k < 9; DELETE FROM t WHERE k = 30; DELETE FROM p; UPDATE t SET v = 'last' WHERE k = 10");
+    net.settle(&["t", "p", "l"]);
 }
 
 #[test]
