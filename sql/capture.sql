@@ -10,6 +10,26 @@
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
 
+-- Where the extension comes to a database that is a source already, what stands here becomes part of it. Else its script
+-- could not touch it, and DROP EXTENSION would leave it behind.
+DO $body$
+DECLARE
+    o record;
+BEGIN
+    IF to_regclass('bucardo.capture_sync') IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo') THEN
+        RETURN;
+    END IF;
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('bucardo capture', 0));
+    FOR o IN SELECT CASE r.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, r.oid::pg_catalog.regclass::text AS name
+               FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
+                AND CASE r.relkind WHEN 'S' THEN r.relname ~ '^seg[0-9]+_active$' WHEN 'r' THEN r.relname ~ '^(seg[0-9]+_|capture$|capture_)' END
+              UNION ALL SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text
+               FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'bucardo'::pg_catalog.regnamespace AND p.proname LIKE 'capture\_%' LOOP
+        EXECUTE pg_catalog.format('ALTER EXTENSION bucardo ADD %s %s', o.kind, o.name);
+    END LOOP;
+END
+$body$;
+
 CREATE TABLE IF NOT EXISTS bucardo.capture (
     id         integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relid      oid     NOT NULL UNIQUE,
@@ -324,6 +344,65 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM pg_class r WHERE r.oid = p_rel
 $body$;
 
+-- Puts the triggers on a captured table, and the function that they call, if it is not the extension's.
+CREATE OR REPLACE FUNCTION bucardo.capture_triggers(c bucardo.capture) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    called text; event record; function_name text;
+BEGIN
+    IF c.native THEN
+        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
+            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(c.segments) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
+            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)));
+    ELSE
+        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+            function_name, bucardo.capture_body(c));
+        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
+        called := function_name || '()';
+    END IF;
+    FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
+            ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
+        EXECUTE format('CREATE TRIGGER bucardo_capture_%s%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, c.id, event.name, c.relid::regclass,
+            CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
+                 ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
+            CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
+        PERFORM bucardo.capture_bind(format('bucardo_capture_%s%s', event.letter, c.id), c.relid);
+    END LOOP;
+END
+$body$;
+
+-- Makes a table that is captured by plain SQL be captured by the extension from now on, into the same segments: the table
+-- is locked meanwhile, so that nothing is lost and nothing travels again.
+CREATE OR REPLACE FUNCTION bucardo.capture_convert(c bucardo.capture) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    o record;
+BEGIN
+    EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', c.relid::regclass);
+    FOR o IN SELECT format('bucardo_capture_%s%s', x, c.id) AS name FROM unnest(ARRAY['i', 'u', 'd', 't']) x LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', o.name, c.relid::regclass);
+    END LOOP;
+    FOR o IN SELECT p.oid::regprocedure AS name FROM pg_proc p
+             WHERE p.pronamespace = 'bucardo'::regnamespace AND p.proname LIKE format('seg%s\_capture\_%%', c.id) LOOP
+        EXECUTE format('DROP FUNCTION %s', o.name);
+    END LOOP;
+    UPDATE bucardo.capture SET native = true WHERE id = c.id RETURNING * INTO c;
+    INSERT INTO bucardo.capture_touched SELECT c.id, pg_relation_filenode(g) FROM unnest(c.segments) g;
+    PERFORM bucardo.capture_triggers(c);
+    -- What watches a partition must be younger than the triggers, or the partition would look like one that came back.
+    FOR o IN SELECT g.tgname, g.tgrelid, g.tgrelid IN (SELECT t.relid FROM pg_partition_tree(c.relid) t) AS here
+               FROM pg_trigger g WHERE g.tgname = format('bucardo_capture_root%s', c.id) LOOP
+        IF o.here THEN
+            EXECUTE format('DROP TRIGGER %I ON %s', o.tgname, o.tgrelid::regclass);
+            PERFORM bucardo.capture_guard(c.id, o.tgrelid);
+        ELSE
+            PERFORM bucardo.capture_bind(o.tgname, o.tgrelid);
+        END IF;
+    END LOOP;
+END
+$body$;
+
 -- The type under a domain. Segments have that one: a domain in them would be in the way of whoever alters it.
 CREATE OR REPLACE FUNCTION bucardo.capture_base(p_type oid) RETURNS oid
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
@@ -345,7 +424,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
     kind "char";
-    columns text; arrays text; stored text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
+    columns text; arrays text; stored text; base text; made oid[] := '{}'; event record; leafs oid;
 BEGIN
     SELECT n.nspname, r.relname, r.relkind, bucardo.capture_needs_rows(r.oid) INTO STRICT c.schemaname, c.relname, kind, c.by_row
       FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = p_rel;
@@ -382,25 +461,7 @@ BEGIN
     EXECUTE format('CREATE SEQUENCE %s MINVALUE 1 MAXVALUE 3 CYCLE', base);
     PERFORM bucardo.capture_adopt('SEQUENCE', base, true);
     UPDATE bucardo.capture SET active = base::regclass, segments = made WHERE id = c.id RETURNING * INTO c;
-    IF c.native THEN
-        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
-            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(made) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
-            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(p_keys) WITH ORDINALITY u(k, ord)));
-    ELSE
-        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
-        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
-            function_name, bucardo.capture_body(c));
-        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
-        called := function_name || '()';
-    END IF;
-    FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
-            ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
-        EXECUTE format('CREATE TRIGGER bucardo_capture_%s%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, c.id, event.name, p_rel::regclass,
-            CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
-                 ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
-            CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
-        PERFORM bucardo.capture_bind(format('bucardo_capture_%s%s', event.letter, c.id), p_rel);
-    END LOOP;
+    PERFORM bucardo.capture_triggers(c);
     IF kind = 'p' THEN
         FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
             PERFORM bucardo.capture_guard(c.id, leafs);
@@ -561,6 +622,9 @@ BEGIN
             RETURN format('the trigger %s is disabled', t.name);
         END IF;
     END LOOP;
+    IF NOT p_capture.native AND to_regprocedure('bucardo.capture()') IS NOT NULL THEN
+        RETURN 'the extension has come, and does not capture the table';
+    END IF;
     RETURN NULL;
 END
 $body$;
