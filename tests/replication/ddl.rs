@@ -120,9 +120,9 @@ fn a_partition_in_use_at_once(capture: Capture) {
 fn a_domain_gets_a_check(capture: Capture) {
     let net = Net::together(capture, 1);
     net.everywhere(
-        "CREATE DOMAIN whole AS int; CREATE DOMAIN positive AS whole; CREATE DOMAIN money AS numeric(9, 2); CREATE DOMAIN word AS text COLLATE \"C\"; \
+        "CREATE DOMAIN whole AS int; CREATE DOMAIN positive AS whole; CREATE DOMAIN amount AS numeric(9, 2); CREATE DOMAIN word AS text COLLATE \"C\"; \
          CREATE DOMAIN code AS character(4); CREATE DOMAIN list AS int[]; \
-         CREATE TABLE t (k positive, m money, w word, c code, v text, PRIMARY KEY (k, m, w, c)); \
+         CREATE TABLE t (k positive, m amount, w word, c code, v text, PRIMARY KEY (k, m, w, c)); \
          CREATE TABLE p (k positive, w word PRIMARY KEY) PARTITION BY RANGE (w); CREATE TABLE p_1 PARTITION OF p DEFAULT; \
          CREATE TABLE l (k list PRIMARY KEY, v text)",
     );
@@ -134,7 +134,7 @@ fn a_domain_gets_a_check(capture: Capture) {
     net.settle(&["t", "p", "l"]);
     a.exec(
         "UPDATE t SET v = 'one' WHERE k = 3; ALTER DOMAIN positive ADD CHECK (value > 0); ALTER DOMAIN whole ADD CHECK (value <> 0); \
-         ALTER DOMAIN money ADD CHECK (value < 1000); ALTER DOMAIN word ADD CHECK (value <> ''); \
+         ALTER DOMAIN amount ADD CHECK (value < 1000); ALTER DOMAIN word ADD CHECK (value <> ''); \
          ALTER DOMAIN code ADD CHECK (value <> '')",
     );
     a.exec("ALTER DOMAIN list ADD CHECK (cardinality(value) > 0)");
