@@ -75,7 +75,9 @@ fn a_parent_appears(capture: Capture) {
     a.exec("CREATE TABLE ancestor (id int, v text, n int); ALTER TABLE t INHERIT ancestor");
     a.exec("UPDATE ancestor SET v = 'via the ancestor' WHERE id = 6; DELETE FROM ancestor WHERE id = 7");
     net.settle(&["t"]);
-    a.exec("UPDATE ancestor SET v = 'more' WHERE id > 8; ALTER TABLE t NO INHERIT ancestor; UPDATE t SET v = 'alone' WHERE id = 9");
+    a.exec(
+        "UPDATE ancestor SET v = 'more' WHERE id > 8; ALTER TABLE t NO INHERIT ancestor; UPDATE t SET v = 'alone' WHERE id = 9",
+    );
     net.settle(&["t"]);
 }
 
