@@ -10,6 +10,26 @@
 -- A delta is unserved for a receiver iff the reader sees it and its xid was not visible in the snapshot that the
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
 
+-- Where the extension comes to a database that is a source already, what stands here becomes part of it. Else its script
+-- could not touch it, and DROP EXTENSION would leave it behind.
+DO $body$
+DECLARE
+    o record;
+BEGIN
+    IF to_regclass('bucardo.capture_sync') IS NULL OR NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo') THEN
+        RETURN;
+    END IF;
+    PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('bucardo capture', 0));
+    FOR o IN SELECT CASE r.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, r.oid::pg_catalog.regclass::text AS name
+               FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
+                AND CASE r.relkind WHEN 'S' THEN r.relname ~ '^seg[0-9]+_active$' WHEN 'r' THEN r.relname ~ '^(seg[0-9]+_|capture$|capture_)' END
+              UNION ALL SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text
+               FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'bucardo'::pg_catalog.regnamespace AND p.proname LIKE 'capture\_%' LOOP
+        EXECUTE pg_catalog.format('ALTER EXTENSION bucardo ADD %s %s', o.kind, o.name);
+    END LOOP;
+END
+$body$;
+
 CREATE TABLE IF NOT EXISTS bucardo.capture (
     id         integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relid      oid     NOT NULL UNIQUE,
@@ -97,7 +117,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 4 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 5 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -222,6 +242,20 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     END
 $body$;
 
+-- By which operator two values of a key column are equal: its unique index knows. Other types than the server's own have
+-- theirs in any schema, which no search_path of ours names.
+CREATE OR REPLACE FUNCTION bucardo.capture_equal(p_rel oid, p_key text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+          FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisunique
+         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) u(attnum, class)
+          JOIN pg_opclass c ON c.oid = u.class
+          JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
+          JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+         WHERE a.attrelid = p_rel AND a.attname = p_key AND u.attnum = a.attnum ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1),
+        'OPERATOR(pg_catalog.=)')
+$body$;
+
 -- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
 -- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
@@ -234,11 +268,11 @@ DECLARE
 BEGIN
     SELECT string_agg(format('o.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format('n.%I AS k%s', k, ord), ', ' ORDER BY ord),
            string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
-           string_agg(format('n.%I = o.%I', k, k), ' AND ' ORDER BY ord),
-           string_agg(format('NEW.%I <> OLD.%I', k, k), ' OR ' ORDER BY ord),
+           string_agg(format('n.%I %s o.%I', k, e, k), ' AND ' ORDER BY ord),
+           string_agg(format('NOT NEW.%I %s OLD.%I', k, e, k), ' OR ' ORDER BY ord),
            string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
       INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
-      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord);
+      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_equal(p_capture.relid, k) e;
     created := format('SELECT %s FROM bucardo_new n', new_columns);
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
@@ -303,34 +337,114 @@ $f$, p_capture.relid, body, p_capture.active::regclass,
 END
 $body$;
 
+-- Whether rows of a table can change by statements on another one, its parent: then only row triggers notice.
+CREATE OR REPLACE FUNCTION bucardo.capture_needs_rows(p_rel oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT r.relkind = 'p' OR r.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
+      FROM pg_class r WHERE r.oid = p_rel
+$body$;
+
+-- Puts the triggers on a captured table, and the function that they call, if it is not the extension's.
+CREATE OR REPLACE FUNCTION bucardo.capture_triggers(c bucardo.capture) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    called text; event record; function_name text;
+BEGIN
+    IF c.native THEN
+        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
+            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(c.segments) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
+            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)));
+    ELSE
+        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+            function_name, bucardo.capture_body(c));
+        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
+        called := function_name || '()';
+    END IF;
+    FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
+            ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
+        EXECUTE format('CREATE TRIGGER bucardo_capture_%s%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, c.id, event.name, c.relid::regclass,
+            CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
+                 ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
+            CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
+        PERFORM bucardo.capture_bind(format('bucardo_capture_%s%s', event.letter, c.id), c.relid);
+    END LOOP;
+END
+$body$;
+
+-- Makes a table that is captured by plain SQL be captured by the extension from now on, into the same segments: the table
+-- is locked meanwhile, so that nothing is lost and nothing travels again.
+CREATE OR REPLACE FUNCTION bucardo.capture_convert(c bucardo.capture) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    o record;
+BEGIN
+    EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE', c.relid::regclass);
+    FOR o IN SELECT format('bucardo_capture_%s%s', x, c.id) AS name FROM unnest(ARRAY['i', 'u', 'd', 't']) x LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', o.name, c.relid::regclass);
+    END LOOP;
+    FOR o IN SELECT p.oid::regprocedure AS name FROM pg_proc p
+             WHERE p.pronamespace = 'bucardo'::regnamespace AND p.proname LIKE format('seg%s\_capture\_%%', c.id) LOOP
+        EXECUTE format('DROP FUNCTION %s', o.name);
+    END LOOP;
+    UPDATE bucardo.capture SET native = true WHERE id = c.id RETURNING * INTO c;
+    INSERT INTO bucardo.capture_touched SELECT c.id, pg_relation_filenode(g) FROM unnest(c.segments) g;
+    PERFORM bucardo.capture_triggers(c);
+    -- What watches a partition must be younger than the triggers, or the partition would look like one that came back.
+    FOR o IN SELECT g.tgname, g.tgrelid, g.tgrelid IN (SELECT t.relid FROM pg_partition_tree(c.relid) t) AS here
+               FROM pg_trigger g WHERE g.tgname = format('bucardo_capture_root%s', c.id) LOOP
+        IF o.here THEN
+            EXECUTE format('DROP TRIGGER %I ON %s', o.tgname, o.tgrelid::regclass);
+            PERFORM bucardo.capture_guard(c.id, o.tgrelid);
+        ELSE
+            PERFORM bucardo.capture_bind(o.tgname, o.tgrelid);
+        END IF;
+    END LOOP;
+END
+$body$;
+
+-- The type under a domain. Segments have that one: a domain in them would be in the way of whoever alters it.
+CREATE OR REPLACE FUNCTION bucardo.capture_base(p_type oid) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    base oid;
+BEGIN
+    LOOP
+        SELECT t.typbasetype INTO base FROM pg_type t WHERE t.oid = p_type AND t.typtype = 'd';
+        EXIT WHEN NOT FOUND;
+        p_type := base;
+    END LOOP;
+    RETURN p_type;
+END
+$body$;
+
 -- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
 CREATE OR REPLACE FUNCTION bucardo.capture_build(p_rel oid, p_keys text[]) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
-    kind "char"; leaf boolean; inherits boolean;
-    columns text; arrays text; stored text; base text; made oid[] := '{}'; called text; event record; leafs oid; function_name text;
+    kind "char";
+    columns text; arrays text; stored text; base text; made oid[] := '{}'; event record; leafs oid;
 BEGIN
-    SELECT n.nspname, r.relname, r.relkind, r.relispartition,
-           EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
-      INTO STRICT c.schemaname, c.relname, kind, leaf, inherits
+    SELECT n.nspname, r.relname, r.relkind, bucardo.capture_needs_rows(r.oid) INTO STRICT c.schemaname, c.relname, kind, c.by_row
       FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = p_rel;
     c.relid := p_rel;
     c.keys := p_keys;
     c.key_types := bucardo.capture_key_types(p_rel, p_keys);
-    c.by_row := kind = 'p' OR leaf OR inherits;
     c.native := to_regprocedure('bucardo.capture()') IS NOT NULL;
     -- A restored dump has the triggers, but not what they write into.
     FOR event IN SELECT g.tgname FROM pg_trigger g WHERE g.tgrelid = p_rel AND g.tgparentid = 0 AND g.tgname ~ '^bucardo_capture_[iudt][0-9]+$' LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', event.tgname, p_rel::regclass);
     END LOOP;
     SELECT bool_and(t.typarray <> 0 AND t.typcategory <> 'C') INTO c.batched FROM unnest(p_keys) k
-      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = bucardo.capture_base(a.atttypid);
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
-    SELECT string_agg(format('t.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[t.%I] AS ks%s', k, ord), '' ORDER BY ord),
+    SELECT string_agg(format('%s AS k%s', plain, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[%s] AS ks%s', plain, ord), '' ORDER BY ord),
            string_agg(format('ALTER ks%s SET STORAGE EXTERNAL', ord), ', ' ORDER BY ord)
-      INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord);
+      INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord)
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k CROSS JOIN LATERAL (SELECT CASE bucardo.capture_base(a.atttypid)
+           WHEN a.atttypid THEN format('t.%I', u.k) ELSE format('t.%I::%s', u.k, format_type(bucardo.capture_base(a.atttypid), -1)) END) v(plain);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
         -- Arrays stay in the row as far as a page goes, and are never compressed.
@@ -347,25 +461,7 @@ BEGIN
     EXECUTE format('CREATE SEQUENCE %s MINVALUE 1 MAXVALUE 3 CYCLE', base);
     PERFORM bucardo.capture_adopt('SEQUENCE', base, true);
     UPDATE bucardo.capture SET active = base::regclass, segments = made WHERE id = c.id RETURNING * INTO c;
-    IF c.native THEN
-        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
-            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(made) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
-            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(p_keys) WITH ORDINALITY u(k, ord)));
-    ELSE
-        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
-        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
-            function_name, bucardo.capture_body(c));
-        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
-        called := function_name || '()';
-    END IF;
-    FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
-            ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
-        EXECUTE format('CREATE TRIGGER bucardo_capture_%s%s AFTER %s ON %s %s EXECUTE FUNCTION %s', event.letter, c.id, event.name, p_rel::regclass,
-            CASE WHEN event.name = 'TRUNCATE' THEN 'FOR EACH STATEMENT' WHEN c.by_row THEN 'FOR EACH ROW'
-                 ELSE 'REFERENCING ' || event.tables || ' FOR EACH STATEMENT' END,
-            CASE event.name WHEN 'TRUNCATE' THEN 'bucardo.capture_truncated()' ELSE called END);
-        PERFORM bucardo.capture_bind(format('bucardo_capture_%s%s', event.letter, c.id), p_rel);
-    END LOOP;
+    PERFORM bucardo.capture_triggers(c);
     IF kind = 'p' THEN
         FOR leafs IN SELECT t.relid FROM pg_partition_tree(p_rel) t WHERE t.relid <> p_rel LOOP
             PERFORM bucardo.capture_guard(c.id, leafs);
@@ -385,23 +481,50 @@ BEGIN
 END
 $body$;
 
--- Does the same for partitions that were made or attached since. One that has another file than it was made with may have
--- been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
+-- Whether a partition that was not there when its table was captured came to it with rows of its own, rather than being
+-- made as a partition. The copies of the capture trigger tell when it came, the row of a system column, which nothing
+-- ever changes, when the table was made. Within one transaction: an ATTACH writes the rows of all its columns anew.
+CREATE OR REPLACE FUNCTION bucardo.capture_attached(p_id integer, p_root oid, p_partition oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce(bool_or(CASE WHEN a.relid = p_partition AND g.xmin <> s.xmin THEN true
+               ELSE g.xmin = o.xmin AND NOT EXISTS (SELECT FROM pg_attribute c
+                    WHERE c.attrelid = a.relid AND c.attnum > 0 AND c.xmin = s.xmin AND c.cmin = s.cmin) END), true)
+      FROM pg_partition_ancestors(p_partition) a
+      JOIN pg_trigger g ON g.tgrelid = a.relid AND g.tgname = format('bucardo_capture_i%s', p_id)
+      JOIN pg_trigger o ON o.tgrelid = p_partition AND o.tgname = g.tgname
+      JOIN pg_attribute s ON s.attrelid = a.relid AND s.attnum = -1
+     WHERE a.relid <> p_root AND p_root IN (SELECT b.relid FROM pg_partition_ancestors(a.relid) b)
+$body$;
+
+-- Does the same for partitions that were made or attached since; also for one that has left and come back, whose triggers
+-- are younger than the one that watches it. One that came with rows, or that has another file than it was made with and so
+-- may have been truncated before: then the whole table travels once. A partition that is busy waits for the next call.
 CREATE OR REPLACE FUNCTION bucardo.capture_guard_new(p_control text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $body$
 DECLARE
     p record;
+    filled boolean;
 BEGIN
-    FOR p IN SELECT c.id, t.relid FROM bucardo.capture c
+    FOR p IN SELECT c.id, c.relid AS root, t.relid, l.relkind, g.tgname AS guard FROM bucardo.capture c
                JOIN pg_class r ON r.oid = c.relid AND r.relkind = 'p'
               CROSS JOIN LATERAL pg_partition_tree(c.relid) t
                JOIN pg_class l ON l.oid = t.relid AND l.relkind IN ('r', 'p')
+               LEFT JOIN pg_trigger g ON g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)
               WHERE t.relid <> c.relid AND EXISTS (SELECT FROM bucardo.capture_sync s WHERE s.capture = c.id AND s.control = p_control)
-                AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = format('bucardo_capture_root%s', c.id)) LOOP
+                AND (g.oid IS NULL OR EXISTS (SELECT FROM pg_trigger i
+                     WHERE i.tgrelid = t.relid AND i.tgname = format('bucardo_capture_i%s', c.id) AND i.oid > g.oid)) LOOP
         BEGIN
+            IF p.guard IS NOT NULL THEN
+                EXECUTE format('DROP TRIGGER %I ON %s', p.guard, p.relid::regclass);
+            END IF;
             PERFORM bucardo.capture_guard(p.id, p.relid);
-            -- Asked under the trigger's lock, past all snapshots.
-            IF pg_relation_filenode(p.relid) <> p.relid THEN
+            -- All of this is asked under the trigger's lock, the file past all snapshots.
+            filled := false;
+            IF p.relkind = 'r' THEN
+                EXECUTE format('SELECT EXISTS (SELECT FROM ONLY %s)', p.relid::regclass) INTO filled;
+            END IF;
+            IF pg_relation_filenode(p.relid) <> p.relid OR p.guard IS NOT NULL
+                OR (filled AND bucardo.capture_attached(p.id, p.root, p.relid)) THEN
                 PERFORM bucardo.capture_whole(p.relid);
                 IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
                     EXECUTE 'SELECT bucardo.capture_wake()';
@@ -432,9 +555,11 @@ BEGIN
 END
 $body$;
 
+-- What a segment and a capture function were made for. An operator in another schema is named in the function.
 CREATE OR REPLACE FUNCTION bucardo.capture_key_types(p_rel oid, p_keys text[]) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT array_agg(a.atttypid || ':' || a.atttypmod || ':' || a.attcollation ORDER BY u.ord)
+    SELECT array_agg(a.atttypid || ':' || a.atttypmod || ':' || a.attcollation || CASE WHEN a.atttypid >= 16384
+               THEN coalesce(':' || nullif(bucardo.capture_equal(p_rel, u.k), 'OPERATOR(pg_catalog.=)'), '') ELSE '' END ORDER BY u.ord)
       FROM unnest(p_keys) WITH ORDINALITY u(k, ord) JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k AND NOT a.attisdropped
 $body$;
 
@@ -483,6 +608,9 @@ BEGIN
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';
     END IF;
+    IF NOT p_capture.by_row AND bucardo.capture_needs_rows(p_capture.relid) THEN
+        RETURN 'the captured table has got a parent or a child';
+    END IF;
     IF p_capture.native AND to_regprocedure('bucardo.capture()') IS NULL THEN
         RETURN 'the native capture function is gone';
     END IF;
@@ -494,6 +622,9 @@ BEGIN
             RETURN format('the trigger %s is disabled', t.name);
         END IF;
     END LOOP;
+    IF NOT p_capture.native AND to_regprocedure('bucardo.capture()') IS NOT NULL THEN
+        RETURN 'the extension has come, and does not capture the table';
+    END IF;
     RETURN NULL;
 END
 $body$;

@@ -82,10 +82,11 @@ pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> 
         let mut columns = Vec::with_capacity(keys.len());
         for (i, key) in keys.iter().enumerate() {
             let attnum = pg_sys::get_attnum(table, key.as_ptr());
-            if attnum <= 0 || pg_sys::get_atttype(table, attnum) != pg_sys::get_atttype(found[1], (i + 1) as AttrNumber) {
+            // What the segment holds: of a domain, the type under it.
+            let kind = pg_sys::get_atttype(found[1], (i + 1) as AttrNumber);
+            if attnum <= 0 || pg_sys::getBaseType(pg_sys::get_atttype(table, attnum)) != pg_sys::getBaseType(kind) {
                 return Some(Err(()));
             }
-            let kind = pg_sys::get_atttype(table, attnum);
             let (mut length, mut by_value, mut align) = (0, false, 0);
             pg_sys::get_typlenbyvalalign(kind, &mut length, &mut by_value, &mut align);
             columns.push(Key { attnum, kind, by_value, length, align });

@@ -318,3 +318,35 @@ fn rolled_back_with_the_session(capture: Capture) {
     net.settle(&["t"]);
     assert_eq!(net.pending(), 0);
 }
+
+/// A source gets the extension under a running sync: what is pending stays so, and nothing travels again.
+#[test]
+fn the_extension_comes_to_a_source() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE idle (id int PRIMARY KEY); \
+         CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)",
+    );
+    net.add_sync("tables => 'public.t,public.p,public.idle'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 20) g; INSERT INTO p SELECT g, 1 FROM generate_series(1, 5) g");
+    net.settle(&["t", "p"]);
+    net.control().exec("SELECT bucardo.pause('s')");
+    net.on("B").exec("INSERT INTO t VALUES (77, 'only here'); INSERT INTO p VALUES (77, 1)");
+    a.exec("UPDATE t SET v = 'plain' WHERE id < 5; DELETE FROM t WHERE id = 6; INSERT INTO p VALUES (6, 1)");
+    net.on("A").exec("CREATE EXTENSION bucardo");
+    a.exec("UPDATE t SET v = 'native' WHERE id IN (4, 8); DELETE FROM t WHERE id = 7; DELETE FROM p WHERE id = 1; INSERT INTO idle VALUES (1)");
+    net.control().exec("SELECT bucardo.resume('s')");
+    net.wait_served();
+    net.kick();
+    assert_eq!(net.on("B").one("SELECT (SELECT v FROM t WHERE id = 77) || (SELECT count(*) FROM p WHERE id = 77)"), "only here1");
+    net.on("B").exec("DELETE FROM t WHERE id = 77; DELETE FROM p WHERE id = 77");
+    ["t", "p", "idle"].iter().for_each(|t| net.assert_equal(t));
+    let native = "SELECT count(*) FROM pg_trigger WHERE tgname ~ '^bucardo_capture_[iud]' AND tgparentid = 0 AND tgfoid = 'bucardo.capture()'::regprocedure";
+    assert_eq!(a.number(native), 9);
+    a.exec("TRUNCATE p_1; UPDATE t SET v = 'later'");
+    net.settle(&["t", "p", "idle"]);
+    // It takes along all of what stood there before it.
+    a.exec("DROP EXTENSION bucardo; UPDATE t SET v = 'free'; TRUNCATE p_1; TRUNCATE t");
+    assert_eq!(a.number("SELECT count(*) FROM pg_class WHERE relnamespace = 'bucardo'::regnamespace"), 0);
+}

@@ -4,6 +4,7 @@
 use crate::net::{Capture, Net};
 
 for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
+for_both!(a_parent_appears, attached_rows, a_partition_in_use_at_once, a_domain_gets_a_check);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
 
@@ -57,6 +58,92 @@ fn columns_renamed_and_dropped(capture: Capture) {
     net.everywhere("ALTER TABLE t ADD PRIMARY KEY (k2, \"new id\")");
     a.exec("INSERT INTO t VALUES (61, 'same id', 1), (70, 'x', 2); UPDATE t SET k2 = 5 WHERE \"new id\" = 4");
     net.settle(&["t"]);
+}
+
+/// What is written through a parent, which only the source has, must not pass by the capture of its child.
+fn a_parent_appears(capture: Capture) {
+    let net = ready(capture);
+    let mut a = net.on("A");
+    a.exec("CREATE TABLE parent (id int PRIMARY KEY, v text, n int) PARTITION BY RANGE (id)");
+    a.exec("ALTER TABLE parent ATTACH PARTITION t FOR VALUES FROM (0) TO (1000)");
+    a.exec("INSERT INTO parent VALUES (500, 'via the parent', 1); UPDATE parent SET v = 'changed' WHERE id = 1; DELETE FROM parent WHERE id = 2");
+    net.settle(&["t"]);
+    a.exec("INSERT INTO parent VALUES (501, 'via the parent', 1); UPDATE parent SET v = 'again' WHERE id = 1; DELETE FROM parent WHERE id = 3");
+    net.settle(&["t"]);
+    a.exec("ALTER TABLE parent DETACH PARTITION t; UPDATE t SET v = 'alone' WHERE id = 4; DELETE FROM t WHERE id = 5");
+    net.settle(&["t"]);
+    a.exec("CREATE TABLE ancestor (id int, v text, n int); ALTER TABLE t INHERIT ancestor");
+    a.exec("UPDATE ancestor SET v = 'via the ancestor' WHERE id = 6; DELETE FROM ancestor WHERE id = 7");
+    net.settle(&["t"]);
+    a.exec(
+        "UPDATE ancestor SET v = 'more' WHERE id > 8; ALTER TABLE t NO INHERIT ancestor; UPDATE t SET v = 'alone' WHERE id = 9",
+    );
+    net.settle(&["t"]);
+}
+
+fn attached_rows(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1); \
+         CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3) PARTITION BY RANGE (id)",
+    );
+    net.add_sync("tables => 'public.p'");
+    net.everywhere("CREATE TABLE p_2 (LIKE p INCLUDING ALL); CREATE TABLE p_3_1 (LIKE p INCLUDING ALL)");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO p VALUES (1, 1); INSERT INTO p_2 VALUES (15, 2); INSERT INTO p_3_1 VALUES (5, 3)");
+    net.everywhere("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2)");
+    net.settle(&["p"]);
+    net.everywhere("ALTER TABLE p_3 ATTACH PARTITION p_3_1 FOR VALUES FROM (0) TO (100)");
+    net.settle(&["p"]);
+    // One that comes back, watched for TRUNCATE since the first time.
+    a.exec("BEGIN; ALTER TABLE p DETACH PARTITION p_2; INSERT INTO p_2 VALUES (16, 2); DELETE FROM p_2 WHERE id = 15; COMMIT");
+    a.exec("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2)");
+    net.settle(&["p"]);
+}
+
+/// A partition is made and written to at once: its rows travel as such, not with the whole table.
+fn a_partition_in_use_at_once(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)");
+    net.add_sync("tables => 'public.p'");
+    net.on("B").exec("INSERT INTO p VALUES (77, 1)");
+    net.everywhere(
+        "CREATE TABLE p_2 PARTITION OF p FOR VALUES IN (2); CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3) PARTITION BY RANGE (id); \
+         CREATE TABLE p_3_1 PARTITION OF p_3 FOR VALUES FROM (0) TO (100)",
+    );
+    net.on("A").exec("INSERT INTO p SELECT g, 1 + g % 3 FROM generate_series(1, 9) g; ALTER TABLE p_2 OWNER TO pg_database_owner; ALTER TABLE p_2 RENAME TO p_two");
+    net.wait_sql("A", "the partitions to be watched", "SELECT count(*) = 4 FROM pg_trigger WHERE tgname LIKE 'bucardo%root%'");
+    net.wait_served();
+    net.kick();
+    assert_eq!(net.on("B").one("SELECT count(*) || ' ' || count(*) FILTER (WHERE id = 77) FROM p"), "10 1");
+}
+
+/// What the segments hold must not be in the way of the application's DDL.
+fn a_domain_gets_a_check(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE DOMAIN whole AS int; CREATE DOMAIN positive AS whole; CREATE DOMAIN amount AS numeric(9, 2); CREATE DOMAIN word AS text COLLATE \"C\"; \
+         CREATE DOMAIN code AS character(4); CREATE DOMAIN list AS int[]; \
+         CREATE TABLE t (k positive, m amount, w word, c code, v text, PRIMARY KEY (k, m, w, c)); \
+         CREATE TABLE p (k positive, w word PRIMARY KEY) PARTITION BY RANGE (w); CREATE TABLE p_1 PARTITION OF p DEFAULT; \
+         CREATE TABLE l (k list PRIMARY KEY, v text)",
+    );
+    net.add_sync("tables => 'public.t,public.p,public.l'");
+    let mut a = net.on("A");
+    let write = "INSERT INTO t SELECT g, g / 7.0, 'w' || g, 'c', 'v' FROM generate_series(1, 20) g; INSERT INTO t VALUES (30, 1, 'w', 'c', 'v'); \
+                 INSERT INTO p SELECT g, 'w' || g FROM generate_series(1, 20) g; INSERT INTO l SELECT ARRAY[g, 1], 'v' FROM generate_series(1, 5) g";
+    a.exec(write);
+    net.settle(&["t", "p", "l"]);
+    a.exec(
+        "UPDATE t SET v = 'one' WHERE k = 3; ALTER DOMAIN positive ADD CHECK (value > 0); ALTER DOMAIN whole ADD CHECK (value <> 0); \
+         ALTER DOMAIN amount ADD CHECK (value < 1000); ALTER DOMAIN word ADD CHECK (value <> ''); \
+         ALTER DOMAIN code ADD CHECK (value <> '')",
+    );
+    a.exec("ALTER DOMAIN list ADD CHECK (cardinality(value) > 0)");
+    a.exec("UPDATE t SET k = k + 100, v = 'moved' WHERE k % 3 = 0; UPDATE p SET w = 'x' || w WHERE k < 9; DELETE FROM l WHERE v = 'v' AND k[1] = 2; UPDATE l SET k = k || 1");
+    net.settle(&["t", "p", "l"]);
+    a.exec("DELETE FROM t WHERE k < 9; DELETE FROM t WHERE k = 30; DELETE FROM p; UPDATE t SET v = 'last' WHERE k = 10");
+    net.settle(&["t", "p", "l"]);
 }
 
 #[test]

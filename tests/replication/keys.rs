@@ -2,9 +2,10 @@
 //! whatever SQL permits. Two relations whose names look alike must never be mixed up.
 
 use crate::compare::literal;
+use crate::multi::Plan;
 use crate::net::{Capture, Net};
 
-for_both!(key_types, keys_in_their_own_words, names, lookalikes, unique_index_as_key);
+for_both!(key_types, keys_in_their_own_words, names, lookalikes, unique_index_as_key, operators_of_extensions);
 
 /// Key type and eight values that are different keys.
 const TYPES: &[(&str, &str)] = &[
@@ -159,4 +160,44 @@ fn unique_index_as_key(capture: Capture) {
     a.exec("UPDATE wide SET b = b * 2, c = 'c' WHERE a > 40; UPDATE narrow SET y = y + 1000 WHERE x = 1; DELETE FROM narrow WHERE x = 2");
     a.exec("UPDATE named SET k = 'new' || id WHERE id < 4; UPDATE named SET v = 'w' WHERE id > 6");
     net.settle(&["wide", "narrow", "named"]);
+}
+
+/// Two sources, because a whole table in place of single keys shows there only: it contends with nothing.
+fn operators_of_extensions(capture: Capture) {
+    let m = Plan::new(2).capture(capture).start().with(
+        "CREATE SCHEMA \"Odd Schema\"; CREATE EXTENSION ltree; CREATE EXTENSION citext SCHEMA \"Odd Schema\"; \
+         CREATE TABLE l (k ltree PRIMARY KEY, v text); \
+         CREATE TABLE p (n int, k \"Odd Schema\".citext, v text, PRIMARY KEY (n, k)) PARTITION BY LIST (n); \
+         CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1)",
+        "tables => 'public.l,public.p'",
+    );
+    let rows = "VALUES ('a'), ('b'), ('c'), ('e'), ('f')";
+    m.on("A").exec(&format!(
+        "INSERT INTO l SELECT k::ltree, '0' FROM ({rows}) s (k); INSERT INTO p SELECT 1, k, '0' FROM ({rows}) s (k)"
+    ));
+    m.drain_equal(&["l", "p"]);
+    for (db, table, sql) in [
+        ("B", "l", "SET v = 'B newer' WHERE k = 'b'"),
+        ("B", "p", "SET v = 'B newer' WHERE k::text = 'b'"),
+        ("A", "l", "SET v = 'A' WHERE k = 'a'"),
+        ("A", "p", "SET v = 'A' WHERE k::text = 'a'"),
+        ("B", "l", "SET v = 'B newest' WHERE k = 'a'"),
+        ("B", "p", "SET v = 'B newest' WHERE k::text = 'a'"),
+        ("A", "l", "SET k = 'x' || k WHERE k IN ('e', 'f')"),
+        ("A", "p", "SET k = 'x.' || k WHERE k::text IN ('e', 'f')"),
+        ("A", "p", "SET k = upper(k::text) WHERE k::text = 'c'"),
+        ("B", "p", "SET v = 'again' WHERE k::text = 'c'"),
+    ] {
+        m.on(db).exec(&format!("UPDATE {table} {sql}"));
+    }
+    m.drain_equal(&["l", "p"]);
+    m.expect_everywhere(
+        "SELECT string_agg(k::text || ' ' || v, ', ' ORDER BY k::text) FROM l",
+        "a B newest, b B newer, c 0, x.e 0, x.f 0",
+    );
+    m.expect_everywhere(
+        "SELECT string_agg(k::text || ' ' || v, ', ' ORDER BY k::text COLLATE \"C\") FROM p",
+        "a B newest, b B newer, c again, x.e 0, x.f 0",
+    );
+    assert_eq!(m.count_conflicts("winner = 'B'"), 3);
 }
