@@ -8,12 +8,12 @@ use crate::net::{CONTROL, Capture, Net};
 use crate::wait::wait_until;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+for_both!(a_source_falls_over_right_after_it_was_served, a_receiver_falls_over_right_after_it_was_served);
+
 const T: &str = "CREATE TABLE t (id bigint PRIMARY KEY, v text)";
 
 /// Writes rows to A in small transactions while `scenario` does its worst; the source may be gone for a while. Every
 /// acknowledged row must be there at the end (a row whose commit was not acknowledged may or may not be).
-for_both!(a_source_falls_over_right_after_it_was_served, a_receiver_falls_over_right_after_it_was_served);
-
 fn under_load(net: &Net, scenario: impl FnOnce()) {
     let over = AtomicBool::new(false);
     let acknowledged = AtomicI64::new(0);
