@@ -238,3 +238,18 @@ fn a_commit_that_comes_late_comes_to_nothing() {
         m.expect_everywhere("SELECT val FROM t", "one");
     }
 }
+
+#[test]
+fn what_an_orphan_has_lost_it_loses_on_all_members() {
+    let m = Plan::new(2).place(Place::Apart).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent VALUES (1); \
+         CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE SET NULL, val text)",
+    );
+    m.sync_over(&m.dbs(), "tables => 'public.parent,public.child'");
+    die_after_the_first_commit(&m, &[("A", "DELETE FROM parent"), ("B", "INSERT INTO child VALUES (1, 1, 'B')")]);
+    kill_the_kid(&m);
+    m.settle(&["parent", "child"]);
+    m.expect_everywhere("SELECT concat_ws(' ', id, coalesce(parent, 0), val) FROM child", "1 0 B");
+    assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.child"));
+}
