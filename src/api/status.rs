@@ -16,6 +16,7 @@ use crate::catalog::{self, Noun};
 use crate::error::Result;
 use crate::guc;
 use crate::libpq::Conn;
+use crate::master::launcher::CROWDED;
 use crate::master::notify;
 use crate::master::slot::{KidState, Shown};
 use crate::pg::{shmem, worker};
@@ -168,13 +169,12 @@ fn master_state() -> TableIterator<'static, (name!(running, bool), name!(trouble
         false => (false, Some("bucardo is not in shared_preload_libraries".to_string())),
         true => {
             let db = shmem::my_database();
-            let (pid, trouble) = shmem::read(|s| {
-                s.masters
-                    .iter()
-                    .find(|m| m.db == db)
-                    .map_or((0, crate::master::slot::Text::EMPTY), |m| (if m.for_drop { 0 } else { m.pid }, m.trouble))
-            });
-            (pid != 0, (!trouble.is_empty()).then(|| trouble.get().to_string()))
+            shmem::read(|s| match s.masters.iter().find(|m| m.db == db) {
+                // A master that was started for a DROP only serves nobody.
+                Some(m) if m.pid != 0 => (!m.for_drop, None),
+                Some(m) if !m.trouble.is_empty() => (false, Some(m.trouble.get().to_string())),
+                _ => (false, s.crowded.then(|| CROWDED.to_string())),
+            })
         }
     };
     TableIterator::once(row)

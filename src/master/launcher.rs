@@ -18,6 +18,8 @@ const RESTART_MIN: Duration = Duration::from_millis(200);
 const RESTART_MAX: Duration = Duration::from_secs(30);
 /// How often the launcher looks whether its masters live.
 const LOOK: Duration = Duration::from_millis(500);
+/// Why no master runs, for the status.
+pub const CROWDED: &str = "no background worker slot is free for the master: raise max_worker_processes and restart the server";
 /// A master that lived so long starts anew without a wait.
 const STABLE: Duration = Duration::from_secs(30);
 
@@ -46,10 +48,10 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
         worker::reload_if_asked();
         if scout.is_none() && latch::left(scout_after).is_none() {
             scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", 0);
-            if scout.is_none() {
-                pgrx::warning!(
-                    "bucardo: no background worker slot is free to look for control databases: raise max_worker_processes"
-                );
+            let crowded = scout.is_none();
+            shmem::with(|s| s.crowded = crowded);
+            if crowded {
+                pgrx::warning!("bucardo: {CROWDED}");
                 scout_after = Instant::now() + RESTART_MAX;
             }
         }
@@ -96,11 +98,10 @@ fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble
                 shmem::with(|s| s.masters[slot].trouble = Text::EMPTY);
             }
             None => {
-                let text = "no background worker slot is free for the master: raise max_worker_processes and restart the server";
                 trouble.failures += 1;
                 trouble.next_try = Some(now + Duration::from_secs(1));
                 wait = Some(Duration::from_secs(1));
-                shmem::with(|s| s.masters[slot].trouble = Text::new(text));
+                shmem::with(|s| s.masters[slot].trouble = Text::new(CROWDED));
             }
         }
     }

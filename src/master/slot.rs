@@ -304,6 +304,8 @@ pub struct UndoSlot {
 /// Everything.
 pub struct Shared {
     pub launcher: i32,
+    /// No worker slot was free to look for control databases: no master can be started either.
+    pub crowded: bool,
     pub masters: [MasterSlot; MAX_MASTERS],
     pub syncs: [SyncSlot; MAX_SYNCS],
     pub kids: [KidSlot; MAX_KIDS],
@@ -314,6 +316,7 @@ impl Shared {
     pub const fn new() -> Self {
         Self {
             launcher: -1,
+            crowded: false,
             masters: [MasterSlot::FREE; MAX_MASTERS],
             syncs: [SyncSlot::FREE; MAX_SYNCS],
             kids: [KidSlot::FREE; MAX_KIDS],

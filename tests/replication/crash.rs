@@ -238,6 +238,22 @@ fn drop_database_is_not_blocked_by_a_busy_sync() {
     assert_eq!(net.servers[0].crash_restarts(), 0);
 }
 
+/// Not even the master can start: the status says what to change, and who waits for it is told.
+#[test]
+fn no_worker_slot_is_left_for_the_master() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    net.servers[0].configure("max_worker_processes = 2");
+    net.servers[0].restart(Stop::Fast);
+    net.wait_sql_on_control(
+        "a word about max_worker_processes",
+        "SELECT bool_and(last_error LIKE '%max_worker_processes%') FROM bucardo.status",
+    );
+    net.on("A").exec("INSERT INTO t VALUES (1, 'captured')");
+    net.servers[0].configure("max_worker_processes = 8");
+    net.servers[0].restart(Stop::Fast);
+    net.settle(&["t"]);
+}
+
 #[test]
 fn no_worker_slot_is_left_for_a_kid() {
     let net = Net::together_with(Capture::Native, 1, "max_worker_processes = 4\nmax_parallel_workers = 0");
