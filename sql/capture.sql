@@ -11,7 +11,8 @@
 -- receiver was served last: xid >= xmax or xid in xip. Order and time decide nothing.
 
 -- Where the extension comes to a database that is a source already, what stands here becomes part of it. Else its script
--- could not touch it, and DROP EXTENSION would leave it behind.
+-- could not touch it, and DROP EXTENSION would leave it behind. Only what a superuser or the caller owns: anybody who may make a
+-- schema could else lay functions here that are called with more rights than his own.
 DO $body$
 DECLARE
     o record;
@@ -20,6 +21,12 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('bucardo capture', 0));
+    IF EXISTS (SELECT FROM (SELECT n.nspowner FROM pg_catalog.pg_namespace n WHERE n.nspname = 'bucardo'
+                  UNION SELECT r.relowner FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
+                  UNION SELECT p.proowner FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'bucardo'::pg_catalog.regnamespace) x(owner)
+               JOIN pg_catalog.pg_roles a ON a.oid = x.owner WHERE NOT a.rolsuper AND a.rolname <> current_user) THEN
+        RETURN;
+    END IF;
     FOR o IN SELECT CASE r.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, r.oid::pg_catalog.regclass::text AS name
                FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
                 AND CASE r.relkind WHEN 'S' THEN r.relname ~ '^seg[0-9]+_active$' WHEN 'r' THEN r.relname ~ '^(seg[0-9]+_|capture$|capture_)' END

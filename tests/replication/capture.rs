@@ -319,6 +319,19 @@ fn rolled_back_with_the_session(capture: Capture) {
     assert_eq!(net.pending(), 0);
 }
 
+/// Whoever may make a schema could lay objects where the extension will look for its own: they are not taken over.
+#[test]
+fn the_extension_takes_over_nothing_of_a_stranger() {
+    let net = Net::together(Capture::Plain, 1);
+    net.on("A").exec("CREATE ROLE stranger LOGIN; GRANT CREATE ON DATABASE a TO stranger");
+    net.server_of("A").connect_as("a", "stranger").exec(
+        "CREATE SCHEMA bucardo; CREATE TABLE bucardo.capture_sync (control text); \
+         CREATE FUNCTION bucardo.capture_version() RETURNS integer LANGUAGE sql AS 'SELECT 5'",
+    );
+    net.on("A").expect_error("CREATE EXTENSION bucardo", "55000");
+    assert_eq!(net.on("A").number("SELECT count(*) FROM pg_extension WHERE extname = 'bucardo'"), 0);
+}
+
 /// A source gets the extension under a running sync: what is pending stays so, and nothing travels again.
 #[test]
 fn the_extension_comes_to_a_source() {
