@@ -64,12 +64,17 @@ impl Plan {
         }
     }
 
+    /// How long the present run waits for a lock, as `lock_timeout`.
+    fn patience(&self) -> &'static str {
+        if self.patient { "0" } else { members::PATIENCE }
+    }
+
     pub(super) fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
         }
         // Sizes are asked under a lock. A session that has failed here is not kept.
-        session.conn.query(&format!("SET lock_timeout = '{}'", members::PATIENCE))?;
+        session.conn.query(&format!("SET lock_timeout = '{}'", self.patience()))?;
         let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
         session.conn.query("SET lock_timeout = 0")?;
         self.shapes.insert(index, seen.clone());
@@ -297,7 +302,7 @@ fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>
         let opened = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true)).and_then(|mut session| {
             let fresh = session.fresh;
             let shapes = plan.shapes(index, &mut session).map_err(|e| (e, fresh))?;
-            let patience = if plan.patient { "0" } else { members::PATIENCE };
+            let patience = plan.patience();
             Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0, patience })
         });
         match opened {

@@ -186,7 +186,8 @@ fn a_receiver_falls_over_right_after_it_was_served(capture: Capture) {
     net.on("A").exec("INSERT INTO t VALUES (1)");
     net.settle(&["t"]);
     net.on("A").exec("INSERT INTO t SELECT generate_series(2, 100)");
-    assert_eq!(net.kick(), "good");
+    net.wait_sql("B", "the rows", "SELECT count(*) = 100 FROM t");
+    net.kick();
     b.restart(Stop::Immediate);
     assert_eq!(net.on("B").one("SELECT count(*) FROM t"), "100");
     net.settle(&["t"]);
