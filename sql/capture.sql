@@ -124,7 +124,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 5 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 6 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -919,7 +919,9 @@ BEGIN
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
         AND t.served <> g.snapshot AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
-    FOR c IN SELECT * FROM bucardo.capture_candidates() k ORDER BY k.id LOOP
+    -- By the files, not by what is noted of them: a writer that rolled back, or a crash, has left deltas of which nobody knows.
+    FOR c IN SELECT k.* FROM bucardo.capture k WHERE bucardo.capture_filled(k.segments)
+                OR k.id IN (SELECT t.capture FROM bucardo.capture_touched t) OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m) ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition

@@ -1,7 +1,7 @@
 //! What was made is taken away again: by remove, by DROP EXTENSION, by a rollback. And what must stay, stays: the
 //! application's objects, a living older Bucardo beside us, the configuration in a dump.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Stop};
 use crate::footprint::{Footprint, wait_unchanged};
 use crate::net::{CONTROL, Capture, Net};
 use crate::scratch::{output, scratch};
@@ -251,4 +251,30 @@ fn history_and_purging_need_no_hand() {
         net.on("A").number(size) < empty + 1_000_000
     });
     net.settle(&["t"]);
+}
+
+for_both!(what_was_rolled_back_is_purged, a_crash_leaves_no_space_behind);
+
+const HELD: &str = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
+
+/// Deltas that nobody will ever see take space like others.
+fn what_was_rolled_back_is_purged(capture: Capture) {
+    let net = Net::together(capture, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let mut a = net.on("A");
+    a.exec("BEGIN; INSERT INTO t SELECT generate_series(1, 1000); ROLLBACK");
+    assert!(a.number(HELD) > 0, "nothing was captured");
+    net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    assert_eq!(a.number(HELD), 0, "bytes of capture");
+}
+
+/// The same where the server fell over before the transaction ended.
+fn a_crash_leaves_no_space_behind(capture: Capture) {
+    let net = Net::apart(capture, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let mut open = net.on("A");
+    open.exec("BEGIN; INSERT INTO t SELECT generate_series(1, 1000)");
+    net.on("A").exec("CHECKPOINT");
+    net.server_of("A").restart(Stop::Immediate);
+    let mut a = net.on("A");
+    assert!(a.number(HELD) > 0, "nothing was captured");
+    wait_until("the purge", || net.control().try_query("SELECT bucardo.purge()").is_ok() && a.number(HELD) == 0);
 }
