@@ -45,6 +45,8 @@ pub struct Receiver {
     pub session: Session,
     pub shapes: std::rc::Rc<Shapes>,
     pub failed: Option<Error>,
+    /// Its transaction was given up because another member failed, whose error it is.
+    pub spoilt: bool,
     pub counts: Counts,
     /// Rows that the last COPY stored.
     pub copied: u64,
@@ -57,9 +59,9 @@ impl Receiver {
         1 << self.index
     }
 
-    /// Does something on the member unless it has failed already; an error is kept.
+    /// Does something on the member unless it has failed already or is spoilt; an error is kept.
     pub fn attempt<T>(&mut self, action: impl FnOnce(&mut Conn) -> Result<T>) -> Option<T> {
-        if self.failed.is_some() {
+        if self.spoilt || self.failed.is_some() {
             return None;
         }
         match action(&mut self.session.conn) {
@@ -424,7 +426,7 @@ pub fn write_few(item: &Work, rows: &Rows, which: &[usize], receivers: &mut [Rec
             Err(error) => receiver.attempt(|_| Err(error)),
         };
     }
-    for receiver in receivers.iter_mut().filter(|r| r.failed.is_none()) {
+    for receiver in receivers.iter_mut().filter(|r| r.failed.is_none() && !r.spoilt) {
         match receiver.session.conn.pipeline_collect() {
             Ok(answers) => {
                 let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();

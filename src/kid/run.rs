@@ -303,7 +303,7 @@ fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>
             let fresh = session.fresh;
             let shapes = plan.shapes(index, &mut session).map_err(|e| (e, fresh))?;
             let patience = plan.patience();
-            Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0, patience })
+            Ok(Receiver { index, session, shapes, failed: None, spoilt: false, counts: Counts::default(), copied: 0, patience })
         });
         match opened {
             Ok(receiver) => receivers.push(receiver),

@@ -27,7 +27,10 @@ pub fn stream(
     for receiver in receivers.iter_mut() {
         match &result {
             Ok(()) => receiver.attempt_on(relation, |conn| conn.copy_end()).map_or((), |rows| receiver.copied = rows),
-            Err(_) => receiver.attempt(|conn| conn.copy_abort("the source failed")).unwrap_or(()),
+            Err(_) => {
+                receiver.attempt(|conn| conn.copy_abort("the source failed"));
+                receiver.spoilt = true;
+            }
         }
     }
     result

@@ -276,7 +276,16 @@ fn open_one(plan: &mut Plan, pool: &mut Pool, index: usize) -> Result<Receiver, 
         _ => plan.shapes(index, &mut session),
     };
     let shapes = shapes.map_err(|e| (e, fresh))?;
-    Ok(Receiver { index, session, shapes, failed: None, counts: Counts::default(), copied: 0, patience: members::PATIENCE })
+    Ok(Receiver {
+        index,
+        session,
+        shapes,
+        failed: None,
+        spoilt: false,
+        counts: Counts::default(),
+        copied: 0,
+        patience: members::PATIENCE,
+    })
 }
 
 /// Makes sure that the members are who they were; one that is not is left out.

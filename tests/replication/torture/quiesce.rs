@@ -90,6 +90,9 @@ pub fn check(world: &World) {
     let none =
         "SELECT coalesce(string_agg(c::text, E'\\n'), '') FROM (SELECT * FROM bucardo.conflict WHERE winner IS NULL LIMIT 5) c";
     assert_eq!(m.control().one(none), "", "decisions without a winner");
+    // An error that only follows from another one explains nothing.
+    let masked = "SELECT coalesce(string_agg(s::text, E'\\n'), '') FROM bucardo.syncrun s WHERE sqlstate = '25P02'";
+    assert_eq!(m.control().one(masked), "", "runs that name the wrong error");
     let live = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
     for name in m.names() {
         // A run that is over has ended its transactions: left open, they would hold back vacuum for ever.
