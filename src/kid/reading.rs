@@ -219,7 +219,7 @@ impl Reading<'_> {
         )
     }
 
-    /// The rows of given keys as JSON: the key's place, the key as an object (null if it is not `told`), the row or null.
+    /// The rows of given keys as JSON, in any order: the key's place, the key as an object (null if it is not `told`), the row or null.
     /// Parameters: for each key column the texts of its values, as an array.
     pub fn as_json(&self, told: bool) -> String {
         let n = self.key.len();
@@ -227,7 +227,7 @@ impl Reading<'_> {
         format!(
             "SELECT k.ord, {object}, r.image FROM (SELECT {typed}, u.ord FROM \
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
-             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t.*) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true ORDER BY k.ord",
+             LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t.*) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true",
             object = match told {
                 true => {
                     let pairs = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", ");

@@ -1,7 +1,7 @@
 """Backlogs: how long a run takes over many rows, against COPY of the same rows and against logical replication; to four targets;
 from two sources; and the first copy of a table."""
 
-from common import ROW, Skipped, kick, measured, serve, timed, until
+from common import ROW, WIDTH, Skipped, kick, measured, row_of, serve, timed, until
 from opponents import Subscription
 
 DETAILS = "SELECT details FROM bucardo.syncrun WHERE upserts + conflicts > 0 ORDER BY run DESC LIMIT 1"
@@ -20,19 +20,19 @@ class Turn:
         self.cpus.setdefault(kind, []).append(cpu)
 
 
-def kinds(bench):
+def kinds(bench, row=ROW):
     inserts, updates = bench.rows(1_000_000), bench.rows(200_000)
     return (
-        ("insert", inserts, f"INSERT INTO t {ROW} FROM generate_series(1, {inserts}) g", "true"),
+        ("insert", inserts, f"INSERT INTO t {row} FROM generate_series(1, {inserts}) g", "true"),
         ("update", updates, f"UPDATE t SET a = a + 1 WHERE id <= {updates}", f"id <= {updates}"),
     )
 
 
-def ours(bench, control, source, target, turn, details):
+def ours(bench, row, control, source, target, turn, details):
     """Our turn: both backlogs, beginning with an empty table."""
     source.run("TRUNCATE t")
     kick(control)
-    for kind, _, sql, _ in kinds(bench):
+    for kind, _, sql, _ in kinds(bench, row):
         control.run("SELECT bucardo.pause('s')")
         source.run(sql)
         bench.checkpoint()
@@ -41,13 +41,13 @@ def ours(bench, control, source, target, turn, details):
         bench.equal(source, [target])
 
 
-def theirs(bench, subscription, turn):
+def theirs(bench, row, subscription, turn):
     """Logical replication's turn. It is not held back meanwhile, because a subscription that is enabled anew starts seconds
     later: its time begins when the source has committed, before which it applies nothing."""
     source, target = subscription.source, subscription.target
     for conn in (source, target):
         conn.run("TRUNCATE t")
-    for kind, _, sql, _ in kinds(bench):
+    for kind, _, sql, _ in kinds(bench, row):
         bench.checkpoint()
         source.run(sql)
         last = source.one("SELECT max(id) FROM t" if kind == "insert" else "SELECT 1")
@@ -59,31 +59,43 @@ def theirs(bench, subscription, turn):
 
 def backlog(bench):
     """A backlog until both sides are equal, against binary COPY of the same rows by a pipe."""
+    one_backlog(bench, ROW, "")
+
+
+def backlog_wide(bench):
+    """The same of rows of 600 bytes, for which COPY takes as long as where the goals were set."""
+    one_backlog(bench, row_of(WIDTH or 600), f" of {WIDTH or 600} bytes")
+
+
+def one_backlog(bench, row, wide):
     bench.databases("source", "logical_source")
     bench.databases("target", "copied", "updated", "logical", server=bench.two)
     control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
     source, target, updated = bench.one.connect("source"), bench.two.connect("target"), bench.two.connect("updated")
     subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
-    updated.run(f"INSERT INTO t {ROW} FROM generate_series(1, {bench.rows(1_000_000)}) g")
-    mine, native, copy, limit, details = Turn(bench), Turn(bench), Turn(bench), [], {}
+    updated.run(f"INSERT INTO t {row} FROM generate_series(1, {bench.rows(1_000_000)}) g")
+    mine, native, copy, limits, details = Turn(bench), Turn(bench), Turn(bench), ([], []), {}
     for _ in range(bench.repeat):
-        ours(bench, control, source, target, mine, details)
-        theirs(bench, subscription, native)
-        for kind, _, sql, where in kinds(bench):
+        ours(bench, row, control, source, target, mine, details)
+        theirs(bench, row, subscription, native)
+        for kind, _, _, where in kinds(bench, row):
             bench.on(bench.two, "copied", "TRUNCATE t")
             bench.checkpoint()
             select = f"SELECT * FROM t WHERE {where}"
             copy.take(kind, lambda: bench.place.copy(bench.one, "source", select, bench.two, "copied", "t"))
-        updated.run("VACUUM t")
-        updated.run("CHECKPOINT")
-        limit.append(timed(lambda: updated.run(kinds(bench)[1][2])))
-    for kind, count, _, _ in kinds(bench):
-        work = f"backlog of {count:,} {kind}s"
+        _, _, update, where = kinds(bench, row)[1]
+        for limit, action in zip(limits, (lambda: updated.run(update), lambda: stored_anew(bench, updated, where))):
+            updated.run("VACUUM t")
+            updated.run("CHECKPOINT")
+            limit.append(timed(action))
+    for kind, count, _, _ in kinds(bench, row):
+        work = f"backlog of {count:,} {kind}s{wide}"
         bench.report(work, "COPY", copy.walls[kind], "s")
         bench.report(work, "bucardo", mine.walls[kind], "s", copy.walls[kind], "<= 1.5 x")
         bench.report(work, "native logical", native.walls[kind], "s", copy.walls[kind])
         if kind == "update":
-            bench.report(work, "the UPDATE alone, there", limit, "s", copy.walls[kind])
+            bench.report(work, "the UPDATE alone, there", limits[0], "s", copy.walls[kind])
+            bench.report(work, "DELETE there, then COPY", limits[1], "s", copy.walls[kind])
         for name, turn in (("COPY", copy), ("bucardo", mine), ("native logical", native)):
             bench.report(f"{work}: CPU", name, turn.cpus[kind], "s", None if turn is copy else copy.cpus[kind], ours=turn is mine)
         print(f"      {details[kind]}")
@@ -91,6 +103,12 @@ def backlog(bench):
     for conn in (control, source, target, updated):
         conn.close()
     bench.drop("source", "target", "copied", "updated", "logical", "logical_source")
+
+
+def stored_anew(bench, conn, where):
+    """The rows deleted there, and copied in once more: the least that brings them to a table that has had them."""
+    conn.run(f"DELETE FROM t WHERE {where}")
+    bench.place.copy(bench.one, "source", f"SELECT * FROM t WHERE {where}", bench.two, "updated", "t")
 
 
 def fan_out(bench):

@@ -29,6 +29,7 @@ BENCHES = {
         capture.capture_statements,
         capture.capture_transactions,
         backlog.backlog,
+        backlog.backlog_wide,
         backlog.fan_out,
         latency.latency,
         latency.tpcb,

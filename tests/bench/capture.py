@@ -1,6 +1,7 @@
 """What capture costs the application: the same statements without it, with the native trigger, with the plain SQL one, and while
 PostgreSQL's logical decoding reads along. No run takes place meanwhile: the masters are stopped."""
 
+import itertools
 import os
 import re
 import resource
@@ -82,10 +83,10 @@ def pgbench(bench, server, db, arguments, commit="on"):
     return done.stdout
 
 
-def rate(bench, db, script, clients, commit):
+def rate(bench, db, script, protocol, clients, commit):
     """Transactions a second, and the processor time of each in microseconds (server and pgbench)."""
     before = bench.one.cpu() + children()
-    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", "prepared", *bench.load(8)], commit)
+    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol, *bench.load(5)], commit)
     used = bench.one.cpu() + children() - before
     done = int(re.search(r"actually processed: (\d+)", out)[1])
     return float(re.search(r"tps = ([\d.]+)", out)[1]), used / max(1, done) * 1e6
@@ -102,20 +103,21 @@ def capture_transactions(bench):
     for db in DATABASES:
         bench.on(bench.one, db, f"INSERT INTO t {ROW} FROM generate_series(1, {rows}) g; ALTER TABLE t SET (fillfactor = 50)")
         bench.on(bench.one, db, "VACUUM FULL t")
-    for commit, goals in (("off", {"native": ">= 0.95 x", "plain": ">= 0.88 x"}), ("on", {"native": ">= 0.97 x", "plain": ">= 0.93 x"})):
-        for clients in (2, 16):
+    off, on = {"native": ">= 0.95 x", "plain": ">= 0.88 x"}, {"native": ">= 0.97 x", "plain": ">= 0.93 x"}
+    for protocol in ("simple", "prepared"):
+        for (commit, goals), clients in itertools.product((("off", off), ("on", on)), (2, 16)):
             rates, costs = {db: [] for db in DATABASES}, {db: [] for db in DATABASES}
             for _ in range(bench.repeat):
                 for db in DATABASES:
                     bench.on(bench.one, db, "VACUUM t")
                     bench.on(bench.one, db, "CHECKPOINT")
                     decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
-                    tps, micros = rate(bench, db, script, clients, commit)
+                    tps, micros = rate(bench, db, script, protocol, clients, commit)
                     if decoder:
                         decoder.close()
                     rates[db].append(tps)
                     costs[db].append(micros)
-            work = f"one-row commits, {clients} clients, sync {commit}"
+            work = f"one-row commits, {protocol}, {clients} clients, sync {commit}"
             for db in DATABASES:
                 against = (None, None) if db == "none" else (rates["none"], costs["none"])
                 bench.report(work, NAMES[db], rates[db], "tps", against[0], goals.get(db))

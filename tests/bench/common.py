@@ -14,7 +14,14 @@ from report import Results
 TABLE = "CREATE TABLE t (id int PRIMARY KEY, a int NOT NULL, v text)"
 # Narrow rows, or as wide as BENCH_ROW_BYTES says: what an UPDATE costs beside a COPY depends on that.
 WIDTH = int(os.environ.get("BENCH_ROW_BYTES", "0"))
-ROW = "SELECT g, g % 1000, " + (f"repeat(md5(g::text), {max(WIDTH // 32, 1)})" if WIDTH else "'row number ' || g")
+
+
+def row_of(width):
+    """The rows that are inserted, g is their number: so many bytes each; 0: narrow ones."""
+    return "SELECT g, g % 1000, " + (f"repeat(md5(g::text), {max(width // 32, 1)})" if width else "'row number ' || g")
+
+
+ROW = row_of(WIDTH)
 
 
 class Skipped(Exception):

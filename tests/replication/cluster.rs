@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 
 const SETTINGS: &str = "
 # A test's server: nothing survives the machine, so nothing is flushed for it.
@@ -34,6 +34,8 @@ pub struct Cluster {
     folder: PathBuf,
     port: Mutex<u16>,
     server: Mutex<Option<Child>>,
+    /// By how many milliseconds the server's clock is wrong.
+    clock: AtomicI64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +50,8 @@ impl Cluster {
         let folder = scratch().new_folder(name);
         output(Command::new("cp").arg("-a").arg(scratch().template()).arg(folder.join("data")));
         give_identity(&folder.join("data"));
-        let cluster = Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
+        let cluster =
+            Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None), clock: AtomicI64::new(0) };
         cluster.configure(SETTINGS);
         cluster.configure(settings);
         cluster.settle_in();
@@ -58,7 +61,8 @@ impl Cluster {
     /// A copy of a running cluster's files, started: a standby of it, or a server that goes on by itself.
     pub fn copy_of(other: &Cluster, name: &str, standby: bool) -> Cluster {
         let folder = scratch().new_folder(name);
-        let cluster = Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None) };
+        let cluster =
+            Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None), clock: AtomicI64::new(0) };
         cluster.fetch(other, standby);
         cluster.settle_in();
         cluster
@@ -118,7 +122,7 @@ impl Cluster {
 
     fn try_launch(&self) -> bool {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log opens");
-        let mut postgres = scratch().server_command("postgres");
+        let mut postgres = self.command();
         postgres.arg("-D").arg(self.folder.join("data")).arg("-p").arg(self.port().to_string());
         postgres.stdout(log.try_clone().expect("the log opens twice")).stderr(log);
         let mut child = postgres.spawn().expect("postgres can be started");
@@ -131,6 +135,23 @@ impl Cluster {
             *self.server.lock().unwrap() = Some(child);
         }
         !gone
+    }
+
+    fn command(&self) -> Command {
+        let clock = self.clock.load(Ordering::Relaxed);
+        if clock == 0 {
+            return scratch().server_command("postgres");
+        }
+        let mut env = scratch().server_command("/usr/bin/env");
+        env.arg("LD_PRELOAD=/usr/$LIB/faketime/libfaketimeMT.so.1").arg(format!("FAKETIME={:+.3}", clock as f64 / 1000.0));
+        env.args(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DISABLE_SHM=1", "NO_FAKE_STAT=1"]);
+        env.arg(scratch().bindir.join("postgres"));
+        env
+    }
+
+    /// Sets the clock of the server off, by libfaketime, from its next start on.
+    pub fn set_clock_off(&self, milliseconds: i64) {
+        self.clock.store(milliseconds, Ordering::Relaxed);
     }
 
     pub fn stop(&self, how: Stop) {

@@ -1,6 +1,8 @@
 //! Conflicts that a customcode decides: what it is told, and what its answer means for each key. It goes before the
 //! strategy; a key that it says nothing of is left to the next code, and then to the strategy.
 
+use std::rc::Rc;
+
 use serde_json::{Map, Value, json};
 
 use super::settle::{Conflict, Ruling, parsed};
@@ -17,7 +19,8 @@ struct Told<'a> {
 
 impl<'a> Told<'a> {
     fn of(conflict: &'a Conflict) -> Result<Self, Error> {
-        let row = |(name, row): &(String, Option<String>)| Ok((name.clone(), row.as_deref().map_or(Ok(Value::Null), parsed)?));
+        let row =
+            |(name, row): &(Rc<str>, Option<String>)| Ok((name.to_string(), row.as_deref().map_or(Ok(Value::Null), parsed)?));
         let rows = conflict.rows.iter().map(row).collect::<Result<_, Error>>()?;
         Ok(Self { conflict, key: parsed(&conflict.key_json)?, rows })
     }
@@ -26,8 +29,8 @@ impl<'a> Told<'a> {
 impl Mesh<'_> {
     /// Asks the codes that concern a relation about its conflicts. For each conflict the ruling and the code's name, or
     /// None where the strategy decides.
-    pub(super) fn ask_codes(&self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, String)>>, Broken> {
-        let mut rulings: Vec<Option<(Ruling, String)>> = vec![None; conflicts.len()];
+    pub(super) fn ask_codes(&self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, Rc<str>)>>, Broken> {
+        let mut rulings: Vec<Option<(Ruling, Rc<str>)>> = vec![None; conflicts.len()];
         let mut codes =
             self.plan.sync.conflict_codes.iter().filter(|c| c.relation.is_none_or(|only| only == relation)).peekable();
         if codes.peek().is_none() {
@@ -48,7 +51,7 @@ impl Mesh<'_> {
                 if let Some(ruling) =
                     self.ruling(&answer, &conflicts[i]).map_err(|e| e.at(format_args!("customcode \"{}\"", code.name)))?
                 {
-                    rulings[i] = Some((ruling, code.name.clone()));
+                    rulings[i] = Some((ruling, code.name.as_str().into()));
                 }
             }
             if answer.last {

@@ -138,7 +138,7 @@ impl Mesh<'_> {
         for (at, relation, snapshot, keys) in std::mem::take(&mut self.carried.lost) {
             self.note_settled(at, relation, &snapshot, &keys, "{}");
         }
-        self.check()
+        self.run_errands()
     }
 
     /// After all have committed: this run, those that everybody has, and those that can have no effect any more.

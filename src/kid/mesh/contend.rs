@@ -3,6 +3,7 @@
 //! table of one source. Keys that one source alone has changed go no further than this file.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use super::decide::Change;
 use super::meet::{List, Places, contended, grouped, meet};
@@ -20,10 +21,13 @@ const FEW: u64 = 100;
 const KEY_BYTES: u64 = 256;
 const MARKS: &str = "SELECT relid, kind, xid FROM bucardo.capture_mark WHERE relid = ANY ($1::pg_catalog.oid[])";
 
+/// A key by the texts of its columns. Those of many conflicts stand in several lists at once.
+pub(super) type Key = Rc<[String]>;
+
 /// A key that more than one source has changed.
 #[derive(Clone, Debug)]
 pub(super) struct Contended {
-    pub key: Vec<String>,
+    pub key: Key,
     /// In the listed order of the sources.
     pub changes: Vec<Change>,
 }
@@ -249,14 +253,15 @@ impl Mesh<'_> {
             };
             let lists: Vec<List> = sources.iter().filter_map(list).collect();
             let found = meet(&lists, all).iter().map(|p| contended(&lists, p)).collect();
-            return Ok(Search { marks, carried, way: Way::Few(found) });
+            return Ok(Search { marks, lost: HashMap::new(), carried, way: Way::Few(found) });
         }
         let way = if self.is_exact(relation) && self.total(relation) * KEY_BYTES <= guc::kid_work_mem() as u64 * 1024 {
             self.compare_keys(relation, &sources, all)?
         } else {
             self.compare_in_table(relation, &sources, all)?
         };
-        Ok(Search { marks, carried, way })
+        let lost = marks.iter().map(|mark| (mark.source, self.lost_truncation(mark.source, relation))).collect();
+        Ok(Search { marks, lost, carried, way })
     }
 
     /// The next contended keys, at most so many; None: there are no more.
@@ -278,8 +283,8 @@ impl Mesh<'_> {
         if found.is_empty() {
             return Ok(None);
         }
-        found.iter_mut().for_each(|one| one.add_marks(&search.marks));
-        found.retain(|one| one.changes.len() > 1 || search.carried.contains(&one.key));
+        found.iter_mut().for_each(|one| one.add_marks(&search.marks, &search.lost));
+        found.retain(|one| one.changes.len() > 1 || search.carried.contains(&*one.key));
         Ok(Some(found))
     }
 
@@ -294,6 +299,16 @@ impl Mesh<'_> {
             (mark.towards != 0).then_some(Change { source, towards: mark.towards, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
+    }
+
+    /// The keys of a relation for which a source's truncation, by its place in the sync, is settled, with the members against
+    /// which it still contends, as bits.
+    fn lost_truncation(&self, source: usize, relation: i32) -> HashMap<Vec<String>, u64> {
+        let mark = self.place(source).and_then(|at| Some((at, self.offers[at].as_ref()?.truncated.get(&relation)?)));
+        let Some((at, mark)) = mark else { return HashMap::new() };
+        let settled = self.settled_of(at, relation).into_iter().flatten();
+        let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
+        after.flat_map(|entry| entry.keys.iter().map(|key| (key.clone(), entry.open))).collect()
     }
 
     /// The statement that lists a source's changed keys of a relation with their times.
@@ -374,9 +389,30 @@ impl Mesh<'_> {
 pub(super) struct Search {
     /// The truncations, which concern every key.
     marks: Vec<Change>,
+    /// Keys for which the truncation of a source, by its place in the sync, has lost already; and those for which it still
+    /// contends with somebody.
+    lost: HashMap<usize, HashMap<Vec<String>, u64>>,
     /// Keys that runs which died have left: of these also what one source alone has changed.
     pub carried: HashSet<Vec<String>>,
     way: Way,
+}
+
+impl Search {
+    /// Whether the next keys are known here.
+    pub(super) fn is_here(&self) -> bool {
+        !matches!(self.way, Way::Table { .. })
+    }
+
+    /// How many keys each source has changed, by its place in the sync, where all of them are known here and nothing else
+    /// concerns them.
+    pub(super) fn listed(&self) -> Vec<(usize, usize)> {
+        match &self.way {
+            Way::Memory { answers, .. } if self.marks.is_empty() && self.carried.is_empty() => {
+                answers.iter().map(|(source, rows)| (*source, rows.len())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Where the contended keys are found.
@@ -405,8 +441,19 @@ impl Default for Way {
 
 impl Contended {
     /// Adds the truncations, which concern every key.
-    fn add_marks(&mut self, marks: &[Change]) {
+    fn add_marks(&mut self, marks: &[Change], lost: &HashMap<usize, HashMap<Vec<String>, u64>>) {
         for mark in marks {
+            let open = lost.get(&mark.source).and_then(|keys| keys.get(&*self.key)).copied();
+            let own = self.changes.iter().any(|c| c.source == mark.source);
+            match open {
+                // What the source has done to the key since says all.
+                Some(open) if own || open & mark.towards == 0 => continue,
+                Some(open) => {
+                    self.changes.push(Change { towards: mark.towards & open, held: true, ..*mark });
+                    continue;
+                }
+                None => {}
+            }
             match self.changes.iter_mut().find(|c| c.source == mark.source) {
                 Some(own) => {
                     own.at = own.at.max(mark.at);

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::contend::FewRows;
+use super::contend::{FewRows, Key};
 use super::record::{self, Run, Stand};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
@@ -114,9 +114,10 @@ impl Mesh<'_> {
         for relation in relations {
             let Some(mut outcome) = outcomes.remove(relation) else { continue };
             self.write(*relation, &outcome.written)?;
-            self.note_lost(*relation, &mut outcome)?;
+            self.note_lost(*relation, &mut outcome);
             self.decisions.extend(outcome.decisions);
         }
+        self.run_errands()?;
         let decisions = self.adopt_orphans(relations)?;
         self.decisions.extend(decisions);
         Ok(())
@@ -160,8 +161,8 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    /// Sends a source's rows to all others. Where other sources have many too, such rows are only staged: then the members
-    /// need not wait for each other.
+    /// Sends a source's rows to all others. Where other sources have many too, or there are decisions to be recorded, such rows
+    /// are only staged: then the members need not wait for each other, nor for the record.
     fn send(
         &mut self,
         at: usize,
@@ -171,9 +172,10 @@ impl Mesh<'_> {
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
-        let many =
-            |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && !self.is_few(c.relation));
-        let abreast = self.sources().iter().filter(|at| many(at)).count() > 1;
+        let silent = |at: usize, relation: i32| outcomes.get(&relation).is_some_and(|o| o.silent.contains(&at));
+        let sends = |at: usize, relation: i32| !self.is_few(relation) && !silent(at, relation);
+        let many = |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && sends(*at, c.relation));
+        let abreast = !self.decisions.is_empty() || self.sources().iter().filter(|at| many(at)).count() > 1;
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
         self.with_source(at, excluded, |pass, work, source, others| {
             for item in work.iter().filter(|w| w.change.changes > 0) {
@@ -186,6 +188,8 @@ impl Mesh<'_> {
                             apply::write_few(item, rows, &which, others);
                         }
                     }
+                    // Every change of it has lost.
+                    None if silent(at, item.change.relation) => {}
                     None if abreast && !pass.goes_straight(item, others) => {
                         pass.stage(item, source, others)?;
                         let bringing = |r: &Receiver| Some((r.index, pass.bringing(item, r).ok()?));
@@ -452,8 +456,8 @@ impl Mesh<'_> {
 }
 
 /// The rows of a few changes that are sent: all but those whose keys the source keeps to itself.
-fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Vec<String>>>) -> Vec<usize> {
-    let kept: HashSet<&[String]> = kept.into_iter().flatten().map(Vec::as_slice).collect();
+fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Key>>) -> Vec<usize> {
+    let kept: HashSet<&[String]> = kept.into_iter().flatten().map(|k| &**k).collect();
     let key = |row: usize| (0..n).map(|c| rows.text(row, c)).collect::<Vec<_>>();
     (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
 }

@@ -200,8 +200,8 @@ impl Mesh<'_> {
         let decision = Decision {
             relation,
             key: key_json,
-            strategy: "foreign_key".to_string(),
-            winner: winner.map(|w| self.name(w).to_string()),
+            strategy: "foreign_key".into(),
+            winner: winner.map(|w| self.name(w).into()),
             rows: Value::Object(Map::from_iter([(self.name(loser).to_string(), image)])).to_string(),
             made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
             cleared: cleared.to_vec(),

@@ -3,8 +3,10 @@
 
 use super::open::keys_json;
 use super::settle::Outcome;
-use super::{Broken, Mesh};
+use super::{Broken, Errand, Mesh};
+use crate::error::Error;
 use crate::kid::gather::text_array;
+use crate::libpq::Conn;
 
 impl Mesh<'_> {
     /// A table of the changes of a relation that are handled already, on the source that has some.
@@ -24,30 +26,69 @@ impl Mesh<'_> {
             let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
             self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
         }
+        self.run_errands()?;
         Ok(Some(format!("pg_temp.{name}")))
     }
 
-    /// Puts keys, given as texts, into a temporary table, each with the same further values.
+    /// Has a statement sent to a member with the next question, or by [`Mesh::run_errands`].
+    fn errand(&mut self, at: usize, sql: String, params: Vec<String>) {
+        self.errands.entry(self.members[at].index).or_default().push((sql, params));
+    }
+
+    /// The statements that wait for a member.
+    pub(super) fn take_errands(&mut self, at: usize) -> Vec<Errand> {
+        self.errands.remove(&self.members[at].index).unwrap_or_default()
+    }
+
+    /// Sends what waits, to all members at the same time, and waits for it.
+    pub(super) fn run_errands(&mut self) -> Result<(), Broken> {
+        let mut asked = Vec::new();
+        for at in 0..self.members.len() {
+            let errands = self.take_errands(at);
+            if !errands.is_empty() {
+                self.members[at].attempt(|conn| {
+                    conn.pipeline_begin()?;
+                    add_errands(conn, &errands)?;
+                    conn.pipeline_send()
+                });
+                asked.push(at);
+            }
+        }
+        for at in asked {
+            self.members[at].attempt(Conn::pipeline_collect);
+        }
+        self.check()
+    }
+
+    /// Has keys, given as texts, put into a temporary table, each with the same further values.
     pub(super) fn insert_keys(
         &mut self,
         at: usize,
         relation: i32,
         table: &str,
         n: usize,
-        keys: &[Vec<String>],
+        keys: &[impl AsRef<[String]>],
         more: &[&str],
     ) -> Result<(), Broken> {
         let casts = self.any_reading(at, relation, |r| r.typed_keys(more.len()))?;
         let sql = format!("INSERT INTO pg_temp.{table} {casts}");
-        let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
-        let params: Vec<Option<&str>> = arrays.iter().map(String::as_str).chain(more.iter().copied()).map(Some).collect();
-        self.members[at].attempt(|conn| conn.query_params(&sql, &params));
+        let arrays: Vec<String> =
+            (0..n).map(|c| text_array(&keys.iter().map(|k| k.as_ref()[c].as_str()).collect::<Vec<_>>())).collect();
+        let params = arrays.into_iter().chain(more.iter().map(ToString::to_string)).collect();
+        self.errand(at, sql, params);
         Ok(())
     }
 
     /// On a source, the table of the keys of a relation that it keeps to itself, with those of the outcome, which are not
     /// held any longer; None: it keeps none.
     pub(super) fn kept_table(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
+        let table = self.keep(at, relation, outcome)?;
+        self.run_errands()?;
+        Ok(table)
+    }
+
+    /// The same with the keys still on their way.
+    pub(super) fn keep(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
         let kept = outcome.kept.remove(&at).unwrap_or_default();
         let name = format!("bucardo_kept_{relation}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
@@ -76,15 +117,15 @@ impl Mesh<'_> {
                 self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
             }
         }
-        if let Some(n) = kept.first().map(Vec::len) {
+        if let Some(n) = kept.first().map(|k| k.len()) {
             self.insert_keys(at, relation, &name, n, &kept, &[])?;
         }
         Ok(Some(format!("pg_temp.{name}")))
     }
 
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
-    /// won: these still contend with what sources have changed that are away now.
-    pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+    /// won: these still contend with what sources have changed that are away now. It is on its way afterwards.
+    pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) {
         let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
         let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
         let away = text_array(&away);
@@ -94,16 +135,24 @@ impl Mesh<'_> {
                 self.note_settled(at, relation, &snapshot, &keys, open);
             }
         }
-        self.check()
     }
 
-    /// Notes at a source that its changes of these keys, as far as that snapshot has seen them, are settled.
-    pub(super) fn note_settled(&mut self, at: usize, relation: i32, snapshot: &str, keys: &[Vec<String>], open: &str) {
+    /// Has it noted at a source that its changes of these keys, as far as that snapshot has seen them, are settled.
+    pub(super) fn note_settled(&mut self, at: usize, relation: i32, snapshot: &str, keys: &[impl AsRef<[String]>], open: &str) {
         let sql = "INSERT INTO bucardo.capture_settled (control, sync, relid, snapshot, keys, open) \
             VALUES ($1, $2, $3::pg_catalog.oid, $4, $5::pg_catalog.jsonb, $6::pg_catalog.text[])";
         let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return };
         let (sync, keys) = (self.plan.sync.capture_name(), keys_json(keys));
-        let params = [self.plan.control.as_str(), &sync, &oid, snapshot, &keys, open].map(Some);
-        self.members[at].attempt(|conn| conn.query_params(sql, &params));
+        let params = [self.plan.control.as_str(), &sync, &oid, snapshot, &keys, open].map(String::from).into();
+        self.errand(at, sql.to_string(), params);
     }
+}
+
+/// Queues statements in a pipeline.
+pub(super) fn add_errands(conn: &mut Conn, errands: &[Errand]) -> Result<(), Error> {
+    for (sql, params) in errands {
+        let params: Vec<Option<&[u8]>> = params.iter().map(|p| Some(p.as_bytes())).collect();
+        conn.pipeline_add(sql, &[], &params)?;
+    }
+    Ok(())
 }

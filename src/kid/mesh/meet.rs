@@ -30,41 +30,42 @@ pub(super) type Places = Vec<(u32, u32)>;
 
 /// A key by its texts, which are not copied.
 #[derive(Clone, Copy)]
-struct Key<'a> {
+struct Texts<'a> {
     list: &'a List<'a>,
     row: u32,
 }
 
-impl<'a> Key<'a> {
+impl<'a> Texts<'a> {
     fn texts(self) -> impl Iterator<Item = &'a [u8]> {
         let List { rows, keys, .. } = self.list;
         (0..*keys).map(move |column| rows.bytes(self.row as usize, column).unwrap_or_default())
     }
 }
 
-impl Hash for Key<'_> {
+impl Hash for Texts<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.texts().for_each(|text| text.hash(state));
     }
 }
 
-impl PartialEq for Key<'_> {
+impl PartialEq for Texts<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.texts().eq(other.texts())
     }
 }
 
-impl Eq for Key<'_> {}
+impl Eq for Texts<'_> {}
 
 /// The keys that stand in more than one list, or all of them.
 pub(super) fn meet(lists: &[List<'_>], all: bool) -> Vec<Places> {
     const ALONE: usize = usize::MAX;
     let mut groups: Vec<Places> = Vec::new();
     // For each key the list that had it first, and its group as soon as there is one.
-    let mut seen: HashMap<Key<'_>, (u32, usize)> = HashMap::with_capacity(lists.iter().map(|l| l.rows.len()).max().unwrap_or(0));
+    let mut seen: HashMap<Texts<'_>, (u32, usize)> =
+        HashMap::with_capacity(lists.iter().map(|l| l.rows.len()).max().unwrap_or(0));
     for (number, list) in (0..).zip(lists) {
         for row in 0..list.rows.len() as u32 {
-            match seen.entry(Key { list, row }) {
+            match seen.entry(Texts { list, row }) {
                 Entry::Vacant(entry) if all => {
                     entry.insert((number, groups.len()));
                     groups.push(vec![(number, row)]);

@@ -19,7 +19,7 @@ mod thorough;
 mod unique;
 mod whole;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::apply::Receiver;
@@ -49,6 +49,8 @@ pub(super) struct Mesh<'a> {
     carried: Carried,
     /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
     kept: HashSet<(usize, i32)>,
+    /// Statements for members (by their places in the sync) that go with the next question, each with its parameters.
+    errands: HashMap<usize, Vec<Errand>>,
     /// Decisions that are not recorded yet, how many are, and since which number.
     decisions: Vec<Decision>,
     recorded: u64,
@@ -56,6 +58,9 @@ pub(super) struct Mesh<'a> {
     /// Whether any member may have been told to commit.
     committing: bool,
 }
+
+/// A statement that is sent along with others, with its parameters.
+type Errand = (String, Vec<String>);
 
 /// What ends an attempt before anything is committed.
 pub(super) enum Broken {

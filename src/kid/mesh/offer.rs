@@ -7,12 +7,14 @@ use crate::kid::gather::Change;
 use crate::kid::statements::Window;
 
 /// A TRUNCATE that others have not got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Truncated {
     /// When, as changes are timed.
     pub at: i64,
     /// The members towards which it is pending, as bits.
     pub towards: u64,
+    /// The transactions: it may have happened more than once.
+    pub xids: Vec<i64>,
 }
 
 /// Changes that lost a conflict and are handled for everybody.

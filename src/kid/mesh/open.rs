@@ -71,6 +71,7 @@ impl<'a> Mesh<'a> {
             copied: Vec::new(),
             carried: Carried::default(),
             kept: HashSet::new(),
+            errands: HashMap::new(),
             decisions: Vec::new(),
             recorded: 0,
             since: 0,
@@ -347,7 +348,7 @@ fn take_change(
     // Captured but no longer in the sync: the master takes the capture off.
     let Some((order, relation)) = found else { return Ok(()) };
     if let Some(at) = rows.number(row, 6) {
-        offer.truncated.insert(relation.id, Truncated { at, towards: 0 });
+        offer.truncated.insert(relation.id, Truncated { at, towards: 0, xids: Vec::new() });
     }
     if rows.bool(row, 7) {
         offer.whole.insert(relation.id, 0);
@@ -372,10 +373,12 @@ fn take_change(
 pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut Offer) {
     for row in 0..rows.len() {
         let Some(relation) = rows.number::<u32>(row, 0).and_then(|oid| relations.get(&oid)) else { continue };
-        let towards = offer.pending(rows.number(row, 2).unwrap_or(0));
+        let xid = rows.number(row, 2).unwrap_or(0);
+        let towards = offer.pending(xid);
         if rows.get(row, 1) == Some("truncate") {
             if let Some(mark) = offer.truncated.get_mut(relation) {
                 mark.towards |= towards;
+                mark.xids.push(xid);
             }
         } else if let Some(whole) = offer.whole.get_mut(relation) {
             *whole |= towards;
@@ -384,9 +387,9 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
 }
 
 /// Keys as the JSON in which they are settled.
-pub(super) fn keys_json(keys: &[Vec<String>]) -> String {
-    let all: Vec<Value> = keys.iter().map(|k| Value::from(k.clone())).collect();
-    Value::from(all).to_string()
+pub(super) fn keys_json(keys: &[impl AsRef<[String]>]) -> String {
+    let all: Vec<&[String]> = keys.iter().map(AsRef::as_ref).collect();
+    serde_json::json!(all).to_string()
 }
 
 /// A value of a key as text that casts to its type; None: it has none.

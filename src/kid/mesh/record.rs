@@ -56,8 +56,8 @@ pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decisi
                 run.number.into(),
                 run.sync.into(),
                 name(relation).into(),
-                strategy.into(),
-                winner.into(),
+                strategy.as_ref().into(),
+                winner.as_deref().into(),
                 keys.into(),
                 rows.into(),
             ];

@@ -4,13 +4,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
 
 use serde_json::Value;
 
-use super::contend::{FewRows, Search};
+use super::contend::{FewRows, Key, Search};
 use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
+use super::keep::add_errands;
 use super::record::{self, Stand};
-use super::{Broken, Mesh};
+use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::kid::gather::text_array;
@@ -40,8 +42,8 @@ pub(super) struct Decision {
     pub relation: i32,
     /// As JSON, like the rows.
     pub key: String,
-    pub strategy: String,
-    pub winner: Option<String>,
+    pub strategy: Rc<str>,
+    pub winner: Option<Rc<str>>,
     pub rows: String,
     /// What is written beside the winner's change, for a run that must carry the decision on: the key's row, null if it goes.
     pub made: Option<String>,
@@ -60,14 +62,18 @@ impl Decision {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outcome {
     /// Keys that a source (by place) does not send.
-    pub kept: HashMap<usize, Vec<Vec<String>>>,
+    pub kept: HashMap<usize, Vec<Key>>,
+    /// How many contended keys a source (by place) keeps to itself.
+    withheld: HashMap<usize, usize>,
+    /// The sources (by place) that keep all to themselves that they have changed.
+    pub silent: HashSet<usize>,
     /// Keys whose change at a source (by place) is handled for everybody.
-    pub lost: HashMap<usize, Vec<Vec<String>>>,
+    pub lost: HashMap<usize, Vec<Key>>,
     /// Keys whose change at a source (by place) nobody has won.
-    pub open: HashMap<usize, Vec<Vec<String>>>,
+    pub open: HashMap<usize, Vec<Key>>,
     pub written: Vec<Written>,
     /// Keys that are written as this source (by its place in the sync) has them, with the decision that says so.
-    wanted: HashMap<usize, Vec<(Vec<String>, Decision)>>,
+    wanted: HashMap<usize, Vec<(Key, Decision)>>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
@@ -75,13 +81,13 @@ pub(super) struct Outcome {
 
 /// A conflict with the rows of its contenders.
 pub(super) struct Conflict {
-    key: Vec<String>,
+    key: Key,
     changes: Vec<Change>,
     pub contenders: Vec<Change>,
     /// As JSON, like the rows.
     pub key_json: String,
     /// By member; None: deleted.
-    pub rows: Vec<(String, Option<String>)>,
+    pub rows: Vec<(Rc<str>, Option<String>)>,
 }
 
 impl Conflict {
@@ -92,26 +98,66 @@ impl Conflict {
 }
 
 /// Rows by member as `bucardo.conflict` keeps them. They pass through as texts: to read them would be most of a storm's work.
-pub(super) fn rows_json(rows: &[(String, Option<String>)]) -> String {
-    let one =
-        |(name, row): &(String, Option<String>)| format!("{}:{}", Value::from(name.as_str()), row.as_deref().unwrap_or("null"));
-    format!("{{{}}}", rows.iter().map(one).collect::<Vec<_>>().join(","))
+pub(super) fn rows_json(rows: &[(impl AsRef<str>, Option<String>)]) -> String {
+    let size = |(name, row): &(_, Option<String>)| AsRef::<str>::as_ref(name).len() + row.as_ref().map_or(4, String::len) + 4;
+    let mut json = String::with_capacity(2 + rows.iter().map(size).sum::<usize>());
+    for (name, row) in rows {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        json.push_str(&Value::from(name.as_ref()).to_string());
+        json.push(':');
+        json.push_str(row.as_deref().unwrap_or("null"));
+    }
+    json.push('}');
+    json
 }
 
 /// A key and a row of it as JSON; None: there is none.
 pub(super) type Image = (Option<String>, Option<String>);
 
-/// Conflicts whose rows the sources were asked for: by place, which of them.
+/// How the keys of a relation read as JSON, where that is plain from their texts.
+struct PlainKey(Vec<(String, bool)>);
+
+/// Types whose text is the number that JSON has for them, and types whose text is what JSON has in quotes.
+const NUMBERS: [u32; 3] = [20, 21, 23];
+const TEXTS: [u32; 3] = [25, 1043, 2950];
+
+impl PlainKey {
+    fn of(mesh: &Mesh<'_>, relation: i32) -> Option<Self> {
+        let table = mesh.sources().iter().find_map(|at| mesh.members[*at].shapes.get(&relation))?;
+        let column = |name: &String| {
+            let kind = table.column(name)?.type_oid;
+            let number = NUMBERS.contains(&kind);
+            (number || TEXTS.contains(&kind)).then(|| (Value::from(name.as_str()).to_string(), number))
+        };
+        mesh.key_of(relation).iter().map(column).collect::<Option<_>>().map(Self)
+    }
+
+    fn json(&self, key: &[String]) -> String {
+        let one = |((name, number), text): (&(String, bool), &String)| match number {
+            true => format!("{name}:{text}"),
+            false => format!("{name}:{}", Value::from(text.as_str())),
+        };
+        format!("{{{}}}", self.0.iter().zip(key).map(one).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// Conflicts whose rows the sources are asked for.
 struct Asked {
     conflicts: Vec<Conflict>,
-    whom: Vec<(usize, Vec<usize>)>,
+    questions: Vec<Question>,
+}
+
+/// What one source (by place) is asked, with its parameters, and which conflicts it is about.
+struct Question {
+    at: usize,
+    about: Vec<usize>,
+    sql: String,
+    params: Vec<String>,
 }
 
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
 const PORTION: usize = 250;
 const MOST: usize = 2000;
-/// So many decisions are recorded without waiting for the rest.
-const MANY: usize = 1000;
 
 /// How a conflict was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,9 +199,12 @@ impl Mesh<'_> {
         let room = guc::kid_work_mem() as usize * 1024 / 4;
         let mut portion = PORTION;
         let mut search = self.search(relation, few)?;
-        let mut asked = self.ask_some(relation, &mut search, portion, &mut changed, &mut outcome)?;
-        while let Some(conflicts) = asked {
-            let conflicts = self.take_some(conflicts)?;
+        let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?;
+        asked.iter().for_each(|asked| self.ask(asked));
+        while let Some(current) = asked {
+            // While the sources are at it, unless one of them must tell which keys are the next.
+            let next = search.is_here().then(|| self.prepare(relation, &mut search, portion, &mut changed, &mut outcome));
+            let conflicts = self.take_some(current)?;
             let bytes: usize = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
             portion = match bytes {
                 _ if bytes > room => (portion / 2).max(1),
@@ -163,7 +212,11 @@ impl Mesh<'_> {
                 _ => portion,
             };
             self.put_away(relation, &mut outcome)?;
-            asked = self.ask_some(relation, &mut search, portion, &mut changed, &mut outcome)?;
+            asked = match next {
+                Some(next) => next?,
+                None => self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?,
+            };
+            asked.iter().for_each(|asked| self.ask(asked));
             let chosen = self.choose_all(relation, conflicts, &mut outcome).and_then(|()| self.hand_over(&mut outcome, room));
             if let Err(broken) = chosen {
                 // Whatever comes of it, the answers must be fetched.
@@ -172,12 +225,17 @@ impl Mesh<'_> {
             }
         }
         self.put_away(relation, &mut outcome)?;
+        self.run_errands()?;
+        for (source, listed) in search.listed() {
+            let place = self.place(source).filter(|at| outcome.withheld.get(at) == Some(&listed));
+            outcome.silent.extend(place.filter(|at| self.settled_of(*at, relation).is_none()));
+        }
         self.carried.rows_for(relation, &changed, &mut outcome);
         Ok(outcome)
     }
 
-    /// Judges the next contended keys, and asks all sources at the same time for the contenders' rows. None: there are no more.
-    fn ask_some(
+    /// Judges the next contended keys, and makes the questions for the contenders' rows. None: there are no more.
+    fn prepare(
         &mut self,
         relation: i32,
         search: &mut Search,
@@ -188,10 +246,11 @@ impl Mesh<'_> {
         let Some(mut contended) = self.contended(search, most)? else { return Ok(None) };
         // Numbers in their own order, texts of the same length too: rows are found sooner beside each other.
         contended.sort_by(|a, b| a.key.iter().map(|k| (k.len(), k)).cmp(b.key.iter().map(|k| (k.len(), k))));
+        let plain = PlainKey::of(self, relation);
         let mut conflicts = Vec::new();
         for one in contended {
-            if search.carried.contains(&one.key) {
-                changed.insert(one.key.clone());
+            if search.carried.contains(&*one.key) {
+                changed.insert(one.key.to_vec());
             }
             let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {
@@ -204,34 +263,39 @@ impl Mesh<'_> {
                 }
                 Verdict::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
-                    let (key_json, rows) = (String::new(), Vec::new());
+                    let (key_json, rows) = (plain.as_ref().map_or_else(String::new, |p| p.json(&one.key)), Vec::new());
                     conflicts.push(Conflict { key: one.key, changes: one.changes, contenders, key_json, rows });
                 }
             }
         }
-        let mut whom: Vec<(usize, Vec<usize>)> = Vec::new();
-        // One of them tells how the key reads.
-        let mut told = vec![false; conflicts.len()];
+        let mut questions = Vec::new();
+        // Where it is not plain how the key reads, one of them tells.
+        let mut told = vec![plain.is_some(); conflicts.len()];
         for at in self.sources() {
             let index = self.members[at].index;
-            let mine: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
-            if !mine.is_empty() {
-                let keys: Vec<&[String]> = mine.iter().map(|i| conflicts[*i].key.as_slice()).collect();
-                let tells = mine.iter().any(|i| !told[*i]);
-                mine.iter().for_each(|i| told[*i] = true);
-                self.ask_rows(at, relation, &keys, tells)?;
-                whom.push((at, mine));
+            let about: Vec<usize> = (0..conflicts.len()).filter(|i| conflicts[*i].heads().any(|c| c.source == index)).collect();
+            if !about.is_empty() {
+                let keys: Vec<&[String]> = about.iter().map(|i| &*conflicts[*i].key).collect();
+                let tells = about.iter().any(|i| !told[*i]);
+                about.iter().for_each(|i| told[*i] = true);
+                let (sql, params) = self.question(at, relation, &keys, tells)?;
+                questions.push(Question { at, about, sql, params });
             }
         }
-        Ok(Some(Asked { conflicts, whom }))
+        Ok(Some(Asked { conflicts, questions }))
+    }
+
+    /// Asks all sources at the same time.
+    fn ask(&mut self, asked: &Asked) {
+        asked.questions.iter().for_each(|q| self.send_question(q.at, &q.sql, &q.params));
     }
 
     /// Takes the rows that were asked for.
     fn take_some(&mut self, asked: Asked) -> Result<Vec<Conflict>, Broken> {
-        let Asked { mut conflicts, whom } = asked;
-        for (at, mine) in whom {
-            let name = self.name(at).to_string();
-            for (i, (key, image)) in mine.into_iter().zip(self.take_rows(at)) {
+        let Asked { mut conflicts, questions } = asked;
+        for Question { at, about, .. } in questions {
+            let name: Rc<str> = self.name(at).into();
+            for (i, (key, image)) in about.into_iter().zip(self.take_rows(at)) {
                 if let Some(key) = key {
                     conflicts[i].key_json = key;
                 }
@@ -246,11 +310,11 @@ impl Mesh<'_> {
     fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
         for (winner, wanted) in std::mem::take(&mut outcome.wanted) {
             let Some(at) = self.place(winner) else { continue };
-            self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| key.as_slice()).collect::<Vec<_>>(), false)?;
+            self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), false)?;
             for ((key, mut decision), (_, row)) in wanted.into_iter().zip(self.take_rows(at)) {
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
                 outcome.decisions.push(decision);
-                outcome.written.push(Written::everywhere(key, row));
+                outcome.written.push(Written::everywhere(key.to_vec(), row));
             }
             self.check()?;
         }
@@ -259,49 +323,66 @@ impl Mesh<'_> {
         }
         for at in self.changed(relation) {
             if outcome.kept.contains_key(&at) {
-                self.kept_table(at, relation, outcome)?;
+                self.keep(at, relation, outcome)?;
             }
         }
         // Who has only truncated sends no keys.
         outcome.kept.clear();
-        self.note_lost(relation, outcome)
+        self.note_lost(relation, outcome);
+        Ok(())
     }
 
-    /// Takes over the decisions, and records them when they are many.
+    /// Takes over the decisions. They are recorded while receivers work on their tables, unless that takes too much memory.
     fn hand_over(&mut self, outcome: &mut Outcome, room: usize) -> Result<(), Broken> {
         self.decisions.append(&mut outcome.decisions);
-        let many = self.decisions.len() > MANY || self.decisions.iter().map(Decision::size).sum::<usize>() > room;
+        let many = self.decisions.iter().map(Decision::size).sum::<usize>() > room;
         if many { self.record(Stand::Part) } else { Ok(()) }
     }
 
     /// All sources but one keep the key to themselves.
-    fn keep_others(&self, outcome: &mut Outcome, key: &[String], changes: &[Change], but: Option<usize>) {
+    fn keep_others(&self, outcome: &mut Outcome, key: &Key, changes: &[Change], but: Option<usize>) {
         for change in changes.iter().filter(|c| Some(c.source) != but) {
             if let Some(place) = self.place(change.source) {
-                outcome.kept.entry(place).or_default().push(key.to_vec());
+                outcome.kept.entry(place).or_default().push(key.clone());
+                *outcome.withheld.entry(place).or_default() += 1;
             }
         }
     }
 
     /// Asks a source for the rows of keys as JSON, and for the keys themselves if it `tells` them.
     pub(super) fn ask_rows(&mut self, at: usize, relation: i32, keys: &[&[String]], tells: bool) -> Result<(), Broken> {
+        let (sql, params) = self.question(at, relation, keys, tells)?;
+        self.send_question(at, &sql, &params);
+        Ok(())
+    }
+
+    fn question(&self, at: usize, relation: i32, keys: &[&[String]], tells: bool) -> Result<Errand, Broken> {
         let sql = self.any_reading(at, relation, |reading| reading.as_json(tells))?;
         let n = keys.first().map_or(0, |k| k.len());
-        let arrays: Vec<String> = (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect();
-        let params: Vec<Option<&[u8]>> = arrays.iter().map(|a| Some(a.as_bytes())).collect();
+        Ok((sql, (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect()))
+    }
+
+    fn send_question(&mut self, at: usize, sql: &str, params: &[String]) {
+        let errands = self.take_errands(at);
+        let params: Vec<Option<&[u8]>> = params.iter().map(|p| Some(p.as_bytes())).collect();
         self.members[at].attempt(|conn| {
             conn.pipeline_begin()?;
-            conn.pipeline_add(&sql, &[], &params)?;
+            add_errands(conn, &errands)?;
+            conn.pipeline_add(sql, &[], &params)?;
             conn.pipeline_send()
         });
-        Ok(())
     }
 
     pub(super) fn take_rows(&mut self, at: usize) -> Vec<Image> {
         let answers = self.members[at].attempt(|conn| conn.pipeline_collect());
-        let Some(rows) = answers.as_ref().and_then(|answers| answers.first()) else { return Vec::new() };
+        let Some(rows) = answers.as_ref().and_then(|answers| answers.last()) else { return Vec::new() };
         let text = |row: usize, column: usize| rows.get(row, column).map(str::to_string);
-        (0..rows.len()).map(|row| (text(row, 1), text(row, 2))).collect()
+        let mut images = vec![Image::default(); rows.len()];
+        for row in 0..rows.len() {
+            let place = rows.number::<usize>(row, 0).and_then(|ord| images.get_mut(ord.wrapping_sub(1)));
+            place.into_iter().for_each(|place| *place = (text(row, 1), text(row, 2)));
+        }
+        images
     }
 
     /// The SQL of a relation on a source, also where that source has not changed it.
@@ -331,8 +412,9 @@ impl Mesh<'_> {
 
     fn choose_all(&mut self, relation: i32, conflicts: Vec<Conflict>, outcome: &mut Outcome) -> Result<(), Broken> {
         let names: Vec<&str> = self.plan.sync.members.iter().map(|m| m.db.name.as_str()).collect();
-        let text = self.strategy_of(relation);
+        let text: Rc<str> = self.strategy_of(relation).into();
         let strategy = Strategy::parse(&text, &names);
+        let shared: Vec<Rc<str>> = names.iter().map(|name| (*name).into()).collect();
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
         let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
         let (gone, conflicts): (Vec<_>, Vec<_>) =
@@ -353,7 +435,7 @@ impl Mesh<'_> {
                     Choice::Abort => return Err(self.abort(relation, conflict)?),
                 },
             };
-            self.carry_out(relation, conflict, ruling, by, outcome)?;
+            self.carry_out(relation, conflict, ruling, by, &shared, outcome)?;
         }
         Ok(())
     }
@@ -370,7 +452,7 @@ impl Mesh<'_> {
     /// The conflict that stops the sync is recorded at once: nobody has won it.
     fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
         let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
-        let (strategy, rows) = (self.strategy_of(relation), rows_json(&conflict.rows));
+        let (strategy, rows) = (self.strategy_of(relation).into(), rows_json(&conflict.rows));
         let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, ..Decision::default() };
         record::record(&self.record_of(), |r| self.relation_name(r), vec![decision], Stand::Stop)?;
         Ok(stopped)
@@ -400,19 +482,20 @@ impl Mesh<'_> {
         relation: i32,
         conflict: Conflict,
         ruling: Ruling,
-        strategy: String,
+        strategy: Rc<str>,
+        names: &[Rc<str>],
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
         self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
-        let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| self.member_name(w).to_string()));
+        let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| names[w].clone()));
         let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, ..Decision::default() };
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
             Ruling::Row(row) => {
                 let row = row.map(|r| r.to_string());
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
-                outcome.written.push(Written::everywhere(conflict.key, row));
+                outcome.written.push(Written::everywhere(conflict.key.to_vec(), row));
             }
             Ruling::Winner(_) | Ruling::Nobody => {
                 // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all, and

@@ -159,24 +159,24 @@ impl Mesh<'_> {
         for one in &group {
             images.push(self.image_of(one.change.source, relation, &one.key)?);
         }
-        let rows = group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source].to_string(), row.clone()));
+        let rows = group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source], row.clone()));
         let rows = rows_json(&rows.collect::<Vec<_>>());
         for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
             let Some(place) = self.place(one.change.source) else { continue };
-            outcome.kept.entry(place).or_default().push(one.key.clone());
+            outcome.kept.entry(place).or_default().push(one.key.as_slice().into());
             // Where nobody wins each row stays where it is, and goes nowhere.
             if winner.is_some() {
                 outcome.removed.push(Written::everywhere(one.key.clone(), None));
             }
             // A loser's change stays pending: it is what brings the removal to members that are away now.
             if winner.is_none() {
-                outcome.open.entry(place).or_default().push(one.key.clone());
+                outcome.open.entry(place).or_default().push(one.key.as_slice().into());
             }
             outcome.decisions.push(Decision {
                 relation,
                 key: key_json.unwrap_or_default(),
-                strategy: text.clone(),
-                winner: winner.map(|w| names[w].to_string()),
+                strategy: text.as_str().into(),
+                winner: winner.map(|w| names[w].into()),
                 rows: rows.clone(),
                 made: winner.map(|_| "null".to_string()),
                 ..Decision::default()
@@ -223,8 +223,8 @@ impl Mesh<'_> {
                 decisions.push(Decision {
                     relation,
                     key: json(0).unwrap_or_default(),
-                    strategy: self.strategy_of(relation),
-                    winner: Some(winner.clone()),
+                    strategy: self.strategy_of(relation).into(),
+                    winner: Some(winner.as_str().into()),
                     rows: rows_json(&images),
                     made: Some("null".to_string()),
                     ..Decision::default()

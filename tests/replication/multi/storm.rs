@@ -51,7 +51,7 @@ fn a_backlog_beyond_the_memory_of_a_kid(capture: Capture) {
 /// More decisions than are held at once, so that some are recorded before the run is through; then it fails.
 #[test]
 fn what_a_failed_run_has_recorded_of_a_storm_is_forgotten() {
-    let m = Plan::new(2).start().with(T, "tables => 'public.t'");
+    let m = Plan::new(2).settings("bucardo.kid_work_mem = '1MB'").start().with(T, "tables => 'public.t'");
     m.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 6000) g");
     m.on("B").exec("INSERT INTO t SELECT g, 'B' FROM generate_series(1, 6000) g");
     m.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'error')");

@@ -217,3 +217,30 @@ fn a_truncate_that_comes_late_takes_nothing_along_that_has_survived_it() {
     m.settle(&["t"]);
     m.expect_everywhere(ALL, "100B");
 }
+
+/// A's truncate has lost against C's row while B was away, who had that row and has replaced it: it does not contend with
+/// what B has made of the row.
+#[test]
+fn a_truncate_that_has_lost_contends_with_nobody_who_comes_late() {
+    let m = Plan::new(3).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t', conflict_strategy => 'C A B'");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[("A", "TRUNCATE t; INSERT INTO t VALUES (1, 'A')"), ("C", "UPDATE t SET val = 'C'")]);
+    m.server_of("A").stop(Stop::Fast);
+    m.control().exec("SELECT bucardo.resume('s')");
+    for member in ["B", "T"] {
+        m.wait_sql(member, "what C has written", "SELECT bool_and(val = 'C') FROM t");
+    }
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.on("B").exec("UPDATE t SET val = 'B'");
+    m.server_of("B").stop(Stop::Fast);
+    m.server_of("A").launch();
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql("A", "what C has written", "SELECT count(*) = 9 AND bool_and(val = 'C') FROM t");
+    m.server_of("B").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT count(*) FROM t WHERE val = 'B'", "9");
+    assert_eq!(m.count_conflicts("winner = 'C' AND rows ? 'A'"), 9, "{:?}", m.conflicts("public.t"));
+    assert_eq!(m.count_conflicts("true"), 9, "{:?}", m.conflicts("public.t"));
+}
