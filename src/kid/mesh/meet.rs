@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
 
+use serde_json::Value;
+
+use super::Mesh;
 use super::contend::Contended;
 use super::decide::Change;
 use crate::kid::reading::Reading;
@@ -112,6 +115,33 @@ fn change(rows: &Rows, row: usize, time: usize, source: usize) -> Change {
         at: rows.number(row, time).unwrap_or(i64::MIN),
         towards: rows.number::<i64>(row, time + 1).unwrap_or(0) as u64,
         held: rows.bool(row, time + 2),
+    }
+}
+
+/// How the keys of a relation read as JSON, where that is plain from their texts.
+pub(super) struct PlainKey(Vec<(String, bool)>);
+
+/// Types whose text is the number that JSON has for them, and types whose text is what JSON has in quotes.
+const NUMBERS: [u32; 3] = [20, 21, 23];
+const TEXTS: [u32; 3] = [25, 1043, 2950];
+
+impl PlainKey {
+    pub(super) fn of(mesh: &Mesh<'_>, relation: i32) -> Option<Self> {
+        let table = mesh.sources().iter().find_map(|at| mesh.members[*at].shapes.get(&relation))?;
+        let column = |name: &String| {
+            let kind = table.column(name)?.type_oid;
+            let number = NUMBERS.contains(&kind);
+            (number || TEXTS.contains(&kind)).then(|| (Value::from(name.as_str()).to_string(), number))
+        };
+        mesh.key_of(relation).iter().map(column).collect::<Option<_>>().map(Self)
+    }
+
+    pub(super) fn json(&self, key: &[String]) -> String {
+        let one = |((name, number), text): (&(String, bool), &String)| match number {
+            true => format!("{name}:{text}"),
+            false => format!("{name}:{}", Value::from(text.as_str())),
+        };
+        format!("{{{}}}", self.0.iter().zip(key).map(one).collect::<Vec<_>>().join(","))
     }
 }
 

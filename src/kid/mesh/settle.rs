@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::contend::{FewRows, Key, Search};
 use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
 use super::keep::add_errands;
+use super::meet::PlainKey;
 use super::record::{self, Stand};
 use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
@@ -113,33 +114,6 @@ pub(super) fn rows_json(rows: &[(impl AsRef<str>, Option<String>)]) -> String {
 
 /// A key and a row of it as JSON; None: there is none.
 pub(super) type Image = (Option<String>, Option<String>);
-
-/// How the keys of a relation read as JSON, where that is plain from their texts.
-struct PlainKey(Vec<(String, bool)>);
-
-/// Types whose text is the number that JSON has for them, and types whose text is what JSON has in quotes.
-const NUMBERS: [u32; 3] = [20, 21, 23];
-const TEXTS: [u32; 3] = [25, 1043, 2950];
-
-impl PlainKey {
-    fn of(mesh: &Mesh<'_>, relation: i32) -> Option<Self> {
-        let table = mesh.sources().iter().find_map(|at| mesh.members[*at].shapes.get(&relation))?;
-        let column = |name: &String| {
-            let kind = table.column(name)?.type_oid;
-            let number = NUMBERS.contains(&kind);
-            (number || TEXTS.contains(&kind)).then(|| (Value::from(name.as_str()).to_string(), number))
-        };
-        mesh.key_of(relation).iter().map(column).collect::<Option<_>>().map(Self)
-    }
-
-    fn json(&self, key: &[String]) -> String {
-        let one = |((name, number), text): (&(String, bool), &String)| match number {
-            true => format!("{name}:{text}"),
-            false => format!("{name}:{}", Value::from(text.as_str())),
-        };
-        format!("{{{}}}", self.0.iter().zip(key).map(one).collect::<Vec<_>>().join(","))
-    }
-}
 
 /// Conflicts whose rows the sources are asked for.
 struct Asked {
