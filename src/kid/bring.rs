@@ -29,12 +29,15 @@ impl Pass<'_> {
         statements.push(writing.empty_stage());
         // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
         let lookup = !item.change.whole && writing.table.is_unique_on(writing.key);
-        let join = if lookup { Join::Lookup } else { Join::Free };
-        let settings = join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string);
-        let before = settings.chain(self.note(item, receiver)).collect();
+        let join = if lookup { Join::Seek } else { Join::Free };
+        let settings = |join: Join| join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string);
+        let before = settings(join).chain(self.note(item, receiver)).collect();
         // Deletes that are followed by an insert of the same key are no deletes for the user.
         let deletes = if item.change.whole { 2 } else { 1 };
         let silent = if self.care.thorough { 2 } else { usize::from(writing.has_fixed_identity()) };
+        if lookup && merge && !self.care.thorough {
+            statements.splice(deletes + silent..deletes + silent, settings(Join::Lookup));
+        }
         Ok(Bringing { relation: item.name.clone(), before, statements, deletes, silent })
     }
 }

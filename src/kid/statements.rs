@@ -36,8 +36,12 @@ pub const AS_BEFORE: &str = "SET LOCAL enable_seqscan = DEFAULT";
 /// the run knows how many keys there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Join {
-    /// Each key by the index, in the order of the keys: work grows with the changes, not with the table.
+    /// Each key by the index, in the order of the keys: work grows with the changes, not with the table. For outer joins, in
+    /// which nothing but the keys can come first.
     Lookup,
+    /// The same for inner joins. Statistics that were taken while a table was being filled say that it is empty: then its whole
+    /// index would be read first, and all keys for each of its rows. A bitmap cannot be had without a key.
+    Seek,
     /// All at once, by merge or hash: for a good part of the table.
     Bulk,
     /// As the planner likes.
@@ -58,17 +62,23 @@ impl Join {
                 // A table that was empty when it was planned for would be scanned once for each key.
                 "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
                  SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; SET LOCAL enable_seqscan = off; \
-                 SET LOCAL enable_bitmapscan = off; "
+                 SET LOCAL enable_bitmapscan = off; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on; "
+            }
+            Join::Seek => {
+                // Tables without an index, as staging tables, are joined by hash.
+                "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = off; \
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; SET LOCAL enable_seqscan = off; \
+                 SET LOCAL enable_bitmapscan = on; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; "
             }
             Join::Bulk => {
                 "SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
                  SET LOCAL enable_hashagg = off; SET LOCAL enable_material = on; SET LOCAL enable_seqscan = on; \
-                 SET LOCAL enable_bitmapscan = on; "
+                 SET LOCAL enable_bitmapscan = on; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on; "
             }
             Join::Free => {
                 "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \
                  SET LOCAL enable_hashagg = on; SET LOCAL enable_material = on; SET LOCAL enable_seqscan = on; \
-                 SET LOCAL enable_bitmapscan = on; "
+                 SET LOCAL enable_bitmapscan = on; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on; "
             }
         }
     }

@@ -267,3 +267,24 @@ fn a_one_time_copy_brings_the_rows_that_are_there_already() {
     net.on("A").exec("UPDATE t SET v = 'y' WHERE id = 1");
     net.settle(&["t"]);
 }
+
+/// Statistics taken while a table was being filled say that it is empty. A plan that believes them compares every key with
+/// every row, and is never done.
+#[test]
+fn statistics_that_call_a_full_table_empty_stop_nothing() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text, u int UNIQUE) WITH (autovacuum_enabled = off)");
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("INSERT INTO t SELECT g, 'old', g FROM generate_series(1, 400000) g");
+    net.settle(&["t"]);
+    net.on("B").exec("VACUUM ANALYZE t");
+    net.on("B").exec("UPDATE pg_class SET reltuples = 0 WHERE relname = 't'");
+    net.on("A").exec("UPDATE t SET v = 'new' WHERE id % 10 = 0; DELETE FROM t WHERE id % 10 = 1");
+    net.settle(&["t"]);
+    // Values that move between rows go another way.
+    net.on("B").exec("UPDATE pg_class SET reltuples = 0 WHERE relname = 't'");
+    net.on("A")
+        .exec("UPDATE t SET u = -u WHERE id % 10 = 2; UPDATE t SET u = 1 - (u + 1) WHERE u < 0; DELETE FROM t WHERE id = 3");
+    net.on("A").exec("BEGIN; UPDATE t SET u = -u WHERE id IN (5, 6); UPDATE t SET u = 11 + u WHERE u < 0; COMMIT");
+    net.settle(&["t"]);
+}

@@ -35,7 +35,7 @@ impl Mesh<'_> {
         for one in &staged {
             let Some(at) = self.place(one.receiver) else { continue };
             let member = &mut self.members[at];
-            member.attempt(|conn| conn.query(Join::Free.settings()));
+            member.attempt(|conn| conn.query(Join::Seek.settings()));
             if let Some(note) = &one.note {
                 member.attempt_on(&name, |conn| conn.query(note));
             }

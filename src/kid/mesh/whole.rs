@@ -7,6 +7,7 @@ use super::{Broken, Mesh};
 use crate::kid::apply::Receiver;
 use crate::kid::reading::Reading;
 use crate::kid::shape::{Table, is_binary_safe};
+use crate::kid::statements::Join;
 use crate::kid::stream;
 use crate::kid::writing::Writing;
 
@@ -120,6 +121,7 @@ impl Mesh<'_> {
             from.attempt(|_| copied);
             for receiver in receivers.iter_mut() {
                 let merge = receiver.session.conn.version() >= 150_000;
+                receiver.attempt(|conn| conn.query(Join::Free.settings()));
                 let spare = own.get(&receiver.bit()).map(String::as_str);
                 for (deletes, sql) in model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default() {
                     let Some(rows) = receiver.attempt_on(&model.name, |conn| conn.query(&sql)) else { break };
