@@ -213,8 +213,9 @@ impl Mesh<'_> {
         let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
         let mut late = 0;
         for (member, offer) in self.members.iter().zip(&self.offers) {
-            let towards = offer.as_ref().and_then(|o| o.truncated.get(&relation)).map_or(0, |t| t.towards & present);
-            if towards != present & !member.bit() {
+            let Some(mark) = offer.as_ref().and_then(|o| o.truncated.get(&relation)) else { continue };
+            let towards = mark.towards & present;
+            if mark.elsewhere || towards != present & !member.bit() {
                 late |= towards;
             }
         }
@@ -308,7 +309,11 @@ impl Mesh<'_> {
         let Some((at, mark)) = mark else { return HashMap::new() };
         let settled = self.settled_of(at, relation).into_iter().flatten();
         let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
-        after.flat_map(|entry| entry.keys.iter().map(|key| (key.clone(), entry.open))).collect()
+        let mut lost: HashMap<Vec<String>, u64> = HashMap::new();
+        for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open))) {
+            lost.entry(key.clone()).and_modify(|bits| *bits &= open).or_insert(open);
+        }
+        lost
     }
 
     /// The statement that lists a source's changed keys of a relation with their times.
@@ -444,15 +449,19 @@ impl Contended {
     fn add_marks(&mut self, marks: &[Change], lost: &HashMap<usize, HashMap<Vec<String>, u64>>) {
         for mark in marks {
             let open = lost.get(&mark.source).and_then(|keys| keys.get(&*self.key)).copied();
-            let own = self.changes.iter().any(|c| c.source == mark.source);
-            match open {
-                // What the source has done to the key since says all.
-                Some(open) if own || open & mark.towards == 0 => continue,
-                Some(open) => {
-                    self.changes.push(Change { towards: mark.towards & open, held: true, ..*mark });
-                    continue;
+            if let Some(open) = open {
+                let towards = mark.towards & open;
+                match self.changes.iter_mut().find(|c| c.source == mark.source) {
+                    Some(own) if own.held => {
+                        own.at = own.at.max(mark.at);
+                        own.towards |= towards;
+                    }
+                    // What the source has done to the key since says all.
+                    Some(_) => {}
+                    None if towards == 0 => {}
+                    None => self.changes.push(Change { towards, held: true, ..*mark }),
                 }
-                None => {}
+                continue;
             }
             match self.changes.iter_mut().find(|c| c.source == mark.source) {
                 Some(own) => {

@@ -127,9 +127,10 @@ const TEXTS: [u32; 3] = [25, 1043, 2950];
 
 impl PlainKey {
     pub(super) fn of(mesh: &Mesh<'_>, relation: i32) -> Option<Self> {
-        let table = mesh.sources().iter().find_map(|at| mesh.members[*at].shapes.get(&relation))?;
+        let sources = mesh.sources();
+        let kind = |at: &usize, name: &str| Some(mesh.members[*at].shapes.get(&relation)?.column(name)?.type_oid);
         let column = |name: &String| {
-            let kind = table.column(name)?.type_oid;
+            let kind = kind(sources.first()?, name).filter(|first| sources.iter().all(|at| kind(at, name) == Some(*first)))?;
             let number = NUMBERS.contains(&kind);
             (number || TEXTS.contains(&kind)).then(|| (Value::from(name.as_str()).to_string(), number))
         };

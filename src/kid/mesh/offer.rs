@@ -15,6 +15,8 @@ pub struct Truncated {
     pub towards: u64,
     /// The transactions: it may have happened more than once.
     pub xids: Vec<i64>,
+    /// Whether a member that is away now has had it.
+    pub elsewhere: bool,
 }
 
 /// Changes that lost a conflict and are handled for everybody.
@@ -38,6 +40,8 @@ pub struct Offer {
     pub unflushed: Option<String>,
     /// Since when each other member (by its place in the sync) has not been served.
     pub windows: Vec<(usize, Window)>,
+    /// The same of members that are away, as far as the source knows.
+    pub absent: Vec<Window>,
     /// All of them in one.
     pub window: Option<Window>,
     /// The tables with changes, by their order in the sync.

@@ -207,6 +207,10 @@ impl<'a> Mesh<'a> {
                 }
                 offer.windows.push((index, window(&served)));
             }
+            let here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
+            let tracked =
+                mine.track.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows.text(row, 0), rows.text(row, 1))));
+            offer.absent = tracked.filter(|(member, _)| !here(member)).map(|(_, served)| window(&served)).collect();
             self.offers[at] = Some(offer);
         }
         Ok(())
@@ -348,7 +352,7 @@ fn take_change(
     // Captured but no longer in the sync: the master takes the capture off.
     let Some((order, relation)) = found else { return Ok(()) };
     if let Some(at) = rows.number(row, 6) {
-        offer.truncated.insert(relation.id, Truncated { at, towards: 0, xids: Vec::new() });
+        offer.truncated.insert(relation.id, Truncated { at, towards: 0, xids: Vec::new(), elsewhere: false });
     }
     if rows.bool(row, 7) {
         offer.whole.insert(relation.id, 0);
@@ -379,6 +383,7 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
             if let Some(mark) = offer.truncated.get_mut(relation) {
                 mark.towards |= towards;
                 mark.xids.push(xid);
+                mark.elsewhere |= offer.absent.iter().any(|w| !w.holds(xid));
             }
         } else if let Some(whole) = offer.whole.get_mut(relation) {
             *whole |= towards;

@@ -244,3 +244,26 @@ fn a_truncate_that_has_lost_contends_with_nobody_who_comes_late() {
     assert_eq!(m.count_conflicts("winner = 'C' AND rows ? 'A'"), 9, "{:?}", m.conflicts("public.t"));
     assert_eq!(m.count_conflicts("true"), 9, "{:?}", m.conflicts("public.t"));
 }
+
+/// The same where nobody is there any more who could send C's rows again when A's truncate comes to B.
+#[test]
+fn a_truncate_that_comes_late_when_those_who_had_it_are_away() {
+    let m = Plan::new(3).targets(0).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t', conflict_strategy => 'C A B'");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[("A", "TRUNCATE t"), ("C", "UPDATE t SET val = 'C'")]);
+    m.server_of("A").stop(Stop::Fast);
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql("B", "what C has written", "SELECT bool_and(val = 'C') FROM t");
+    m.server_of("B").stop(Stop::Fast);
+    m.server_of("A").launch();
+    m.wait_sql("A", "what C has written", "SELECT count(*) = 9 AND bool_and(val = 'C') FROM t");
+    m.server_of("C").stop(Stop::Fast);
+    m.server_of("B").launch();
+    m.on("A").exec("INSERT INTO t VALUES (100, 'A')");
+    m.wait_sql("B", "what A has written", "SELECT EXISTS (SELECT FROM t WHERE id = 100)");
+    m.server_of("C").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT concat_ws(' ', count(*) FILTER (WHERE val = 'C'), count(*)) FROM t", "9 10");
+}
