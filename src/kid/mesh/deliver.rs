@@ -256,6 +256,7 @@ impl Mesh<'_> {
         let towards = towards & !late;
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
             let own = self.own_keys(at, relation, kept)?;
+            let own = self.surviving(at, relation, own)?;
             let name = self.relation_name(relation);
             self.note_truncate(at, relation);
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };

@@ -1,6 +1,7 @@
 //! What is noted at the sources while conflicts are decided, in tables of theirs: which keys a source keeps to itself, and
 //! which of its changes are settled.
 
+use super::contend::Key;
 use super::open::keys_json;
 use super::settle::Outcome;
 use super::{Broken, Errand, Mesh};
@@ -121,6 +122,34 @@ impl Mesh<'_> {
             self.insert_keys(at, relation, &name, n, &kept, &[])?;
         }
         Ok(Some(format!("pg_temp.{name}")))
+    }
+
+    /// Has keys put on every member that a truncation must leave there.
+    pub(super) fn spare(&mut self, relation: i32, keys: Vec<Key>) -> Result<(), Broken> {
+        let truncated = self.offers.iter().flatten().any(|o| o.truncated.contains_key(&relation));
+        let Some(n) = keys.first().map(|k| k.len()).filter(|_| truncated) else { return Ok(()) };
+        let name = format!("bucardo_spared_{relation}");
+        let fresh = self.spared.insert(relation);
+        for at in 0..self.members.len() {
+            if fresh {
+                let columns = self.any_reading(at, relation, |r| r.key_columns())?;
+                let only = self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str());
+                let create = format!("CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {only} t WITH NO DATA");
+                self.errand(at, create, Vec::new());
+            }
+            self.insert_keys(at, relation, &name, n, &keys, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The keys that a truncation leaves on a member: its own, as [`Mesh::own_keys`] says, and those that are spared.
+    pub(super) fn surviving(&self, at: usize, relation: i32, own: Option<String>) -> Result<Option<String>, Broken> {
+        if !self.spared.contains(&relation) {
+            return Ok(own);
+        }
+        let keys = self.any_reading(at, relation, |r| r.keys(""))?;
+        let spared = format!("SELECT {keys} FROM pg_temp.bucardo_spared_{relation}");
+        Ok(Some(own.map_or_else(|| spared.clone(), |own| format!("{own} UNION ALL {spared}"))))
     }
 
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has

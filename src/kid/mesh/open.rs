@@ -71,6 +71,7 @@ impl<'a> Mesh<'a> {
             copied: Vec::new(),
             carried: Carried::default(),
             kept: HashSet::new(),
+            spared: HashSet::new(),
             errands: HashMap::new(),
             decisions: Vec::new(),
             recorded: 0,

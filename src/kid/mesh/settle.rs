@@ -75,6 +75,8 @@ pub(super) struct Outcome {
     pub written: Vec<Written>,
     /// Keys that are written as this source (by its place in the sync) has them, with the decision that says so.
     wanted: HashMap<usize, Vec<(Key, Decision)>>,
+    /// Keys that nobody has won: no truncation takes their rows along.
+    pub spared: Vec<Key>,
     /// Keys that are deleted on every member, before anything is sent.
     pub removed: Vec<Written>,
     pub decisions: Vec<Decision>,
@@ -234,6 +236,7 @@ impl Mesh<'_> {
                 }
                 Verdict::Conflict(sources) if sources.iter().all(held) => {
                     self.keep_others(outcome, &one.key, &one.changes, None);
+                    outcome.spared.push(one.key);
                 }
                 Verdict::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
@@ -295,6 +298,7 @@ impl Mesh<'_> {
         if self.is_few(relation) {
             return Ok(());
         }
+        self.spare(relation, std::mem::take(&mut outcome.spared))?;
         for at in self.changed(relation) {
             if outcome.kept.contains_key(&at) {
                 self.keep(at, relation, outcome)?;
@@ -477,6 +481,9 @@ impl Mesh<'_> {
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
                     outcome.wanted.entry(winner).or_default().push((conflict.key, decision));
                     return Ok(());
+                }
+                if winner.is_none() {
+                    outcome.spared.push(conflict.key.clone());
                 }
                 let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {

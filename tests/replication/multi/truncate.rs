@@ -116,6 +116,23 @@ fn strategies_decide_between_a_truncate_and_a_row() {
     }
 }
 
+/// Nobody wins: the row stays as it is, on each member, and travels again when somebody changes it.
+#[test]
+fn a_truncate_leaves_a_row_that_is_skipped() {
+    let m = Plan::new(2).start();
+    m.everywhere(T);
+    m.sync("tables => 'public.t', conflict_strategy => 'bucardo_skip'");
+    m.changes(&[("A", "TRUNCATE t"), ("B", "UPDATE t SET val = 'B' WHERE id = 2")]);
+    assert_eq!(m.kick(), "good");
+    let rows: Vec<String> = ["A", "B", "T"].iter().map(|name| m.on(name).one(ALL)).collect();
+    assert_eq!(rows, ["", "2B", "2start"]);
+    assert_eq!(m.count_conflicts("winner IS NULL AND rows->'B'->>'val' = 'B'"), 1, "{:?}", m.conflicts("public.t"));
+    m.on("B").exec("UPDATE t SET val = 'B again'");
+    m.drain_equal(&["t"]);
+    m.expect_everywhere(ALL, "2B again");
+    assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.t"));
+}
+
 #[test]
 fn a_parent_and_its_children_are_truncated_while_a_child_comes() {
     let m = Plan::new(2).start();
