@@ -384,7 +384,8 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
             if let Some(mark) = offer.truncated.get_mut(relation) {
                 mark.towards |= towards;
                 mark.xids.push(xid);
-                mark.elsewhere |= offer.absent.iter().any(|w| !w.holds(xid));
+                // One that all who are here have had is nobody's any more.
+                mark.elsewhere |= towards != 0 && offer.absent.iter().any(|w| !w.holds(xid));
             }
         } else if let Some(whole) = offer.whole.get_mut(relation) {
             *whole |= towards;
