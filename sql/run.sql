@@ -39,13 +39,15 @@ CREATE TABLE bucardo.seen (
     db       text    NOT NULL,
     identity text    NOT NULL,
     place    text    NOT NULL,
+    run      bigint,
     PRIMARY KEY (sync, db)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE  bucardo.seen          IS 'Where each member was when a run of a sync had committed there: what it has lost since is recognised by that.';
 COMMENT ON COLUMN bucardo.seen.sync     IS 'The sync.';
 COMMENT ON COLUMN bucardo.seen.db       IS 'The member.';
 COMMENT ON COLUMN bucardo.seen.identity IS 'Which database it was: system identifier / oid.';
-COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was safe, and when: timeline:location:seconds.';
+COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was safe, and when: timeline:location:seconds; empty: it was removed.';
+COMMENT ON COLUMN bucardo.seen.run      IS 'The last run in which it and all others that took part have committed.';
 
 CREATE TABLE bucardo.conflict (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -148,7 +148,11 @@ fn remove_db(name: Option<&str>, force: default!(Option<bool>, "false")) -> Answ
         change::refuse_in_use(Noun::Db, name, &syncs)?;
     }
     for sync in &syncs {
-        change::queue_cleanup(name, Some(&change::load(sync)?.capture_name()))?;
+        let sync = change::load(sync)?;
+        change::queue_cleanup(name, Some(&sync.capture_name()))?;
+        if sync.sources().any(|m| m.db.name == name) {
+            change::source_left(&sync);
+        }
     }
     db::delete(name)?;
     for sync in &syncs {

@@ -106,11 +106,23 @@ fn resolve(sync: &Sync, function: &str, opened: Opened) -> Result<Opened> {
     Ok(Some((source.db.name.clone(), Ok((conn, identity)))))
 }
 
+/// What a source that is taken out gave last may not have reached all of the others, and nobody waits for that: a run
+/// sees to it.
+pub fn source_left(sync: &Sync) {
+    if sync.autokick {
+        notify::kick_at_commit(sync.id);
+    }
+}
+
 /// Has the master take this sync's capture off the sources that it had and has no more.
 pub fn disengage(before: &Sync, after: Option<&Sync>) -> Result<()> {
     let stays = |name: &str| after.is_some_and(|s| s.captures() && s.sources().any(|m| m.db.name == name));
-    for source in before.sources().filter(|m| !stays(&m.db.name)) {
-        queue_cleanup(&source.db.name, Some(&before.capture_name()))?;
+    let gone: Vec<&str> = before.sources().map(|m| m.db.name.as_str()).filter(|name| !stays(name)).collect();
+    for name in &gone {
+        queue_cleanup(name, Some(&before.capture_name()))?;
+    }
+    if let Some(sync) = after.filter(|_| !gone.is_empty()) {
+        source_left(sync);
     }
     notify::catalog_changed();
     Ok(())

@@ -94,7 +94,8 @@ pub fn set_identity(name: &str, identity: Option<&str>) -> Result<()> {
 /// Takes the member out of all dbgroups and out of the catalog.
 pub fn delete(name: &str) -> Result<()> {
     spi::execute("DELETE FROM bucardo.dbmap WHERE db = $1", &[name.into()])?;
-    spi::execute("DELETE FROM bucardo.seen WHERE db = $1", &[name.into()])?;
+    // Which of its runs all have got is still asked.
+    spi::execute("UPDATE bucardo.seen SET identity = '', place = '' WHERE db = $1", &[name.into()])?;
     spi::execute("DELETE FROM bucardo.db WHERE name = $1", &[name.into()])?;
     Ok(())
 }

@@ -23,7 +23,7 @@ pub struct ForeignKey {
     pub cleared: Vec<String>,
 }
 
-/// A unique index on one member.
+/// A unique index on one member, or the index of an exclusion constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UniqueIndex {
     /// What it is over, as SQL: columns or expressions of the table's columns.
@@ -35,6 +35,10 @@ pub struct UniqueIndex {
     pub deferred: bool,
     /// All columns that it looks at.
     pub columns: Vec<String>,
+    /// Of an exclusion constraint: the operators by which no two rows may be related, one for each expression; none: equal.
+    pub operators: Vec<String>,
+    /// Of an exclusion constraint: how its index is made, after USING.
+    pub method: Option<String>,
 }
 
 impl UniqueIndex {
@@ -43,6 +47,7 @@ impl UniqueIndex {
         let names: Vec<String> = key.iter().map(|k| quote_ident(k)).collect();
         let bare = |e: &String| if e.starts_with('"') { e.clone() } else { quote_ident(e) };
         self.predicate.is_none()
+            && self.operators.is_empty()
             && self.expressions.len() == names.len()
             && self.expressions.iter().all(|e| names.contains(&bare(e)))
     }
@@ -58,6 +63,9 @@ impl UniqueIndex {
     /// The rows of different sources in a table of rows that clash: key, source, time, number of the group. `source` and
     /// `time`: what these columns are called there.
     pub fn clashes(&self, table: &str, key: &[String], source: &str, time: &str) -> String {
+        if let Some(method) = &self.method {
+            return self.exclusions(method, table, key, source, time);
+        }
         let named = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
         let keys = list(key.len(), |i| format!("k{}", i + 1), ", ");
         let values = list(self.expressions.len(), |i| format!("e{}", i + 1), ", ");
@@ -74,15 +82,37 @@ impl UniqueIndex {
         )
     }
 
+    /// The same where rows exclude each other by pairs: each pair is a group. With an index of its own to find them by.
+    fn exclusions(&self, method: &str, table: &str, key: &[String], source: &str, time: &str) -> String {
+        let n = key.len();
+        let columns = list(n, |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
+        let side = |of: &str| format!("{}, {of}.source, {of}.time", list(n, |i| format!("{of}.k{}", i + 1), ", "));
+        let of = |i: usize| format!("({}) {} a.e{}", self.expressions[i], self.operators[i], i + 1);
+        format!(
+            "CREATE INDEX ON pg_temp.{table} USING {method}; \
+             WITH pairs AS (SELECT row_number() OVER () AS number, a, b FROM \
+             (SELECT {columns}, t.{source} AS source, t.{time} AS time, t.ctid AS place, {exprs} FROM pg_temp.{table} t WHERE {predicate}) a \
+             CROSS JOIN LATERAL (SELECT {columns}, t.{source} AS source, t.{time} AS time FROM pg_temp.{table} t \
+             WHERE {related} AND {predicate} AND t.ctid > a.place OFFSET 0) b) \
+             SELECT {first}, number FROM pairs UNION ALL SELECT {second}, number FROM pairs",
+            exprs = self.named("e"),
+            related = list(self.expressions.len(), of, " AND "),
+            predicate = self.predicate(),
+            first = side("(a)"),
+            second = side("(b)"),
+        )
+    }
+
     /// Deletes the rows of the table that clash with staged ones of other keys, and tells them: key and row as JSON, and
     /// the staged row.
     pub fn remove_clashing(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> String {
         let staged = list(columns.len(), |i| format!("a{} AS {}", i + 1, quote_ident(&columns[i])), ", ");
         let same = list(
             self.expressions.len(),
-            |i| match self.nulls_not_distinct {
-                true => format!("o.e{0} IS NOT DISTINCT FROM s.e{0}", i + 1),
-                false => format!("o.e{0} = s.e{0}", i + 1),
+            |i| match self.operators.get(i) {
+                Some(operator) => format!("o.e{0} {operator} s.e{0}", i + 1),
+                None if self.nulls_not_distinct => format!("o.e{0} IS NOT DISTINCT FROM s.e{0}", i + 1),
+                None => format!("o.e{0} = s.e{0}", i + 1),
             },
             " AND ",
         );
@@ -194,14 +224,23 @@ const EQUALS: &str = "SELECT DISTINCT i.indrelid, a.attname, n.nspname, o.oprnam
     AND c.oid = u.class AND p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype \
     AND p.amoprighttype = c.opcintype AND o.oid = p.amopopr AND n.oid = o.oprnamespace";
 
-/// All unique indexes: table, expressions, predicate, whether nulls are equal, the columns that they look at.
+/// All unique indexes and those of exclusion constraints: table, expressions, predicate, whether nulls are equal, the
+/// columns that they look at, whether they are deferred, operators, and how an index of the kind is made.
 const UNIQUES: &str = "SELECT i.indrelid, \
     to_json(ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n)), \
     pg_catalog.pg_get_expr(i.indpred, i.indrelid), coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), \
     to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid AND (a.attnum = ANY (i.indkey) \
         OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
-            AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate \
-    FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid";
+            AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate, \
+    to_json(ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_catalog.pg_constraint c, \
+        unnest(c.conexclop) WITH ORDINALITY u(op, ord), pg_catalog.pg_operator o, pg_catalog.pg_namespace n \
+        WHERE c.conindid = i.indexrelid AND c.contype = 'x' AND o.oid = u.op AND n.oid = o.oprnamespace ORDER BY u.ord)), \
+    CASE WHEN i.indisexclusion THEN (SELECT format('%I (%s)', m.amname, (SELECT string_agg(format('(%s) %I.%I', \
+        pg_catalog.pg_get_indexdef(i.indexrelid, u.ord::int, true), n.nspname, o.opcname), ', ' ORDER BY u.ord) \
+        FROM unnest(i.indclass::pg_catalog.oid[]) WITH ORDINALITY u(class, ord), pg_catalog.pg_opclass o, pg_catalog.pg_namespace n \
+        WHERE o.oid = u.class AND n.oid = o.opcnamespace)) \
+        FROM pg_catalog.pg_class c, pg_catalog.pg_am m WHERE c.oid = i.indexrelid AND m.oid = c.relam) END \
+    FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND (i.indisunique OR i.indisexclusion) AND i.indisvalid ORDER BY i.indexrelid";
 
 /// The foreign keys among tables: table, parent, columns, the parent's columns, those that a deletion sets to null. Only
 /// PostgreSQL 15 and later have confdelsetcols; without it these are all columns.
@@ -236,6 +275,8 @@ fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
             nulls_not_distinct: rows.bool(row, 3),
             columns: names(row, 4),
             deferred: rows.bool(row, 5),
+            operators: names(row, 6),
+            method: rows.get(row, 7).map(str::to_string),
         };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(index);
     }

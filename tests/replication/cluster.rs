@@ -142,8 +142,10 @@ impl Cluster {
         if clock == 0 {
             return scratch().server_command("postgres");
         }
+        // A server's processes have one thread each, and look at the clock in signal handlers, too: the library for several
+        // threads would wait there for a lock that the same process holds.
         let mut env = scratch().server_command("/usr/bin/env");
-        env.arg("LD_PRELOAD=/usr/$LIB/faketime/libfaketimeMT.so.1").arg(format!("FAKETIME={:+.3}", clock as f64 / 1000.0));
+        env.arg("LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1").arg(format!("FAKETIME={:+.3}", clock as f64 / 1000.0));
         env.args(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DISABLE_SHM=1", "NO_FAKE_STAT=1"]);
         env.arg(scratch().bindir.join("postgres"));
         env

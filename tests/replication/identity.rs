@@ -82,6 +82,10 @@ fn a_source_that_is_another_database_is_refused_until_confirmed() {
 /// Two sources and a target, each on a server of its own, all with a database of the same name. Twins: B was made from A's
 /// files, as a member often is, so that the two servers have the same identifiers.
 fn two_sources(twins: bool) -> Net {
+    three_members("A:source,B:source,C:target", twins)
+}
+
+fn three_members(dbs: &str, twins: bool) -> Net {
     let mut net = Net { servers: vec![], members: vec![] };
     net.servers.push(Cluster::start(CONTROL, CONTROL_SETTINGS));
     net.servers[0].create_database(CONTROL, "");
@@ -99,7 +103,7 @@ fn two_sources(twins: bool) -> Net {
         net.members.push(crate::net::Member { name, server: n + 1, db: "app".to_owned() });
         net.register(name);
     }
-    net.control().exec("SELECT bucardo.add_sync('s', dbs => 'A:source,B:source,C:target', tables => 'public.t')");
+    net.control().exec(&format!("SELECT bucardo.add_sync('s', dbs => '{dbs}', tables => 'public.t')"));
     net
 }
 
@@ -266,6 +270,46 @@ fn a_source_that_failed_over_gets_back_what_it_lost() {
     assert_eq!(rows, format!("1of A,2of A,3of A,4of A,5of A,{of_b},21of A,30A goes on,31B goes on"));
     assert_eq!(net.on("A").number("SELECT count(*) FROM t WHERE id = 20"), 0);
     net.wait_state("good|empty");
+}
+
+/// A and B fail over in one moment, and both have lost what they wrote and what the other gave them. A third source has
+/// it all; where the only other member is a target, all become equal to what the sources still have.
+#[test]
+fn two_sources_that_lose_commits_together() {
+    for dbs in ["A:source,B:source,C:source", "A:source,B:source,C:target"] {
+        let mut net = three_members(dbs, false);
+        let standbys = ["A", "B"].map(|name| with_standby(&net, name));
+        net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 20) g");
+        net.settle(&["t"]);
+        for (n, standby) in standbys.iter().enumerate() {
+            wait_streamed(&net.servers[n + 1], standby);
+            standby.stop(Stop::Fast);
+        }
+        net.on("A").exec("UPDATE t SET v = 'of A' WHERE id <= 3; INSERT INTO t VALUES (21, 'of A')");
+        net.on("B").exec("UPDATE t SET v = 'of B' WHERE id BETWEEN 10 AND 12; DELETE FROM t WHERE id = 20");
+        net.settle(&["t"]);
+        net.control().exec("SELECT bucardo.purge()");
+        net.on("C").exec("INSERT INTO t VALUES (40, 'of C')");
+        if dbs.ends_with("C:source") {
+            net.settle(&["t"]);
+        }
+        net.servers[1..3].iter().for_each(|server| server.stop(Stop::Immediate));
+        for (n, standby) in standbys.into_iter().enumerate() {
+            standby.launch();
+            standby.promote();
+            net.servers[n + 1] = standby;
+        }
+        net.on("A").exec("UPDATE t SET v = 'A goes on' WHERE id = 1; INSERT INTO t VALUES (30, 'A goes on')");
+        net.on("B").exec("UPDATE t SET v = 'B goes on' WHERE id = 12; INSERT INTO t VALUES (31, 'B goes on')");
+        net.settle(&["t"]);
+        let rows = net.on("A").one("SELECT string_agg(id || v, ',' ORDER BY id) FROM t WHERE v <> 'x' OR id = 20");
+        let wanted = match dbs.ends_with("C:source") {
+            true => "1A goes on,2of A,3of A,10of B,11of B,12B goes on,21of A,30A goes on,31B goes on,40of C",
+            false => "1A goes on,12B goes on,20x,30A goes on,31B goes on",
+        };
+        assert_eq!(rows, wanted, "{dbs}");
+        net.wait_state("good|empty");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! Rows of different keys that cannot live together, because a unique index of theirs would hold the same value twice.
+//! Rows of different keys that cannot live together, because a unique index of theirs would hold the same value twice, or
+//! because an exclusion constraint forbids it.
 //! Looked for only when a receiver has refused such a value: what all sources are about to send is brought together on
 //! one of them and compared by the indexes' own expressions. The strategy decides between the sources; the losing row is
 //! removed everywhere and recorded whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
@@ -13,6 +14,9 @@ use super::{Broken, Mesh};
 use crate::kid::shape::UniqueIndex;
 use crate::kid::statements::Join;
 use crate::libpq::{Conn, Rows};
+
+/// The rows that have lost: source and key.
+type Doomed = HashSet<(usize, Vec<String>)>;
 
 /// A row that takes part in a clash.
 struct Clashing {
@@ -42,7 +46,7 @@ impl Mesh<'_> {
         let name = format!("bucardo_rows_{relation}");
         let (source, time) = (table.free_name("bucardo_source"), table.free_name("bucardo_time"));
         self.bring_together(relation, hub, &name, (&source, &time), outcome)?;
-        let mut doomed: Vec<Clashing> = Vec::new();
+        let mut doomed = Doomed::new();
         for index in &indexes {
             let sql = index.clashes(&name, &key, &source, &time);
             let Some(rows) = self.members[hub].attempt(|conn| conn.query(&sql)) else { break };
@@ -110,7 +114,7 @@ impl Mesh<'_> {
         relation: i32,
         key: &[String],
         rows: &Rows,
-        doomed: &mut Vec<Clashing>,
+        doomed: &mut Doomed,
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let mut groups: BTreeMap<i64, Vec<Clashing>> = BTreeMap::new();
@@ -121,13 +125,15 @@ impl Mesh<'_> {
                 key: (0..n).map(|c| rows.text(row, c)).collect(),
                 change: Change { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN), held: false },
             };
-            if !doomed.iter().any(|d| d.change.source == source && d.key == one.key) {
-                groups.entry(rows.number(row, n + 2).unwrap_or_default()).or_default().push(one);
-            }
+            groups.entry(rows.number(row, n + 2).unwrap_or_default()).or_default().push(one);
         }
-        for mut group in groups.into_values().filter(|g| g.len() > 1) {
-            group.sort_by_key(|c| c.change.source);
-            self.choose_row(relation, group, doomed, outcome)?;
+        for mut group in groups.into_values() {
+            // Rows that have lost already, maybe in another group, are in nobody's way.
+            group.retain(|one| !doomed.contains(&(one.change.source, one.key.clone())));
+            if group.len() > 1 {
+                group.sort_by_key(|c| c.change.source);
+                self.choose_row(relation, group, doomed, outcome)?;
+            }
         }
         Ok(())
     }
@@ -136,7 +142,7 @@ impl Mesh<'_> {
         &mut self,
         relation: i32,
         group: Vec<Clashing>,
-        doomed: &mut Vec<Clashing>,
+        doomed: &mut Doomed,
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let names: Vec<String> = self.plan.sync.members.iter().map(|m| m.db.name.clone()).collect();
@@ -181,7 +187,7 @@ impl Mesh<'_> {
                 made: winner.map(|_| "null".to_string()),
                 ..Decision::default()
             });
-            doomed.push(one);
+            doomed.insert((one.change.source, one.key));
         }
         Ok(())
     }

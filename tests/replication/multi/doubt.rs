@@ -21,16 +21,22 @@ fn apart(code: &str) -> Multi {
     m
 }
 
-/// Changes meet in one run, whose kid dies when the first member, A, has committed and the others have not.
+/// Changes meet in one run, whose kid stands still when the first member, A, has committed and the others have not.
 fn die_after_the_first_commit(m: &Multi, changes: &[(&str, &str)]) {
+    stand_after_the_commit_of("A", m, changes);
+}
+
+fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
     m.control().exec("SELECT bucardo.pause('s')");
     m.changes(changes);
+    let passed = || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')");
+    let before = passed();
     m.control().exec("SELECT bucardo.fault_set('kid.between_commits', 'wait'); SELECT bucardo.resume('s')");
-    wait_until("the first commit", || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')") > 0);
+    wait_until("the first commit", || passed() > before);
     m.wait_sql(
-        "A",
-        "A to have committed",
-        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = 'a' AND state = 'idle in transaction')",
+        first,
+        "it to have committed",
+        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction')",
     );
 }
 
@@ -252,4 +258,55 @@ fn what_an_orphan_has_lost_it_loses_on_all_members() {
     m.settle(&["parent", "child"]);
     m.expect_everywhere("SELECT concat_ws(' ', id, coalesce(parent, 0), val) FROM child", "1 0 B");
     assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.child"));
+}
+
+/// B has committed what A gave it, nobody else has; A never comes back. B has it for the others, and the decision holds.
+#[test]
+fn a_source_that_is_lost_for_ever_between_two_commits() {
+    for removed_first in [true, false] {
+        let m = Plan::new(3).place(Place::Apart).start();
+        m.everywhere(T);
+        m.sync_over("B:source,A:source,C:source,T:target", "tables => 'public.t'");
+        let all = [
+            ("C", "INSERT INTO t VALUES (1, 3, 'C'), (3, 3, 'C')"),
+            ("B", "INSERT INTO t VALUES (2, 2, 'B')"),
+            ("A", "INSERT INTO t VALUES (1, 1, 'A'), (4, 1, 'A')"),
+        ];
+        stand_after_the_commit_of("B", &m, &all);
+        m.server_of("A").stop(Stop::Immediate);
+        if !removed_first {
+            kill_the_kid(&m);
+        }
+        m.control().exec("SELECT bucardo.update_sync('s', dbs => 'B:source,C:source,T:target')");
+        if removed_first {
+            kill_the_kid(&m);
+        }
+        for member in ["B", "C", "T"] {
+            m.wait_sql(member, "what A gave to B", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A 2B 3C 4A' FROM t");
+        }
+        m.on("C").exec("UPDATE t SET val = 'C goes on' WHERE id = 1");
+        for member in ["B", "T"] {
+            m.wait_sql(member, "what C wrote on it", "SELECT count(*) = 1 FROM t WHERE val = 'C goes on'");
+        }
+        assert_eq!(m.count_conflicts("winner = 'A'"), 1, "{:?}", m.conflicts("public.t"));
+        assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.t"));
+        m.wait_state("good|empty");
+    }
+}
+
+/// The same where the one that is left is the only source.
+#[test]
+fn the_last_but_one_source_is_lost_for_ever_between_two_commits() {
+    let m = Plan::new(2).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over("B:source,A:source,T:target", "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t VALUES (5, 1, 'A')");
+    m.settle(&["t"]);
+    let all = [("B", "INSERT INTO t VALUES (2, 2, 'B')"), ("A", "DELETE FROM t; INSERT INTO t VALUES (1, 1, 'A'), (4, 1, 'A')")];
+    stand_after_the_commit_of("B", &m, &all);
+    m.server_of("A").stop(Stop::Immediate);
+    kill_the_kid(&m);
+    m.control().exec("SELECT bucardo.update_sync('s', dbs => 'B:source,T:target')");
+    m.wait_sql("T", "what A gave to B", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A 2B 4A' FROM t");
+    m.wait_state("good|empty");
 }

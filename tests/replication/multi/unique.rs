@@ -114,6 +114,40 @@ fn indexes_of_every_kind() {
     }
 }
 
+/// Rows that exclude each other by pairs: each pair is decided, and who has lost is in nobody's way any more.
+#[test]
+fn exclusion_constraints() {
+    let kinds = [
+        "EXCLUDE USING gist (u WITH &&)",
+        "EXCLUDE USING gist ((int4range(lower(u), upper(u))) WITH &&, u WITH &&) WHERE (val <> 'free')",
+        "EXCLUDE USING gist (u WITH &&) DEFERRABLE INITIALLY DEFERRED",
+    ];
+    for kind in kinds {
+        let m = Plan::new(2).start();
+        m.everywhere(&format!("CREATE TABLE t (id int PRIMARY KEY, u int4range, val text, {kind})"));
+        m.sync("tables => 'public.t'");
+        m.changes(&[
+            ("B", "INSERT INTO t VALUES (2, '[5,15)', 'B'), (4, '[100,110)', 'B'), (6, NULL, 'B')"),
+            ("A", "INSERT INTO t VALUES (1, '[1,6)', 'A'), (3, '[14,20)', 'A'), (5, '[110,120)', 'A'), (7, NULL, 'A')"),
+        ]);
+        m.drain_equal(&["t"]);
+        let rows = "SELECT string_agg(id || val, ' ' ORDER BY id) FROM t";
+        m.expect_everywhere(rows, "1A 3A 4B 5A 6B 7A");
+        assert_lost(&m, 2, "B", "A");
+        assert_eq!(m.count_conflicts("true"), 1, "{kind}");
+        // What was there before loses to a later row of another source, and ranges of one source move up.
+        m.changes(&[
+            ("A", "UPDATE t SET u = '[50,60)' WHERE id = 1"),
+            ("B", "INSERT INTO t VALUES (8, '[59,70)', 'B')"),
+            ("A", "UPDATE t SET u = '[120,130)' WHERE id = 5; UPDATE t SET u = '[110,120)' WHERE id = 4"),
+        ]);
+        m.drain_equal(&["t"]);
+        m.expect_everywhere(rows, "3A 4B 5A 6B 7A 8B");
+        assert_lost(&m, 1, "A", "B");
+        assert_eq!(m.count_conflicts("true"), 2, "{kind}");
+    }
+}
+
 /// What the index does not hold does not clash: NULLs, and rows that a partial index leaves out.
 #[test]
 fn values_that_do_not_clash() {

@@ -74,6 +74,14 @@ const TRUTHS: [(&str, &str); 4] = [
 const CAPTURED: &str = "SELECT (SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g) \
      + (SELECT count(*) FROM bucardo.capture_mark) + (SELECT count(*) FROM bucardo.capture_settled)";
 
+/// Who is at work on a member, and what each holds.
+fn sessions(world: &World, member: &str) -> String {
+    let sql = "SELECT concat_ws(' | ', a.pid, a.backend_type, a.application_name, a.state, a.wait_event, a.xact_start, a.backend_xmin, a.query, \
+        (SELECT string_agg(l.relation::regclass || ' ' || l.mode, ', ') FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.relation > 16384)) \
+        FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() ORDER BY a.pid";
+    world.m.on(member).query(sql).into_iter().filter_map(|row| row[0].clone()).collect::<Vec<_>>().join("\n")
+}
+
 pub fn check(world: &World) {
     let m = &world.m;
     ledger::compare(world);
@@ -107,6 +115,11 @@ pub fn check(world: &World) {
             left = m.on(name).number(CAPTURED);
             left == 0
         });
-        assert!(empty, "{left} bytes and rows of what was captured are left on {name}\n{}", m.report());
+        assert!(
+            empty,
+            "{left} bytes and rows of what was captured are left on {name}\n{}\n{}",
+            sessions(world, name),
+            m.report()
+        );
     }
 }
