@@ -124,7 +124,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 6 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 7 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -227,19 +227,19 @@ $body$;
 
 -- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
 -- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
--- thousand of any other.
+-- thousand of any other. What p_then says is done with the arrays of each million.
 CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
-    p_aggregates text, p_fixed boolean) RETURNS text
+    p_aggregates text, p_fixed boolean, p_then text DEFAULT '') RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT CASE
         WHEN p_capture.batched AND p_fixed THEN format($f$
                 skip := 0;
                 LOOP
                     INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
-                        HAVING count(*) > 0 RETURNING array_length(ks1, 1) INTO written;
-                    EXIT WHEN written IS DISTINCT FROM 1000000;
+                        HAVING count(*) > 0 RETURNING %4$s INTO made;
+                    %6$sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
                     skip := skip + 1000000;
-                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates, p_then)
         WHEN p_capture.batched THEN format($f$
                 INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
                     FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
@@ -269,6 +269,7 @@ CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETUR
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text; created text;
+    compared text; differ text; gone text;
     body text := '';
     segment text;
     fixed boolean;
@@ -283,8 +284,22 @@ BEGIN
     created := format('SELECT %s FROM bucardo_new n', new_columns);
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
+    -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
+    SELECT string_agg(format('array_agg(d.k%s)::%s', ord, format_type(a.atttypid, NULL)), ', ' ORDER BY ord), string_agg(format('made.ks%s', ord), ', ' ORDER BY ord)
+      INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord
+      JOIN pg_attribute a ON a.attrelid = p_capture.segments[1] AND a.attname = format('ks%s', ord);
+    compared := format($f$IF NOT moved THEN
+                        SELECT NOT ROW(%s)::record *= ROW(%s)::record INTO moved FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
+                    END IF;
+                    $f$, compared, differ, old_columns);
     FOR i IN 1 .. 3 LOOP
         segment := p_capture.segments[i]::regclass::text;
+        gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
+            old_columns, same), 'true', arrays, aggregates, fixed);
+        IF p_capture.batched AND fixed THEN
+            gone := format('IF moved THEN%s
+                END IF;', gone);
+        END IF;
         body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
         IF p_capture.by_row THEN
             body := body || format($f$
@@ -316,9 +331,8 @@ $f$, segment, new_row, old_row, moved);
 $f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', NULL, 'NULL'),
                 bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
                 bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', same, 'true'),
-                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed),
-                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
-                    old_columns, same), 'true', arrays, aggregates, fixed),
+                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
+                gone,
                 bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', NULL, 'true'),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
@@ -329,7 +343,8 @@ DECLARE
     active bigint;
     tx bigint;
     skip bigint;
-    written integer;
+    made record;
+    moved boolean := false;
 BEGIN
     active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
 %4$s%2$s    END IF;

@@ -86,4 +86,3 @@ COMMENT ON COLUMN bucardo.doubt.run     IS 'The run, as in bucardo.conflict.';
 COMMENT ON COLUMN bucardo.doubt.since   IS 'The newest decision before its first.';
 COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots; in no part any: nobody was told to commit.';
 COMMENT ON COLUMN bucardo.doubt.made    IS 'Rows that it has written beside the winners'' changes.';
-CREATE INDEX conflict_decided_at ON bucardo.conflict (decided_at);

@@ -152,13 +152,14 @@ pub fn cleaned(id: i64) -> Result<()> {
     xact::transaction(|| spi::execute("DELETE FROM bucardo.cleanup WHERE id = $1", &[id.into()]).map(drop))
 }
 
-/// Forgets runs and conflicts older than `bucardo.history_retention`; writes nothing when there are none.
+/// Forgets runs and conflicts older than `bucardo.history_retention`; writes nothing when there are none. Decisions are
+/// found by their numbers, in the order of which they were made: an index by time would cost every one of them.
 pub fn forget_history() -> Result<()> {
     let seconds = guc::history_retention().as_secs_f64();
     let old = xact::transaction(|| {
         spi::value::<bool>(
             "SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)) \
-             OR EXISTS (SELECT FROM bucardo.conflict WHERE decided_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))",
+             OR (SELECT decided_at FROM bucardo.conflict ORDER BY id LIMIT 1) < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
             &[seconds.into()],
         )
     })?;
@@ -170,8 +171,11 @@ pub fn forget_history() -> Result<()> {
             "DELETE FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
             &[seconds.into()],
         )?;
+        spi::execute("SET LOCAL enable_seqscan = off", &[])?;
         spi::execute(
-            "DELETE FROM bucardo.conflict WHERE decided_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
+            "DELETE FROM bucardo.conflict WHERE decided_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
+             AND id < coalesce((SELECT id FROM bucardo.conflict WHERE decided_at >= pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
+                 ORDER BY id LIMIT 1), 9223372036854775807)",
             &[seconds.into()],
         )
         .map(drop)

@@ -13,6 +13,7 @@ for_both!(
     replica_role_and_own_triggers,
     rolled_back_with_the_session,
     first_writer_rolled_back,
+    keys_of_many_rows,
     emptied_segments
 );
 
@@ -44,6 +45,31 @@ fn statements(capture: Capture) {
     a.exec("TRUNCATE t");
     net.settle(&["t"]);
     assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 0);
+}
+
+/// An UPDATE of many rows takes the old keys along only where they are gone.
+fn keys_of_many_rows(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE DOMAIN part AS int CHECK (VALUE >= 0); CREATE TABLE t (d part, k int, v text, PRIMARY KEY (k, d))");
+    net.add_sync("tables => 'public.t', autokick => false");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g % 3, g, 'start' FROM generate_series(1, 60) g");
+    net.kick();
+    for (sql, keys) in [
+        ("UPDATE t SET v = 'x'", 60),
+        ("UPDATE t SET v = v || 'y' WHERE k <= 30", 30),
+        ("UPDATE t SET k = k + 1000 WHERE k % 2 = 0", 60),
+        ("UPDATE t SET d = 2 - d, v = v || d WHERE k < 1000", 50),
+        ("ALTER TABLE t ALTER k TYPE bigint; UPDATE t SET v = 'after'", 60),
+    ] {
+        a.exec(sql);
+        assert_eq!(net.pending(), keys, "{sql}");
+        if sql.starts_with("ALTER") {
+            net.on("B").exec("ALTER TABLE t ALTER k TYPE bigint");
+        }
+        net.kick();
+        net.assert_equal("t");
+    }
 }
 
 fn foreign_keys(capture: Capture) {
