@@ -262,10 +262,11 @@ impl Reading<'_> {
         )
     }
 
-    /// The current rows of keys that were all new, as COPY of the bare columns.
+    /// The current rows of keys that were all new, as COPY of the bare columns. Each key looks for its row: the other way
+    /// round, which statistics that call the table empty would choose, every row would be compared with every key.
     pub fn fresh(&self, window: &Window, binary: bool) -> String {
         format!(
-            "{join}COPY (SELECT {columns} FROM ({deltas}) k JOIN {only} t ON {on}) TO STDOUT{format}",
+            "{join}COPY (SELECT {columns} FROM ({deltas}) k CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t) TO STDOUT{format}",
             join = Join::Lookup.settings(),
             columns = self.select_columns(),
             deltas = match self.excluded {

@@ -11,7 +11,23 @@ from common import ROW, cpu_of, measured
 from opponents import Decoder
 
 DATABASES = ("none", "native", "plain", "decoded")
-NAMES = {"none": "no capture", "native": "native", "plain": "plain SQL", "decoded": "logical decoding"}
+# Triggers that do nothing, which tell what the server asks for having one at all: two of the native function, which looks for
+# its segments in vain, and one in PL/pgSQL.
+TABLES = "REFERENCING OLD TABLE AS o NEW TABLE AS n FOR EACH STATEMENT"
+EMPTY = {
+    "by_statement": f"{TABLES} EXECUTE FUNCTION bucardo.capture('seg0_active', 'none', 'none', 'none', 'id')",
+    "by_row": "FOR EACH ROW EXECUTE FUNCTION bucardo.capture('seg0_active', 'none', 'none', 'none', 'id')",
+    "by_plpgsql": f"{TABLES} EXECUTE FUNCTION nothing()",
+}
+NAMES = {
+    "none": "no capture",
+    "native": "native",
+    "plain": "plain SQL",
+    "decoded": "logical decoding",
+    "by_statement": "an empty native trigger by statement",
+    "by_row": "an empty native trigger by row",
+    "by_plpgsql": "an empty PL/pgSQL trigger by statement",
+}
 
 
 def captured_databases(bench):
@@ -23,6 +39,15 @@ def captured_databases(bench):
     for conn in (native, control):
         conn.run("SELECT bucardo.stop()")
         conn.close()
+
+
+def empty_triggers(bench):
+    """Databases with the same table and a trigger that does nothing."""
+    bench.databases(*EMPTY)
+    for db, trigger in EMPTY.items():
+        bench.on(bench.one, db, "CREATE EXTENSION bucardo; SELECT bucardo.stop()")
+        bench.on(bench.one, db, "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        bench.on(bench.one, db, f"CREATE TRIGGER empty AFTER UPDATE ON t {trigger}")
 
 
 def drop_captured(bench):
@@ -95,20 +120,22 @@ def rate(bench, db, script, protocol, clients, commit):
 def capture_transactions(bench):
     """One-row transactions by pgbench: their rate and their processor time against the same without capture."""
     captured_databases(bench)
+    empty_triggers(bench)
+    contenders = (*DATABASES, *EMPTY)
     rows = bench.rows(100_000)
     script = os.path.join(bench.place.folder, "update.pgbench")
     with open(script, "w", encoding="ascii") as file:
         file.write(f"\\set id random(1, {rows})\nUPDATE t SET a = a + 1 WHERE id = :id;\n")
     os.chmod(script, 0o644)
-    for db in DATABASES:
+    for db in contenders:
         bench.on(bench.one, db, f"INSERT INTO t {ROW} FROM generate_series(1, {rows}) g; ALTER TABLE t SET (fillfactor = 50)")
         bench.on(bench.one, db, "VACUUM FULL t")
     off, on = {"native": ">= 0.95 x", "plain": ">= 0.88 x"}, {"native": ">= 0.97 x", "plain": ">= 0.93 x"}
     for protocol in ("simple", "prepared"):
         for (commit, goals), clients in itertools.product((("off", off), ("on", on)), (2, 16)):
-            rates, costs = {db: [] for db in DATABASES}, {db: [] for db in DATABASES}
+            rates, costs = {db: [] for db in contenders}, {db: [] for db in contenders}
             for _ in range(bench.repeat):
-                for db in DATABASES:
+                for db in contenders:
                     bench.on(bench.one, db, "VACUUM t")
                     bench.on(bench.one, db, "CHECKPOINT")
                     decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
@@ -118,8 +145,9 @@ def capture_transactions(bench):
                     rates[db].append(tps)
                     costs[db].append(micros)
             work = f"one-row commits, {protocol}, {clients} clients, sync {commit}"
-            for db in DATABASES:
+            for db in contenders:
                 against = (None, None) if db == "none" else (rates["none"], costs["none"])
                 bench.report(work, NAMES[db], rates[db], "tps", against[0], goals.get(db))
                 bench.report(f"{work}: CPU", NAMES[db], costs[db], "us", against[1], ours=db in goals)
     drop_captured(bench)
+    bench.drop(*EMPTY)

@@ -63,9 +63,11 @@ fn keys_of_many_rows(capture: Capture) {
         ("ALTER TABLE t ALTER k TYPE bigint; UPDATE t SET v = 'after'", 60),
     ] {
         a.exec(sql);
-        assert_eq!(net.pending(), keys, "{sql}");
+        // Of a key that is not what the segments hold, native capture keeps no single rows.
         if sql.starts_with("ALTER") {
             net.on("B").exec("ALTER TABLE t ALTER k TYPE bigint");
+        } else {
+            assert_eq!(net.pending(), keys, "{sql}");
         }
         net.kick();
         net.assert_equal("t");

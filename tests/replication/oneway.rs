@@ -275,7 +275,11 @@ fn statistics_that_call_a_full_table_empty_stop_nothing() {
     let net = Net::together(Capture::Native, 1);
     net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text, u int UNIQUE) WITH (autovacuum_enabled = off)");
     net.add_sync("tables => 'public.t'");
+    net.control().exec("SELECT bucardo.pause('s')");
     net.on("A").exec("INSERT INTO t SELECT g, 'old', g FROM generate_series(1, 400000) g");
+    net.on("A").exec("VACUUM ANALYZE t");
+    net.on("A").exec("UPDATE pg_class SET reltuples = 0 WHERE relname = 't'");
+    net.control().exec("SELECT bucardo.resume('s')");
     net.settle(&["t"]);
     net.on("B").exec("VACUUM ANALYZE t");
     net.on("B").exec("UPDATE pg_class SET reltuples = 0 WHERE relname = 't'");
