@@ -7,7 +7,7 @@ use crate::libpq::{Conn, CopyOut};
 
 /// How much goes into the stage at once: enough to make round trips cheap, little enough that source and receivers are
 /// busy at the same time.
-const CHUNK: usize = 1024 * 1024;
+const CHUNK: usize = 4 * 1024 * 1024;
 /// What a binary COPY begins with.
 const BINARY_HEADER: usize = 19;
 
