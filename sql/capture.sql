@@ -228,6 +228,7 @@ $body$;
 -- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
 -- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
 -- thousand of any other. What p_then says is done with the arrays of each million.
+DROP FUNCTION IF EXISTS bucardo.capture_write(bucardo.capture, text, text, text, text, text, boolean);
 CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
     p_aggregates text, p_fixed boolean, p_then text DEFAULT '') RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
@@ -285,11 +286,12 @@ BEGIN
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
-    SELECT string_agg(format('array_agg(d.k%s)::%s', ord, format_type(a.atttypid, NULL)), ', ' ORDER BY ord), string_agg(format('made.ks%s', ord), ', ' ORDER BY ord)
-      INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord
-      JOIN pg_attribute a ON a.attrelid = p_capture.segments[1] AND a.attname = format('ks%s', ord);
-    compared := format($f$IF NOT moved THEN
-                        SELECT NOT ROW(%s)::record *= ROW(%s)::record INTO moved FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
+    SELECT string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord), string_agg(format('held.ks%s', ord), ', ' ORDER BY ord)
+      INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord;
+    compared := format($f$IF NOT moved AND made.ks1 IS NOT NULL THEN
+                        held := made;
+                        SELECT %s INTO %s FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
+                        moved := made *<> held;
                     END IF;
                     $f$, compared, differ, old_columns);
     FOR i IN 1 .. 3 LOOP
@@ -344,6 +346,7 @@ DECLARE
     tx bigint;
     skip bigint;
     made record;
+    held record;
     moved boolean := false;
 BEGIN
     active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);

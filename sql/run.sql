@@ -47,7 +47,7 @@ COMMENT ON COLUMN bucardo.seen.sync     IS 'The sync.';
 COMMENT ON COLUMN bucardo.seen.db       IS 'The member.';
 COMMENT ON COLUMN bucardo.seen.identity IS 'Which database it was: system identifier / oid.';
 COMMENT ON COLUMN bucardo.seen.place    IS 'Up to where its log was safe, and when: timeline:location:seconds; empty: it was removed.';
-COMMENT ON COLUMN bucardo.seen.run      IS 'The last run in which it and all others that took part have committed.';
+COMMENT ON COLUMN bucardo.seen.run      IS 'The last run in which it and all other members have committed.';
 
 CREATE TABLE bucardo.conflict (
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

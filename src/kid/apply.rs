@@ -5,13 +5,14 @@
 use std::collections::HashMap;
 
 use super::bring::{self, Bringing};
+use super::few::Handfuls;
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
 use super::reading::Reading;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{AS_BEFORE, BY_INDEX, Join, Window};
+use super::statements::{BY_INDEX, Join, Window};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::Sync;
@@ -205,15 +206,15 @@ impl<'a> Pass<'a> {
         for receiver in receivers.iter_mut() {
             self.opened(receiver, &work);
         }
-        let mut answers = rows.iter();
-        for item in &work {
+        let mut handfuls = Handfuls::default();
+        for (item, rows) in few.into_iter().zip(&rows) {
             done(&item.name, 0);
-            if self.is_few(item.change) {
-                if let Some(rows) = answers.next() {
-                    let all: Vec<usize> = (0..rows.len()).collect();
-                    write_few(item, rows, &all, receivers);
-                }
-            } else {
+            handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
+        }
+        handfuls.write(receivers);
+        for item in &work {
+            if !self.is_few(item.change) {
+                done(&item.name, 0);
                 self.write_many(item, source, receivers)?;
             }
             done(&item.name, item.change.changes);
@@ -405,77 +406,5 @@ pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver
     });
     if done.is_some() {
         receiver.counts.truncates += 1;
-    }
-}
-
-/// A few rows, each by its key: deletes first, then updates and inserts, all receivers at the same time.
-pub fn write_few(item: &Work, rows: &Rows, which: &[usize], receivers: &mut [Receiver]) {
-    let keys = item.change.key.len();
-    let (alive, gone): (Vec<usize>, Vec<usize>) = which.iter().partition(|row| rows.bool(**row, keys));
-    for receiver in receivers.iter_mut() {
-        match item.writing(receiver) {
-            Ok(writing) => {
-                let statements = Few {
-                    types: writing.types(),
-                    delete: writing.delete_one(),
-                    update: writing.can_update().then(|| writing.update_one()),
-                    insert: writing.insert_one(),
-                };
-                receiver.attempt_on(&item.name, |conn| statements.send(conn, rows, keys, &gone, &alive))
-            }
-            Err(error) => receiver.attempt(|_| Err(error)),
-        };
-    }
-    for receiver in receivers.iter_mut().filter(|r| r.failed.is_none() && !r.spoilt) {
-        match receiver.session.conn.pipeline_collect() {
-            Ok(answers) => {
-                let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
-                let (deletes, upserts) = answers.split_at((1 + gone.len()).min(answers.len()));
-                receiver.counts.deletes += written(deletes);
-                receiver.counts.upserts += written(upserts);
-            }
-            Err(error) => {
-                let at = receiver.session.conn.failed_at.saturating_sub(1);
-                let per_row = if item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 };
-                let row = if at < gone.len() { gone.get(at) } else { alive.get((at - gone.len()) / per_row) };
-                let key = row.map_or_else(String::new, |row| key_text(item, rows, *row));
-                receiver.failed = Some(error.at(format_args!("{} {key}", item.name)));
-            }
-        }
-    }
-}
-
-/// The key of a row as users read it: `(id)=(7)`.
-fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
-    let values: Vec<String> = (0..item.change.key.len()).map(|i| rows.text(row, i)).collect();
-    format!("({})=({})", item.change.key.join(", "), values.join(", "))
-}
-
-/// The prepared statements of the short path.
-struct Few {
-    types: Vec<u32>,
-    delete: String,
-    update: Option<String>,
-    insert: String,
-}
-
-impl Few {
-    fn send(&self, conn: &mut Conn, rows: &Rows, keys: usize, gone: &[usize], alive: &[usize]) -> Result<()> {
-        conn.pipeline_begin()?;
-        conn.pipeline_add(BY_INDEX, &[], &[])?;
-        for row in gone {
-            let key: Vec<Option<&[u8]>> = (0..keys).map(|c| rows.bytes(*row, c)).collect();
-            conn.pipeline_add(&self.delete, &self.types[..keys], &key)?;
-        }
-        for row in alive {
-            // Keys, then columns; between them stands whether the row lives.
-            let values: Vec<Option<&[u8]>> = (0..=self.types.len()).filter(|c| *c != keys).map(|c| rows.bytes(*row, c)).collect();
-            if let Some(update) = &self.update {
-                conn.pipeline_add(update, &self.types, &values)?;
-            }
-            conn.pipeline_add(&self.insert, &self.types, &values)?;
-        }
-        conn.pipeline_add(AS_BEFORE, &[], &[])?;
-        conn.pipeline_send()
     }
 }

@@ -3,8 +3,10 @@
 pub mod apply;
 mod bring;
 pub mod copy;
+mod few;
 mod flush;
 pub mod gather;
+mod heir;
 pub mod hook;
 pub mod main;
 pub mod members;

@@ -3,10 +3,11 @@
 //! get them from it. What somebody has captured itself and not yet given away survives. It must never believe that somebody was served who may have
 //! lost what it was given.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::copy;
-use super::gather::{capture_missing, text_array};
+use super::gather::capture_missing;
+use super::heir;
 use super::members::Session;
 use super::run::Plan;
 use super::who;
@@ -14,23 +15,21 @@ use crate::catalog::sync::Role;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{shmem, spi, xact};
 
-const SEEN: &str = "SELECT identity, place FROM bucardo.seen WHERE sync = $1 AND db = $2 AND place <> ''";
-/// The place of each member after a run, for `unnest`: names, identities, places.
+const SEEN: &str = "SELECT identity, place FROM bucardo.seen WHERE sync = $1 AND db = $2";
+/// The place of each member after a run, for `unnest`: names, identities, places. Of one that was removed meanwhile only
+/// the run counts.
 const NOTE: &str = "INSERT INTO bucardo.seen AS s (sync, db, identity, place, run) \
-    SELECT y.id, d.name, u.identity, u.place, $5 FROM unnest($2::text[], $3::text[], $4::text[]) u(name, identity, place) \
-    JOIN bucardo.db d ON d.name = u.name JOIN bucardo.sync y ON y.id = $1 \
+    SELECT y.id, u.name, CASE WHEN d.name IS NULL THEN '' ELSE u.identity END, CASE WHEN d.name IS NULL THEN '' ELSE u.place END, $5 \
+    FROM unnest($2::text[], $3::text[], $4::text[]) u(name, identity, place) \
+    LEFT JOIN bucardo.db d ON d.name = u.name JOIN bucardo.sync y ON y.id = $1 \
     ON CONFLICT (sync, db) DO UPDATE SET identity = excluded.identity, place = excluded.place, \
     run = coalesce(excluded.run, s.run)";
 const SERVED: &str =
     "SELECT served FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND source = $3 AND member = $4";
 const REWIND: &str = "SELECT bucardo.capture_rewind($1, $2, $3, $4, pg_catalog.to_timestamp($5::pg_catalog.float8))";
-/// The sources that are none of the sync any more but have given something to a member, and in which run they did last.
-const LEFT: &str = "SELECT source, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3 \
-    AND source <> ALL ($4::pg_catalog.text[])";
-/// Whether all who took part in a run of the sync have got from the source what it had.
-const GOT_ALL: &str = "SELECT EXISTS (SELECT FROM bucardo.seen WHERE sync = $1 AND db = $2 AND run >= $3)";
-const FORGET: &str = "DELETE FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3 \
-    AND source <> ALL ($4::pg_catalog.text[])";
+/// The members that are to get whole tables from a source and have not got them.
+const WAITING: &str =
+    "SELECT member FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3 AND copy IS NOT NULL";
 const LEARN: &str = "UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND identity IS NULL";
 
 /// Where a member was after it had committed.
@@ -40,7 +39,7 @@ pub struct Seen {
     pub place: String,
 }
 
-/// Notes where members are, in the caller's transaction. `run`: if all who took part in it have committed.
+/// Notes where members are, in the caller's transaction. `run`: if all members have committed it.
 pub fn note(sync: i32, all: &[Seen], run: Option<i64>) -> Result<()> {
     if all.is_empty() {
         return Ok(());
@@ -69,21 +68,69 @@ pub fn recognise(plan: &mut Plan, sessions: &mut [(usize, &mut Session)]) -> Res
     }
     let is_new = |at: &usize| plan.recognised.get(&sessions[*at].0) != Some(&sessions[*at].1.number);
     let new: Vec<usize> = (0..sessions.len()).filter(is_new).collect();
-    let mut lost = Vec::new();
+    let (mut lost, mut strangers) = (Vec::new(), HashSet::new());
     for at in &new {
         let index = sessions[*at].0;
-        lost.extend(look(plan, index, sessions[*at].1).map_err(|e| (index, e))?.map(|loss| (*at, loss)));
+        let found = look(plan, index, sessions[*at].1).map_err(|e| (index, e))?;
+        if matches!(&found, Look::Again | Look::Lost(Loss { other: true, .. })) {
+            strangers.insert(index);
+        }
+        if let Look::Lost(loss) = found {
+            lost.push((*at, loss));
+        }
     }
-    for (at, loss) in &lost {
-        make_whole(plan, sessions, *at, loss, &lost).map_err(|e| (sessions[*at].0, e))?;
-    }
-    if new.iter().any(|at| plan.sync.members[sessions[*at].0].role == Role::Source) {
-        hand_on(plan, sessions)?;
+    if new.iter().any(|at| is_source(plan, sessions[*at].0)) || !lost.is_empty() {
+        let unsound = unsound(plan, sessions, &lost)?;
+        let heir = heir::find(plan, sessions, &strangers, &unsound)?;
+        for (at, loss) in &lost {
+            let giver = heir.or_else(|| giver(plan, sessions, &lost, &unsound));
+            make_whole(plan, sessions, *at, loss, giver).map_err(|e| (sessions[*at].0, e))?;
+        }
     }
     for at in new {
         plan.recognised.insert(sessions[at].0, sessions[at].1.number);
     }
     Ok(())
+}
+
+pub(super) fn is_source(plan: &Plan, index: usize) -> bool {
+    plan.sync.members[index].role == Role::Source
+}
+
+/// The members, by their places in the sync, that may lack what others have: they give whole tables to nobody.
+fn unsound(
+    plan: &Plan,
+    sessions: &mut [(usize, &mut Session)],
+    lost: &[(usize, Loss)],
+) -> Result<HashSet<usize>, (usize, Error)> {
+    let mut unsound: HashSet<usize> = lost.iter().map(|(at, _)| sessions[*at].0).collect();
+    let sync = plan.sync.capture_name();
+    for (index, session) in sessions.iter_mut().filter(|(index, _)| is_source(plan, *index)) {
+        let source = plan.sync.members[*index].db.name.as_str();
+        let params = [plan.control.as_str(), &sync, source].map(Some);
+        let rows = session.conn.query_params(WAITING, &params).map_err(|e| (*index, capture_missing(e)))?;
+        for row in 0..rows.len() {
+            unsound.extend(plan.sync.members.iter().position(|m| rows.get(row, 0) == Some(&m.db.name)));
+        }
+    }
+    Ok(unsound)
+}
+
+/// Who gives whole tables: the first source that has lost nothing; where all of them have, the first.
+fn giver(plan: &Plan, sessions: &[(usize, &mut Session)], lost: &[(usize, Loss)], unsound: &HashSet<usize>) -> Option<usize> {
+    let sources = || (0..sessions.len()).filter(|at| is_source(plan, sessions[*at].0));
+    // Of all that are away, one may have what these have lost.
+    let all_lost = sources().count() == plan.sync.sources().count() && sources().all(|at| lost.iter().any(|(l, _)| *l == at));
+    sources().find(|at| !unsound.contains(&sessions[*at].0)).or_else(|| sources().next().filter(|_| all_lost))
+}
+
+/// What is found at the other end of a connection.
+enum Look {
+    /// What is known, or was never met.
+    Known,
+    /// It was removed, and a member of that name was added.
+    Again,
+    Lost(Loss),
 }
 
 /// A member that is not what it was when the sync ran last.
@@ -97,7 +144,7 @@ struct Loss {
 }
 
 /// Compares a member with what was noted when the sync ran last.
-fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Option<Loss>> {
+fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Look> {
     let (name, sync) = (plan.sync.members[index].db.name.as_str(), plan.sync.id);
     let identity = session.who.identity.as_str();
     let db = &plan.sync.members[index].db;
@@ -106,7 +153,10 @@ fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Option<Loss>
     }
     let row = |r: &spi::Row<'_>| Ok((r.get::<String>(1)?, r.get::<String>(2)?));
     let seen = xact::transaction(|| Ok(spi::select(SEEN, &[sync.into(), name.into()], row)?.pop()))?;
-    let Some((was, place)) = seen else { return Ok(None) };
+    let Some((was, place)) = seen else { return Ok(Look::Known) };
+    if place.is_empty() {
+        return Ok(Look::Again);
+    }
     let other = was != identity;
     // Asked after what was seen, so that it cannot lie before it while the same server goes on.
     let now = who::place(&mut session.conn)?;
@@ -115,24 +165,17 @@ fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Option<Loss>
     } else if who::has_lost(&mut session.conn, &place, &now) {
         "has lost what it had committed"
     } else {
-        return Ok(None);
+        return Ok(Look::Known);
     };
-    Ok(Some(Loss { why, other, place, now }))
+    Ok(Look::Lost(Loss { why, other, place, now }))
 }
 
-/// Whole tables go to a member that is not what it was, and perhaps to others, from a source that is; where none is, from
-/// the first.
-fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, loss: &Loss, lost: &[(usize, Loss)]) -> Result<()> {
+/// Whole tables go to a member that is not what it was, and perhaps to others.
+fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, loss: &Loss, giver: Option<usize>) -> Result<()> {
     let Loss { why, other, place, now } = loss;
     let (index, sync) = (sessions[at].0, plan.sync.id);
     let (name, identity) = (plan.sync.members[index].db.name.clone(), sessions[at].1.who.identity.clone());
-    let is_source = |i: usize| plan.sync.members[i].role == Role::Source;
-    let sources: Vec<usize> = (0..sessions.len()).filter(|at| is_source(sessions[*at].0)).collect();
-    let sound = |at: &&usize| !lost.iter().any(|(lost, _)| lost == *at);
-    // Of all that are away, one may have what these have lost.
-    let all_here = sources.len() == plan.sync.sources().count();
-    let giver = sources.iter().find(sound).or(sources.first().filter(|_| all_here));
-    let Some(giver) = giver.copied() else {
+    let Some(giver) = giver else {
         return Err(Error::new(
             SqlState::WRONG_STATE,
             format!("it {why}, and no other source is there from which it could get it"),
@@ -140,7 +183,7 @@ fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, lo
     };
     let (from, alone) = (sessions[giver].0, giver == at);
     // What a source has lost has perhaps reached only some of the others.
-    let all = is_source(index) && !other;
+    let all = is_source(plan, index) && !other;
     let takes = |i: &usize| if all || alone { *i != from } else { *i == index };
     let takers: Vec<String> = (0..plan.sync.members.len()).filter(takes).map(|i| plan.sync.members[i].db.name.clone()).collect();
     copy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers)?;
@@ -149,51 +192,6 @@ fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, lo
     }
     pgrx::warning!("bucardo: sync \"{}\": db \"{name}\" {why}: whole tables go to {}", plan.sync.name, takers.join(", "));
     xact::transaction(|| note(sync, &[Seen { db: name, identity, place: now.clone() }], None))
-}
-
-/// What a source that has been taken out of the sync had given in its last run may have reached only some of the others:
-/// if it is not known that all have got it, they get whole tables from the one that was served last.
-fn hand_on(plan: &Plan, sessions: &mut [(usize, &mut Session)]) -> Result<(), (usize, Error)> {
-    let is_source = |i: usize| plan.sync.members[i].role == Role::Source;
-    let (sync, sources) = (plan.sync.capture_name(), plan.sync.sources().map(|m| m.db.name.as_str()).collect::<Vec<_>>());
-    let sources = text_array(&sources);
-    // By the source that is gone: its last run, and who was served in it.
-    let mut last: HashMap<String, (i64, usize)> = HashMap::new();
-    let mut holders = Vec::new();
-    for (at, (index, session)) in sessions.iter_mut().enumerate().filter(|(_, (index, _))| is_source(*index)) {
-        let member = plan.sync.members[*index].db.name.as_str();
-        let params = [plan.control.as_str(), &sync, member, &sources].map(Some);
-        let rows = session.conn.query_params(LEFT, &params).map_err(|e| (*index, capture_missing(e)))?;
-        for row in 0..rows.len() {
-            let found = (rows.number(row, 1).unwrap_or(0), at);
-            let best = last.entry(rows.text(row, 0)).or_insert(found);
-            *best = found.max(*best);
-        }
-        holders.extend((rows.len() > 0).then_some(at));
-    }
-    for (gone, (run, giver)) in last {
-        let from = sessions[giver].0;
-        let args = [plan.sync.id.into(), gone.as_str().into(), run.into()];
-        if xact::transaction(|| spi::value::<bool>(GOT_ALL, &args)).map_err(|e| (from, e))? == Some(true) {
-            continue;
-        }
-        let others = (0..plan.sync.members.len()).filter(|i| *i != from);
-        let takers: Vec<String> = others.map(|i| plan.sync.members[i].db.name.clone()).collect();
-        copy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers).map_err(|e| (from, e))?;
-        let (sync, giver) = (&plan.sync.name, &plan.sync.members[from].db.name);
-        pgrx::warning!(
-            "bucardo: sync \"{sync}\": what db \"{gone}\" gave last, before it was taken out, may have reached db \"{giver}\" only: \
-             whole tables go to {}",
-            takers.join(", ")
-        );
-    }
-    for at in holders {
-        let (index, session) = &mut sessions[at];
-        let member = plan.sync.members[*index].db.name.as_str();
-        let params = [plan.control.as_str(), &sync, member, &sources].map(Some);
-        session.conn.query_params(FORGET, &params).map_err(|e| (*index, e))?;
-    }
-    Ok(())
 }
 
 /// A source that has lost commits has also lost how far the others were served, but the giver knows up to where it was,

@@ -211,7 +211,8 @@ impl Progress {
         let seen: Vec<Seen> = self.seen.iter().filter_map(seen).collect();
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         xact::transaction(|| {
-            renew::note(sync.id, &seen, self.error.is_none().then_some(self.run))?;
+            let all = self.error.is_none() && seen.len() == sync.members.len();
+            renew::note(sync.id, &seen, all.then_some(self.run))?;
             spi::execute(
                 "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \
                  SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb, $12 \

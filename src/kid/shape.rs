@@ -63,7 +63,7 @@ impl UniqueIndex {
     /// The rows of different sources in a table of rows that clash: key, source, time, number of the group. `source` and
     /// `time`: what these columns are called there.
     pub fn clashes(&self, table: &str, key: &[String], source: &str, time: &str) -> String {
-        if let Some(method) = &self.method {
+        if let Some(method) = self.method.as_ref().filter(|_| self.operators.len() == self.expressions.len()) {
             return self.exclusions(method, table, key, source, time);
         }
         let named = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
@@ -89,11 +89,11 @@ impl UniqueIndex {
         let side = |of: &str| format!("{}, {of}.source, {of}.time", list(n, |i| format!("{of}.k{}", i + 1), ", "));
         let of = |i: usize| format!("({}) {} a.e{}", self.expressions[i], self.operators[i], i + 1);
         format!(
-            "CREATE INDEX ON pg_temp.{table} USING {method}; \
+            "CREATE INDEX ON pg_temp.{table} USING {method} WHERE {predicate}; \
              WITH pairs AS (SELECT row_number() OVER () AS number, a, b FROM \
              (SELECT {columns}, t.{source} AS source, t.{time} AS time, t.ctid AS place, {exprs} FROM pg_temp.{table} t WHERE {predicate}) a \
              CROSS JOIN LATERAL (SELECT {columns}, t.{source} AS source, t.{time} AS time FROM pg_temp.{table} t \
-             WHERE {related} AND {predicate} AND t.ctid > a.place OFFSET 0) b) \
+             WHERE ({predicate}) AND {related} AND t.ctid > a.place OFFSET 0) b) \
              SELECT {first}, number FROM pairs UNION ALL SELECT {second}, number FROM pairs",
             exprs = self.named("e"),
             related = list(self.expressions.len(), of, " AND "),
@@ -234,7 +234,7 @@ const UNIQUES: &str = "SELECT i.indrelid, \
             AND d.objid = i.indexrelid AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum)))), NOT i.indimmediate, \
     to_json(ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM pg_catalog.pg_constraint c, \
         unnest(c.conexclop) WITH ORDINALITY u(op, ord), pg_catalog.pg_operator o, pg_catalog.pg_namespace n \
-        WHERE c.conindid = i.indexrelid AND c.contype = 'x' AND o.oid = u.op AND n.oid = o.oprnamespace ORDER BY u.ord)), \
+        WHERE c.conindid = i.indexrelid AND c.conexclop IS NOT NULL AND o.oid = u.op AND n.oid = o.oprnamespace ORDER BY u.ord)), \
     CASE WHEN i.indisexclusion THEN (SELECT format('%I (%s)', m.amname, (SELECT string_agg(format('(%s) %I.%I', \
         pg_catalog.pg_get_indexdef(i.indexrelid, u.ord::int, true), n.nspname, o.opcname), ', ' ORDER BY u.ord) \
         FROM unnest(i.indclass::pg_catalog.oid[]) WITH ORDINALITY u(class, ord), pg_catalog.pg_opclass o, pg_catalog.pg_namespace n \

@@ -5,9 +5,11 @@ use super::apply::Receiver;
 use crate::error::Result;
 use crate::libpq::{Conn, CopyOut};
 
-/// How much goes into the stage at once: enough to make round trips cheap, little enough that source and receivers are
-/// busy at the same time.
-const CHUNK: usize = 4 * 1024 * 1024;
+/// How much goes into the stage at once, in bytes: enough to make round trips cheap, little enough that source and receivers
+/// are busy at the same time. Of wide rows more, up to so many rows or the most: each part costs some statements.
+const CHUNK: usize = 1024 * 1024;
+const ROWS: usize = 8000;
+const MOST: usize = 4 * CHUNK;
 /// What a binary COPY begins with.
 const BINARY_HEADER: usize = 19;
 
@@ -87,9 +89,11 @@ pub fn stream_parts(source: &mut Conn, out: &str, receivers: &mut [Receiver], re
 fn next_part(copy: &mut CopyOut<'_>, part: &mut Vec<u8>, header: &[u8]) -> Result<bool> {
     part.clear();
     part.extend_from_slice(header);
-    while part.len() < CHUNK {
-        if !copy.append(part)? {
-            break;
+    let mut rows = 0;
+    while part.len() < CHUNK || (rows < ROWS && part.len() < MOST) {
+        match copy.append(part)? {
+            0 => break,
+            more => rows += more,
         }
     }
     Ok(part.len() > header.len())

@@ -82,12 +82,13 @@ impl CopyOut<'_> {
     /// Fills the buffer with the next rows; false when the COPY has ended well.
     pub fn next_chunk(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
         buffer.clear();
-        self.append(buffer)
+        Ok(self.append(buffer)? > 0)
     }
 
-    /// Appends the next whole rows to the buffer, waiting for the first; false when the COPY has ended well.
-    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
+    /// Appends the next whole rows to the buffer, waiting for the first; how many, none when the COPY has ended well.
+    pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<usize> {
         let before = buffer.len();
+        let mut rows = 0;
         while !self.done && buffer.len() - before < CHUNK {
             let mut row: *mut c_char = ptr::null_mut();
             // SAFETY: raw is live and copying out; the row is malloc'ed by libpq and ours to free.
@@ -105,10 +106,11 @@ impl CopyOut<'_> {
                         buffer.extend_from_slice(std::slice::from_raw_parts(row.cast(), n as usize));
                         ffi::PQfreemem(row.cast());
                     }
+                    rows += 1;
                 }
                 _ => return Err(self.conn.lost()),
             }
         }
-        Ok(buffer.len() > before)
+        Ok(rows)
     }
 }

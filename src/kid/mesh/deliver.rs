@@ -11,6 +11,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::bring::{self, Bringing};
+use crate::kid::few::Handfuls;
 use crate::kid::gather::text_array;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
@@ -178,6 +179,7 @@ impl Mesh<'_> {
         let abreast = !self.decisions.is_empty() || self.sources().iter().filter(|at| many(at)).count() > 1;
         let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
         self.with_source(at, excluded, |pass, work, source, others| {
+            let mut handfuls = Handfuls::default();
             for item in work.iter().filter(|w| w.change.changes > 0) {
                 progress.relation(&item.name, 0);
                 match few.get(&(at, item.change.relation)) {
@@ -185,7 +187,7 @@ impl Mesh<'_> {
                         let outcome = outcomes.get(&item.change.relation);
                         let which = sent_rows(rows, item.change.key.len(), outcome.and_then(|o| o.kept.get(&at)));
                         if !which.is_empty() {
-                            apply::write_few(item, rows, &which, others);
+                            handfuls.add(item, rows, which, others);
                         }
                     }
                     // Every change of it has lost.
@@ -199,6 +201,7 @@ impl Mesh<'_> {
                 }
                 progress.relation(&item.name, item.change.changes);
             }
+            handfuls.write(others);
             Ok(())
         });
         Ok(())
@@ -411,8 +414,10 @@ impl Mesh<'_> {
             self.record(Stand::Whole(self.doubt()))?;
         }
         self.committing = true;
-        for member in &mut self.members {
-            member.attempt(|conn| conn.send(who::COMMIT));
+        // Sources first: what one of them holds alone can be found there, should all others be gone.
+        let (sources, targets): (Vec<usize>, Vec<usize>) = (0..self.members.len()).partition(|at| self.offers[*at].is_some());
+        for at in sources.into_iter().chain(targets) {
+            self.members[at].attempt(|conn| conn.send(who::COMMIT));
             fault::point("kid.between_commits")?;
         }
         let mut committed = 0;

@@ -35,7 +35,11 @@ impl Mesh<'_> {
         let mut indexes: Vec<UniqueIndex> = Vec::new();
         // One that a single member has must hold there too.
         for index in self.members.iter().filter_map(|m| m.shapes.get(&relation)).flat_map(|t| &t.uniques) {
-            let here = index.columns.iter().all(|c| table.column(c).is_some());
+            // An exclusion constraint may need operators that only who has it has.
+            let here = match index.method {
+                Some(_) => table.uniques.contains(index),
+                None => index.columns.iter().all(|c| table.column(c).is_some()),
+            };
             if here && !index.is_on(&key) && !indexes.contains(index) {
                 indexes.push(index.clone());
             }

@@ -310,3 +310,44 @@ fn the_last_but_one_source_is_lost_for_ever_between_two_commits() {
     m.wait_sql("T", "what A gave to B", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A 2B 4A' FROM t");
     m.wait_state("good|empty");
 }
+
+/// The target had refused what A gave, and runs went well without it since. Then A is gone: B still has it for the target.
+#[test]
+fn what_a_lost_source_gave_reaches_a_target_that_had_refused_it() {
+    let m = Plan::new(2).place(Place::Apart).start();
+    m.everywhere(T);
+    m.on("T").exec("ALTER TABLE t ADD CONSTRAINT no CHECK (val <> 'no')");
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    m.settle(&["t"]);
+    m.on("A").exec("INSERT INTO t VALUES (2, 2, 'no')");
+    m.wait_sql("B", "what T refuses", "SELECT count(*) = 2 FROM t");
+    m.on("B").exec("INSERT INTO t VALUES (3, 3, 'B')");
+    m.wait_sql("A", "what B wrote", "SELECT count(*) = 3 FROM t");
+    m.server_of("A").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.update_sync('s', dbs => 'B:source,T:target')");
+    m.on("T").exec("ALTER TABLE t DROP CONSTRAINT no");
+    m.wait_sql("T", "what A gave to B", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A 2no 3B' FROM t");
+    m.wait_state("good|empty");
+}
+
+/// A new database stands in the place of the one that was lost in that moment.
+#[test]
+fn a_source_that_is_replaced_between_two_commits() {
+    let m = Plan::new(3).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over("B:source,C:source,A:source,T:target", "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t VALUES (5, 1, 'A')");
+    m.settle(&["t"]);
+    stand_after_the_commit_of("B", &m, &[("A", "INSERT INTO t VALUES (1, 1, 'A'); DELETE FROM t WHERE id = 5")]);
+    m.server_of("A").stop(Stop::Immediate);
+    let anew = m.server_of("C");
+    anew.create_database("anew", "");
+    anew.sql("anew", T);
+    kill_the_kid(&m);
+    m.control().exec(&format!("SELECT bucardo.update_db('A', conninfo => {})", literal(&anew.conninfo("anew"))));
+    for member in ["B", "C", "T"] {
+        m.wait_sql(member, "what A gave to B", "SELECT string_agg(id || val, ' ' ORDER BY id) = '1A' FROM t");
+    }
+    wait_until("the new A to be equal", || anew.connect("anew").one("SELECT string_agg(id || val, ' ') FROM t") == "1A");
+}

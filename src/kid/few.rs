@@ -1,0 +1,143 @@
+//! A few rows into every receiver, each by its key, with prepared statements: what most runs bring. The rows of all relations
+//! go in one round trip. It must never hold more than some hundred of them.
+
+use super::apply::{Receiver, Work};
+use super::statements::{AS_BEFORE, BY_INDEX};
+use crate::error::Result;
+use crate::libpq::{Conn, Rows};
+
+/// A few rows of several relations, each written by its key, in one round trip to each receiver.
+#[derive(Default)]
+pub struct Handfuls<'a> {
+    all: Vec<Handful<'a>>,
+    rows: usize,
+}
+
+/// A few rows of one relation: those that are gone, and those that live.
+struct Handful<'a> {
+    item: &'a Work<'a>,
+    rows: &'a Rows,
+    gone: Vec<usize>,
+    alive: Vec<usize>,
+}
+
+impl<'a> Handfuls<'a> {
+    /// So many rows are written at once; answers are kept until all are there.
+    const MOST: usize = 500;
+
+    /// Adds rows of the source's answer; writes when there are enough.
+    pub fn add(&mut self, item: &'a Work<'a>, rows: &'a Rows, which: Vec<usize>, receivers: &mut [Receiver]) {
+        let keys = item.change.key.len();
+        self.rows += which.len();
+        let (alive, gone) = which.into_iter().partition(|row| rows.bool(*row, keys));
+        self.all.push(Handful { item, rows, gone, alive });
+        if self.rows >= Self::MOST {
+            self.write(receivers);
+        }
+    }
+
+    /// Writes what there is: of each relation deletes first, then updates and inserts, all receivers at the same time.
+    pub fn write(&mut self, receivers: &mut [Receiver]) {
+        let all = std::mem::take(self).all;
+        if all.is_empty() {
+            return;
+        }
+        for receiver in receivers.iter_mut() {
+            let statements: Result<Vec<Few>> = all.iter().map(|one| one.statements(receiver)).collect();
+            receiver.attempt(|conn| {
+                let statements = statements?;
+                conn.pipeline_begin()?;
+                conn.pipeline_add(BY_INDEX, &[], &[])?;
+                all.iter().zip(&statements).try_for_each(|(one, few)| few.queue(conn, one))?;
+                conn.pipeline_add(AS_BEFORE, &[], &[])?;
+                conn.pipeline_send()
+            });
+        }
+        for receiver in receivers.iter_mut().filter(|r| r.failed.is_none() && !r.spoilt) {
+            match receiver.session.conn.pipeline_collect() {
+                Ok(answers) => {
+                    let mut answers = answers.get(1..).unwrap_or_default();
+                    for one in &all {
+                        let (deletes, rest) = answers.split_at(one.gone.len().min(answers.len()));
+                        let (upserts, rest) = rest.split_at((one.alive.len() * one.per_row(receiver)).min(rest.len()));
+                        let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
+                        receiver.counts.deletes += written(deletes);
+                        receiver.counts.upserts += written(upserts);
+                        answers = rest;
+                    }
+                }
+                Err(error) => {
+                    let mut at = receiver.session.conn.failed_at.saturating_sub(1);
+                    let size = |one: &Handful| one.gone.len() + one.alive.len() * one.per_row(receiver);
+                    let failed = all.iter().find(|one| {
+                        let here = at < size(one);
+                        at -= if here { 0 } else { size(one) };
+                        here
+                    });
+                    receiver.failed = Some(match failed {
+                        Some(one) => error.at(format_args!("{} {}", one.item.name, one.key_of(at, receiver))),
+                        None => error,
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Handful<'_> {
+    fn statements(&self, receiver: &Receiver) -> Result<Few> {
+        let writing = self.item.writing(receiver)?;
+        Ok(Few {
+            types: writing.types(),
+            delete: writing.delete_one(),
+            update: writing.can_update().then(|| writing.update_one()),
+            insert: writing.insert_one(),
+        })
+    }
+
+    /// How many statements a row that lives takes.
+    fn per_row(&self, receiver: &Receiver) -> usize {
+        if self.item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 }
+    }
+
+    /// The key that one of its statements is about.
+    fn key_of(&self, at: usize, receiver: &Receiver) -> String {
+        let gone = self.gone.len();
+        let row = if at < gone { self.gone.get(at) } else { self.alive.get((at - gone) / self.per_row(receiver)) };
+        row.map_or_else(String::new, |row| key_text(self.item, self.rows, *row))
+    }
+}
+
+/// The key of a row as users read it: `(id)=(7)`.
+fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
+    let values: Vec<String> = (0..item.change.key.len()).map(|i| rows.text(row, i)).collect();
+    format!("({})=({})", item.change.key.join(", "), values.join(", "))
+}
+
+/// The prepared statements of the short path.
+struct Few {
+    types: Vec<u32>,
+    delete: String,
+    update: Option<String>,
+    insert: String,
+}
+
+impl Few {
+    fn queue(&self, conn: &mut Conn, few: &Handful<'_>) -> Result<()> {
+        let keys = few.item.change.key.len();
+        for row in &few.gone {
+            let key: Vec<Option<&[u8]>> = (0..keys).map(|c| few.rows.bytes(*row, c)).collect();
+            conn.pipeline_add(&self.delete, &self.types[..keys], &key)?;
+        }
+        for row in &few.alive {
+            // Keys, then columns; between them stands whether the row lives.
+            let columns = (0..=self.types.len()).filter(|c| *c != keys);
+            let values: Vec<Option<&[u8]>> = columns.map(|c| few.rows.bytes(*row, c)).collect();
+            if let Some(update) = &self.update {
+                conn.pipeline_add(update, &self.types, &values)?;
+            }
+            conn.pipeline_add(&self.insert, &self.types, &values)?;
+        }
+        Ok(())
+    }
+}
