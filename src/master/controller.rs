@@ -46,7 +46,8 @@ pub fn back_off(attempts: u32, min: Duration, max: Duration) -> Duration {
     min.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(max)
 }
 
-/// The wait after a first run that was started for changes and found none.
+/// The wait after a second run in a row that was started for changes and found none. After the first there is none: the
+/// changes may have been served by the run before, in which they were heard of.
 const IDLE_MIN: Duration = Duration::from_millis(20);
 /// The longest such wait: a change that comes meanwhile waits as long.
 const IDLE_MAX: Duration = Duration::from_secs(1);
@@ -151,10 +152,10 @@ impl Controller {
         troubles.filter_map(|(_, t)| t.as_ref().map(|t| t.next_try)).chain(timed).chain(whole).chain(held).min()
     }
 
-    /// Whether nothing runs, nobody is in trouble, and the last run that was started for changes found some.
+    /// Whether nothing runs, nobody is in trouble, and one of the last two runs that were started for changes found some.
     pub fn is_at_rest(&self) -> bool {
         let untroubled = self.whole.is_none() && self.troubled() == 0;
-        self.active && !self.paused && self.main.is_none() && self.recovering == 0 && untroubled && self.idle_runs == 0
+        self.active && !self.paused && self.main.is_none() && self.recovering == 0 && untroubled && self.idle_runs <= 1
     }
 
     pub fn started(&mut self, job: Job) {
@@ -179,7 +180,8 @@ impl Controller {
                 self.hold = now;
             } else if self.for_changes {
                 self.idle_runs += 1;
-                self.hold = now + back_off(self.idle_runs, IDLE_MIN, IDLE_MAX);
+                let wait = (self.idle_runs > 1).then(|| back_off(self.idle_runs - 1, IDLE_MIN, IDLE_MAX));
+                self.hold = now + wait.unwrap_or_default();
             }
         } else {
             self.recovering &= !job.members;
@@ -380,14 +382,14 @@ mod tests {
         let now = Instant::now();
         let mut c = controller(now);
         let idle = Report { idle: true, ..report(Outcome::Empty, 0, 0) };
-        for wait in [IDLE_MIN, IDLE_MIN * 2, IDLE_MIN * 4] {
+        for wait in [Duration::ZERO, IDLE_MIN, IDLE_MIN * 2, IDLE_MIN * 4] {
             c.changed = true;
             let at = c.next_time().unwrap();
             let job = c.due(at).unwrap();
             c.started(job);
             c.finished(job, &idle, at, MIN, MAX);
             c.changed = true;
-            assert_eq!(c.due(at), None);
+            assert_eq!(c.due(at).is_none(), wait > Duration::ZERO);
             assert_eq!(c.next_time(), Some(at + wait));
         }
         c.kicked = true;
