@@ -31,6 +31,8 @@ class Daemon:
             self._do("set", f"{name}={value}")
         self.control = bench.one.connect("bucardo")
         self.control.run(f"UPDATE bucardo.bucardo_config SET setting = '{self.pids}' WHERE name = 'piddir'")
+        files = "name IN ('reason_file', 'warning_file', 'log_conflict_file')"
+        self.control.run(f"UPDATE bucardo.bucardo_config SET setting = '{self.pids}/' || name WHERE {files}")
         self._do("start", "--log-destination", self.pids)
         until(lambda: "bucardo.kid.sync.s.pid" in os.listdir(self.pids), 60, 0.05)
 
