@@ -11,6 +11,7 @@ use crate::libpq::{Conn, Rows};
 pub struct Handfuls<'a> {
     all: Vec<Handful<'a>>,
     rows: usize,
+    bytes: usize,
 }
 
 /// A few rows of one relation: those that are gone, and those that live.
@@ -22,16 +23,19 @@ struct Handful<'a> {
 }
 
 impl<'a> Handfuls<'a> {
-    /// So many rows are written at once; answers are kept until all are there.
+    /// So many rows and bytes are written at once: they are held until they are sent, and the answers until all are there.
     const MOST: usize = 500;
+    const BYTES: usize = 1024 * 1024;
 
     /// Adds rows of the source's answer; writes when there are enough.
     pub fn add(&mut self, item: &'a Work<'a>, rows: &'a Rows, which: Vec<usize>, receivers: &mut [Receiver]) {
         let keys = item.change.key.len();
+        let size = |row: &usize| (0..rows.columns()).filter_map(|c| rows.bytes(*row, c)).map(<[u8]>::len).sum::<usize>();
         self.rows += which.len();
+        self.bytes += which.iter().map(size).sum::<usize>();
         let (alive, gone) = which.into_iter().partition(|row| rows.bool(*row, keys));
         self.all.push(Handful { item, rows, gone, alive });
-        if self.rows >= Self::MOST {
+        if self.rows >= Self::MOST || self.bytes >= Self::BYTES {
             self.write(receivers);
         }
     }
