@@ -115,7 +115,8 @@ impl Controller {
             if self.mesh {
                 let again = self.ready(now, Kind::Refused) & free;
                 if again != 0 && self.whole.as_ref().is_none_or(|t| now >= t.next_try) {
-                    return Some(Job { members: healthy | again, main: true });
+                    // All of them: two that have lost commits can only be mended together, and must not miss each other.
+                    return Some(Job { members: healthy | (self.refused() & free), main: true });
                 }
             }
             let timed = self.checktime.is_some_and(|t| now >= self.last_run + t);
@@ -135,6 +136,12 @@ impl Controller {
     fn ready(&self, now: Instant, kind: Kind) -> u64 {
         let due = |t: &Option<Trouble>| t.as_ref().is_some_and(|t| t.kind == kind && now >= t.next_try);
         self.troubles.iter().enumerate().filter(|(_, t)| due(t)).fold(0, |bits, (i, _)| bits | (1 << i))
+    }
+
+    /// The members that refused.
+    fn refused(&self) -> u64 {
+        let refused = |t: &Option<Trouble>| t.as_ref().is_some_and(|t| t.kind == Kind::Refused);
+        self.troubles.iter().enumerate().filter(|(_, t)| refused(t)).fold(0, |bits, (i, _)| bits | (1 << i))
     }
 
     /// When to ask [`Controller::due`] again if nothing happens before.
@@ -375,6 +382,27 @@ mod tests {
         c.started(alone);
         c.finished(alone, &Report { whole: true, ..report(Outcome::Bad, 1, 0) }, later, MIN, MAX);
         assert_eq!(c.due(later).filter(|j| !j.main), None);
+    }
+
+    #[test]
+    fn members_of_a_mesh_that_refused_are_tried_together() {
+        let now = Instant::now();
+        let mut c = controller(now);
+        c.mesh = true;
+        c.kicked = true;
+        let all = c.due(now).unwrap();
+        c.started(all);
+        c.finished(all, &report(Outcome::Bad, 0, 0b10), now, MIN, MAX);
+        // Another one refuses a little later: their next tries are at different times.
+        let later = now + MIN / 2;
+        c.kicked = true;
+        let all = c.due(later).unwrap();
+        c.started(all);
+        c.finished(all, &report(Outcome::Bad, 0, 0b110), later, MIN, MAX);
+        let at = c.next_time().unwrap();
+        assert!(c.troubles.iter().flatten().any(|t| t.next_try > at), "they are at the same time");
+        let job = c.due(at).unwrap();
+        assert_eq!(job.members & 0b110, 0b110);
     }
 
     #[test]
