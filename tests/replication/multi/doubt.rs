@@ -351,3 +351,20 @@ fn a_source_that_is_replaced_between_two_commits() {
     }
     wait_until("the new A to be equal", || anew.connect("anew").one("SELECT string_agg(id || val, ' ') FROM t") == "1A");
 }
+
+/// A source whose changes all have got is taken out without a whole table being copied.
+#[test]
+fn a_source_that_is_taken_out_in_peace_costs_nothing() {
+    for removal in ["update_sync('s', dbs => 'B:source,C:source,T:target')", "remove_db('A', force => true)"] {
+        let m = Plan::new(3).start();
+        m.everywhere(T);
+        m.sync_over(&m.dbs(), "tables => 'public.t'");
+        m.changes(&[("A", "INSERT INTO t VALUES (1, 1, 'A')"), ("B", "INSERT INTO t VALUES (2, 2, 'B')")]);
+        m.settle(&["t"]);
+        m.on("T").exec("UPDATE t SET val = 'of T alone' WHERE id = 1");
+        m.control().exec(&format!("SELECT bucardo.{removal}"));
+        m.on("B").exec("INSERT INTO t VALUES (3, 3, 'B')");
+        m.wait_sql("T", "what came afterwards", "SELECT count(*) = 1 FROM t WHERE id = 3");
+        assert_eq!(m.on("T").one("SELECT val FROM t WHERE id = 1"), "of T alone", "a whole table was copied after {removal}");
+    }
+}
