@@ -7,7 +7,7 @@ import re
 import resource
 import subprocess
 
-from common import ROW, cpu_of, measured, until
+from common import ROW, cpu_of, measured
 from opponents import Decoder
 
 DATABASES = ("none", "native", "plain", "decoded")
@@ -112,8 +112,6 @@ def rate(bench, db, script, protocol, clients, commit):
     """Transactions a second, and the processor time of each in microseconds (server and pgbench)."""
     before = bench.one.cpu() + children()
     out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol, *bench.load(5)], commit)
-    # What a session has used counts for the server as soon as it has ended.
-    until(lambda: not any(f" {db} " in f"{title} " for _, title in bench.one.processes()), 60, 0.01)
     used = bench.one.cpu() + children() - before
     done = int(re.search(r"actually processed: (\d+)", out)[1])
     return float(re.search(r"tps = ([\d.]+)", out)[1]), used / max(1, done) * 1e6
