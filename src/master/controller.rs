@@ -165,6 +165,11 @@ impl Controller {
         self.active && !self.paused && self.main.is_none() && self.recovering == 0 && untroubled && self.idle_runs <= 1
     }
 
+    /// Whether its main run goes on.
+    pub fn runs(&self) -> bool {
+        self.main.is_some()
+    }
+
     pub fn started(&mut self, job: Job) {
         if job.main {
             self.main = Some(job);

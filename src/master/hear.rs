@@ -1,7 +1,9 @@
 //! What the master hears of its watchers, and the upkeep that it gives them. Nothing here waits.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::controller::Job;
 use super::main::{Entry, HISTORY, INSPECT, Master, Removal, Source, Step};
 use super::upkeep::{self, BROKEN, LISTING, Listing, PURGE, RELEASE};
 use super::watch::News;
@@ -21,10 +23,16 @@ const SOON: Duration = Duration::from_millis(200);
 impl Master {
     /// Lets the watchers go on and takes their news.
     pub(super) fn hear(&mut self, now: Instant) -> Result<()> {
+        let entries = &self.entries;
+        // What is committed while the only sync that it concerns runs is told at the end of the run.
+        let deaf = |name: &str, source: &Source| source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.autokick && e.controller.runs());
         let heard: Vec<(String, News)> = self
             .sources
             .iter_mut()
-            .flat_map(|(name, source)| source.watcher.advance(now).into_iter().map(|news| (name.clone(), news)))
+            .flat_map(|(name, source)| {
+                let deaf = deaf(name, source);
+                source.watcher.advance(now, deaf).into_iter().map(|news| (name.clone(), news))
+            })
             .collect();
         for (name, news) in heard {
             match news {
@@ -50,15 +58,29 @@ impl Master {
     /// Something was committed on a source: where that can concern one sync only, and nothing is known that speaks against
     /// it, its run starts without asking the source first.
     fn starts_at_once(&mut self, source: &str) -> bool {
-        let captures = |e: &&mut Entry| e.sync.captures() && e.sync.sources().any(|m| m.db.name == source);
-        let mut concerned = self.entries.values_mut().filter(captures);
-        match (concerned.next(), concerned.next()) {
-            (Some(entry), None) if entry.sync.autokick && entry.controller.is_at_rest() => {
-                entry.controller.changed = true;
-                true
+        let id = only_one(&self.entries, source).filter(|e| e.sync.autokick && e.controller.is_at_rest()).map(|e| e.sync.id);
+        let Some(entry) = id.and_then(|id| self.entries.get_mut(&id)) else { return false };
+        entry.controller.changed = true;
+        true
+    }
+
+    /// A run of a sync has ended: looks for changes at its sources, but for those where it is known whether any came since the
+    /// run began. Whether some did.
+    pub(super) fn look_after(&mut self, id: i32, job: Job, now: Instant) -> bool {
+        let Some(entry) = self.entries.get(&id) else { return false };
+        let mut told = false;
+        for member in entry.sync.sources() {
+            let alone = job.main && entry.sync.autokick && only_one(&self.entries, &member.db.name).is_some();
+            let Some(source) = self.sources.get_mut(&member.db.name) else { continue };
+            // Forgets before it counts: what is committed after that wakes again.
+            if alone && source.watcher.calm() {
+                source.watcher.reached_knowing(now);
+                told = true;
+            } else {
+                source.watcher.reached(now);
             }
-            _ => false,
         }
+        told && commits(&self.sources, &entry.sync) != entry.commits
     }
 
     /// A receiver of a sync has something to be served.
@@ -117,7 +139,7 @@ impl Master {
     fn hear_removals(&mut self, now: Instant) -> Result<()> {
         let mut heard = Vec::new();
         for (token, removal) in &mut self.removals {
-            for news in removal.watcher.advance(now) {
+            for news in removal.watcher.advance(now, false) {
                 if let News::Upkeep { result, .. } = news {
                     heard.push((*token, result));
                 }
@@ -193,6 +215,18 @@ impl Master {
         }
         Ok(())
     }
+}
+
+/// The only sync that captures at a source, if there is but one.
+fn only_one<'a>(entries: &'a HashMap<i32, Entry>, source: &str) -> Option<&'a Entry> {
+    let mut concerned = entries.values().filter(|e| e.sync.captures() && e.sync.sources().any(|m| m.db.name == source));
+    concerned.next().filter(|_| concerned.next().is_none())
+}
+
+/// How often the sources of a sync that wake us have done so.
+pub(super) fn commits(sources: &HashMap<String, Source>, sync: &Sync) -> u64 {
+    let watchers = sync.sources().filter_map(|m| sources.get(&m.db.name)).map(|s| &s.watcher);
+    watchers.fold(0, |sum, w| sum.wrapping_add(w.commits()))
 }
 
 /// Served deltas are purged now and then, and soon when there are many.

@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::farewell::{self, DropAwaited};
+use super::hear;
 use super::identity;
 use super::kids::{Kids, Manners};
 use super::notify;
@@ -34,6 +35,8 @@ pub(super) struct Entry {
     pub(super) controller: Controller,
     /// The kicks that the running main run covers.
     pub(super) ticket: u64,
+    /// How often its sources had woken us when it began.
+    pub(super) commits: u64,
     pub(super) last: Outcome,
 }
 
@@ -322,6 +325,7 @@ impl Master {
             sync: sync.clone(),
             controller: Controller::new(now),
             ticket: 0,
+            commits: 0,
             last: Outcome::None,
         });
         let sources_active = sync.sources().any(|m| m.db.active);
@@ -385,12 +389,14 @@ impl Master {
                     maxkicks: sync.maxkicks,
                 };
                 let ticket = shmem::with(|s| s.sync(self.db, id).map_or(0, |y| y.kicked));
+                let commits = hear::commits(&self.sources, sync);
                 if !self.kids.assign(id, job, manners, waiting, now) {
                     break;
                 }
                 entry.controller.started(job);
                 if job.main {
                     entry.ticket = ticket;
+                    entry.commits = commits;
                     shmem::with(|s| s.sync(self.db, id).map(|y| y.begun = ticket));
                 }
                 fault::point("master.after_assign")?;
@@ -417,15 +423,16 @@ impl Master {
                 spi::execute("UPDATE bucardo.sync SET paused = true WHERE name = $1", &[name.as_str().into()]).map(drop)
             })?;
         }
-        for member in entry.sync.sources() {
-            if let Some(source) = self.sources.get_mut(&member.db.name) {
-                if report.whole {
+        if report.whole {
+            for member in entry.sync.sources() {
+                if let Some(source) = self.sources.get_mut(&member.db.name) {
                     source.watcher.look_soon();
-                } else {
-                    source.watcher.reached(now);
                 }
             }
         }
+        let stirred = !report.whole && self.look_after(id, job, now);
+        let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
+        entry.controller.changed |= stirred;
         let ticket = if job.main { entry.ticket } else { 0 };
         let away = report.down & job.members;
         let warning = match entry.controller.left_out(job) {

@@ -14,6 +14,8 @@ use crate::pg::shmem::{self, Watching};
 
 /// How long a waiting call waits on a quiet source; it holds a snapshot there meanwhile, so not for long.
 const WAIT_CALL: Duration = Duration::from_secs(5);
+/// A source that wakes us is looked at so long after a run, for what its capture has grown to.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// Even a source that wakes us is looked at this often, against what no wake-up reports (a prepared transaction that
 /// was committed while the master was away).
 const SAFETY_LOOK: Duration = Duration::from_secs(10);
@@ -157,6 +159,31 @@ impl Watcher {
         self.look = true;
     }
 
+    /// The same where it is known whether anything has changed since the run began: there is no hurry to look.
+    pub fn reached_knowing(&mut self, now: Instant) {
+        let look = std::mem::replace(&mut self.look, false);
+        self.reached(now);
+        self.look = look;
+        self.next_look = self.next_look.min(now + LOOK_AFTER);
+    }
+
+    /// Whether it wakes us, and has.
+    pub fn is_dirty(&self) -> bool {
+        matches!(&self.wake, Wake::Shared(watching) if watching.is_dirty())
+    }
+
+    /// How often it has woken us; 0 where it does not.
+    pub fn commits(&self) -> u64 {
+        if let Wake::Shared(watching) = &self.wake { watching.commits() } else { 0 }
+    }
+
+    /// Whether it wakes us. If so, forgets that it has.
+    pub fn calm(&self) -> bool {
+        let Wake::Shared(watching) = &self.wake else { return false };
+        watching.take();
+        true
+    }
+
     /// The socket to wait on, -1 for none.
     pub fn socket(&self) -> i32 {
         match (&self.line, &self.asked) {
@@ -181,10 +208,11 @@ impl Watcher {
         }
     }
 
-    /// Goes on as far as possible without waiting.
-    pub fn advance(&mut self, now: Instant) -> Vec<News> {
+    /// Goes on as far as possible without waiting. `deaf`: it is not heard that it wakes us.
+    pub fn advance(&mut self, now: Instant, deaf: bool) -> Vec<News> {
         let mut news = Vec::new();
         if let Wake::Shared(watching) = &self.wake
+            && !deaf
             && watching.take()
         {
             news.push(News::Woken);

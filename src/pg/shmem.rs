@@ -1,7 +1,7 @@
 //! Shared memory: the table of `master::slot` under one lock, and the flags that a committing transaction sets without
 //! any lock. Only there when the library was preloaded; every user asks [`is_loaded`] first.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::lwlock::PgLwLock;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init, pg_sys};
@@ -21,6 +21,8 @@ struct Watch {
     db: AtomicU32,
     procno: AtomicI32,
     dirty: AtomicBool,
+    /// How often something was committed, for whoever wants to know whether anything was since.
+    commits: AtomicU64,
 }
 
 const MAX_WATCHES: usize = 128;
@@ -61,8 +63,14 @@ pub fn init() {
 fn flags_init() {
     pg_shmem_init!(
         FLAGS = Flags {
-            watches: [const { Watch { db: AtomicU32::new(0), procno: AtomicI32::new(-1), dirty: AtomicBool::new(false) } };
-                MAX_WATCHES],
+            watches: [const {
+                Watch {
+                    db: AtomicU32::new(0),
+                    procno: AtomicI32::new(-1),
+                    dirty: AtomicBool::new(false),
+                    commits: AtomicU64::new(0),
+                }
+            }; MAX_WATCHES],
         }
     );
 }
@@ -94,6 +102,17 @@ pub fn watch(db: u32, procno: i32) -> Option<Watching> {
 }
 
 impl Watching {
+    /// Whether the next [`Watching::take`] will say so.
+    pub fn is_dirty(&self) -> bool {
+        FLAGS.get().watches[self.0].dirty.load(Ordering::Acquire)
+    }
+
+    /// How often something was committed. A snapshot that is taken after this was read sees all that: a commit is visible before
+    /// it is told of.
+    pub fn commits(&self) -> u64 {
+        FLAGS.get().watches[self.0].commits.load(Ordering::Acquire)
+    }
+
     /// Whether something was committed since the last call.
     pub fn take(&self) -> bool {
         FLAGS.get().watches[self.0].dirty.swap(false, Ordering::AcqRel)
@@ -118,8 +137,9 @@ pub fn forget_watches(procno: i32) {
 
 /// Tells all who watch the database that captured changes were committed. Takes no lock, cannot fail.
 pub fn committed(db: u32) {
-    for watch in &FLAGS.get().watches {
-        if watch.db.load(Ordering::Acquire) == db && !watch.dirty.swap(true, Ordering::AcqRel) {
+    for watch in FLAGS.get().watches.iter().filter(|w| w.db.load(Ordering::Acquire) == db) {
+        watch.commits.fetch_add(1, Ordering::AcqRel);
+        if !watch.dirty.swap(true, Ordering::AcqRel) {
             set_latch(watch.procno.load(Ordering::Acquire));
         }
     }
