@@ -124,7 +124,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 7 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -845,8 +845,8 @@ BEGIN
 END
 $body$;
 
--- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of all
--- segments. Cheap at rest: only segments that hold anything are looked at. Always at least one row.
+-- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of the
+-- fullest table's segments, all of which each run reads. Cheap at rest: only segments that hold anything are looked at. Always at least one row.
 CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text) RETURNS TABLE (sync text, member text, bytes bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
@@ -854,7 +854,7 @@ DECLARE
     w record;
     segment oid;
     size bigint;
-    total bigint := 0;
+    most bigint := 0;
     found_one boolean;
     seen text[] := '{}';
 BEGIN
@@ -862,7 +862,7 @@ BEGIN
                     (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
                FROM bucardo.capture_candidates() k LOOP
         CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
-        total := total + coalesce(c.size, 0);
+        most := greatest(most, c.size);
         FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
                    FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip, v.sync LOOP
             found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
@@ -883,9 +883,9 @@ BEGIN
         END LOOP;
     END LOOP;
     IF seen = '{}' THEN
-        RETURN QUERY SELECT NULL::text, NULL::text, total;
+        RETURN QUERY SELECT NULL::text, NULL::text, most;
     ELSE
-        RETURN QUERY SELECT split_part(x, E'\x01', 1), split_part(x, E'\x01', 2), total FROM unnest(seen) x;
+        RETURN QUERY SELECT split_part(x, E'\x01', 1), split_part(x, E'\x01', 2), most FROM unnest(seen) x;
     END IF;
 END
 $body$;
@@ -918,9 +918,10 @@ BEGIN
 END
 $body$;
 
--- Empties the segments that everybody has been served from. Never waits for a writer and lets none wait: it switches
--- writers to an empty segment first, and takes a lock only on segments that they have left, at once or not at all.
-CREATE OR REPLACE FUNCTION bucardo.capture_purge() RETURNS bigint
+-- Empties the segments that everybody has been served from, of tables with so many bytes of them. Never waits for a writer
+-- and lets none wait: it switches writers to an empty segment first, and takes a lock only on segments that they have left,
+-- at once or not at all. A large one that was left just now waits for the next purge: somebody may be on his way to it.
+CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
@@ -929,10 +930,16 @@ DECLARE
     unserved boolean;
     active bigint;
     empty integer;
+    left_now bigint;
     condition text;
+    large CONSTANT bigint := 64 * 1024 * 1024;
 BEGIN
     -- With one snapshot for all it would not see what was written since, and throw it away.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN 0;
+    END IF;
+    -- Who installs capture may have given a receiver its place already, which nobody sees before he commits.
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('bucardo capture', 0)) THEN
         RETURN 0;
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
@@ -942,6 +949,7 @@ BEGIN
                 OR k.id IN (SELECT t.capture FROM bucardo.capture_touched t) OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m) ORDER BY k.id LOOP
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
+        CONTINUE WHEN p_least > (SELECT coalesce(sum(pg_relation_size(g)), 0) FROM unnest(c.segments) g);
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
         CONTINUE WHEN condition IS NULL;
@@ -952,15 +960,21 @@ BEGIN
             CONTINUE;
         END IF;
         EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
+        left_now := NULL;
         IF pg_relation_size(c.segments[active]) > 0 THEN
             SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
             IF empty IS NOT NULL THEN
                 PERFORM setval(c.active::regclass, empty);
+                left_now := active;
                 active := empty;
             END IF;
         END IF;
         FOR i IN 1 .. 3 LOOP
             CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
+            CONTINUE WHEN i = left_now AND pg_relation_size(c.segments[i]) > large;
+            -- What is still wanted is found without keeping anybody out.
+            EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', c.segments[i]::regclass, condition) INTO unserved;
+            CONTINUE WHEN unserved;
             BEGIN
                 EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', c.segments[i]::regclass);
                 -- Each statement of a volatile function has its own snapshot: it sees all who wrote here before the lock.

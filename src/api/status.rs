@@ -19,6 +19,7 @@ use crate::libpq::Conn;
 use crate::master::launcher::CROWDED;
 use crate::master::notify;
 use crate::master::slot::{KidState, Shown};
+use crate::master::upkeep;
 use crate::pg::{shmem, worker};
 
 /// What is captured and not yet served, by sync, source and relation.
@@ -124,7 +125,7 @@ fn purge_sources(only: Option<&str>) -> Result<i64> {
             opened => opened?,
         };
         conn.query("SET default_transaction_isolation = 'read committed'")?;
-        freed += conn.query("SELECT bucardo.capture_purge()")?.number::<i64>(0, 0).unwrap_or(0);
+        freed += conn.query(&upkeep::purge_sql(0))?.number::<i64>(0, 0).unwrap_or(0);
     }
     Ok(freed)
 }

@@ -13,8 +13,8 @@ pub const COLUMNS: &str =
     "pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
 const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
 /// A commit that waits for the disk takes everything before it along.
-const FLUSH: &str =
-    "BEGIN; SET LOCAL synchronous_commit = local; SELECT pg_catalog.pg_logical_emit_message(true, 'bucardo', ''); COMMIT";
+const FLUSH: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
+    pg_catalog.pg_logical_emit_message(true, 'bucardo', '')";
 
 /// Where the log must be flushed to, from the answer to [`COLUMNS`], the first of which is `column`; None: it is.
 pub fn unflushed(rows: &Rows, column: usize) -> Option<String> {
@@ -27,7 +27,10 @@ pub fn wait(conn: &mut Conn, pool: &mut Pool, source: &Db, lsn: &str) -> Result<
         return Ok(());
     }
     let mut session = pool.take_beside(source)?;
-    session.conn.query(FLUSH)?;
+    session.conn.pipeline_begin()?;
+    session.conn.pipeline_add(FLUSH, &[], &[])?;
+    session.conn.pipeline_send()?;
+    session.conn.pipeline_collect()?;
     pool.give_back(session);
     Ok(())
 }

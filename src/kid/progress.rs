@@ -2,6 +2,7 @@
 //! after the receiver has committed: losing it only sends again what is there already.
 
 use super::gather::{Asker, text_array};
+use super::who;
 use crate::error::Result;
 use crate::libpq::Conn;
 
@@ -16,11 +17,26 @@ const FORGET: &str = "DELETE FROM bucardo.capture_settled s WHERE s.control = $1
 
 /// Notes at the source that the members were served up to the snapshot. It does not wait for the disk.
 pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
+    conn.pipeline_begin()?;
+    queue(conn, asker, snapshot, members)?;
+    conn.pipeline_send()?;
+    conn.pipeline_collect().map(drop)
+}
+
+/// Ends the source's transaction and notes the same, in one round trip. Where the source's log is then.
+pub fn end(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<String> {
+    conn.pipeline_begin()?;
+    who::queue_commit(conn)?;
+    queue(conn, asker, snapshot, members)?;
+    conn.pipeline_send()?;
+    who::committed(conn)
+}
+
+fn queue(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
     let names: Vec<&str> =
         asker.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0).map(|(_, m)| m.db.name.as_str()).collect();
     let source = &asker.sync.members[asker.source].db.name;
     let array = text_array(&names);
-    conn.pipeline_begin()?;
     conn.pipeline_add("BEGIN", &[], &[])?;
     conn.pipeline_add("SET LOCAL synchronous_commit = off", &[], &[])?;
     let sync = asker.sync.capture_name();
@@ -29,7 +45,5 @@ pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) ->
     if asker.sync.sources().count() > 1 {
         conn.pipeline_add(FORGET, &[], &params[..2])?;
     }
-    conn.pipeline_add("COMMIT", &[], &[])?;
-    conn.pipeline_send()?;
-    conn.pipeline_collect().map(drop)
+    conn.pipeline_add("COMMIT", &[], &[])
 }

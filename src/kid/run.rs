@@ -265,12 +265,13 @@ fn one_attempt(
         }
     }
     progress.phase(Phase::Mark);
-    let place = from.conn.query(who::COMMIT).map_err(fail)?.text(0, 0);
     fault::point("kid.before_mark").map_err(fail)?;
     if served != 0 {
-        progress.seen.insert(source, (from.who.identity.clone(), place));
         let asker = Asker { control: &plan.control, sync: &plan.sync, source };
-        progress::mark(&mut from.conn, &asker, &gathered.snapshot, served).map_err(fail)?;
+        let place = progress::end(&mut from.conn, &asker, &gathered.snapshot, served).map_err(fail)?;
+        progress.seen.insert(source, (from.who.identity.clone(), place));
+    } else {
+        from.conn.query("COMMIT").map_err(fail)?;
     }
     fault::point("kid.after_mark").map_err(fail)?;
     pool.give_back(from);
@@ -376,13 +377,13 @@ fn moved_sequences(plan: &Plan, rows: Option<&Rows>, receivers: &[Receiver]) -> 
 fn commit(receivers: &mut [Receiver]) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
-        receiver.attempt(|conn| conn.send(who::COMMIT));
+        receiver.attempt(who::commit);
         fault::point("kid.between_commits")?;
     }
     let mut committed = 0;
     for receiver in receivers.iter_mut() {
-        if let Some(place) = receiver.attempt(|conn| conn.collect()) {
-            receiver.session.place = Some(place.text(0, 0));
+        if let Some(place) = receiver.attempt(who::committed) {
+            receiver.session.place = Some(place);
             committed |= receiver.bit();
         }
     }

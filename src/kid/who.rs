@@ -16,10 +16,6 @@ const ASK: &str = "SELECT (SELECT s.system_identifier FROM pg_catalog.pg_control
 const PLACE: &str = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
     CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN pg_catalog.pg_current_wal_insert_lsn() \
     ELSE pg_catalog.pg_current_wal_flush_lsn() END || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
-/// Commits and tells the same.
-pub const COMMIT: &str = "COMMIT; SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
-    CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN pg_catalog.pg_current_wal_insert_lsn() \
-    ELSE pg_catalog.pg_current_wal_flush_lsn() END || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
 /// Where the timelines before this one ended.
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || $1 || '.history', 0, 1000000, true)";
 
@@ -63,6 +59,24 @@ pub fn ask(conn: &mut Conn) -> Result<Who> {
     }
     let theirs = rows.number(0, 3).unwrap_or(before) + fault::clock(&conn.name);
     Ok(Who { identity: rows.text(0, 0), started: rows.text(0, 2), clock: Clock::measured(before, theirs, after) })
+}
+
+/// Sends COMMIT, to be collected by [`committed`].
+pub fn commit(conn: &mut Conn) -> Result<()> {
+    conn.pipeline_begin()?;
+    queue_commit(conn)?;
+    conn.pipeline_send()
+}
+
+/// Puts COMMIT, and the question where the log is after it, into a pipeline.
+pub fn queue_commit(conn: &mut Conn) -> Result<()> {
+    conn.pipeline_add("COMMIT", &[], &[])?;
+    conn.pipeline_add(PLACE, &[], &[])
+}
+
+/// Where the member's log is after its commit.
+pub fn committed(conn: &mut Conn) -> Result<String> {
+    Ok(conn.pipeline_collect()?.get(1).map(|place| place.text(0, 0)).unwrap_or_default())
 }
 
 /// Where the member's log is.

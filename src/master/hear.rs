@@ -13,9 +13,11 @@ use crate::error::Result;
 use crate::guc;
 use crate::pg::shmem;
 
-/// With so many bytes of capture at a source, served deltas are purged without waiting for the interval.
-const PURGE_BYTES: i64 = 1024 * 1024;
+/// Tables with so many bytes of capture are purged without waiting for the interval: each run reads them all.
+const PURGE_BYTES: i64 = 32 * 1024;
 const PURGE_SOONEST: Duration = Duration::from_millis(500);
+/// The same after a purge that was in vain: somebody is away, or writes without end.
+const PURGE_AGAIN: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(3);
 /// When somebody is installing capture just now, or the catalog has to be read first.
 const SOON: Duration = Duration::from_millis(200);
@@ -25,7 +27,9 @@ impl Master {
     pub(super) fn hear(&mut self, now: Instant) -> Result<()> {
         let entries = &self.entries;
         // What is committed while the only sync that it concerns runs is told at the end of the run.
-        let deaf = |name: &str, source: &Source| source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.autokick && e.controller.runs());
+        let deaf = |name: &str, source: &Source| {
+            source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.autokick && e.controller.runs())
+        };
         let heard: Vec<(String, News)> = self
             .sources
             .iter_mut()
@@ -98,8 +102,9 @@ impl Master {
         };
         let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
         match (token, result) {
-            (PURGE, _) => {
+            (PURGE, answer) => {
                 source.purged = now;
+                source.purged_in_vain = !answer.is_ok_and(|freed| freed != "0");
                 source.watcher.bytes = 0;
             }
             (LISTING, Ok(_)) => match stale? {
@@ -185,7 +190,9 @@ impl Master {
         for source in self.sources.values_mut() {
             if due(&source.purge_at) {
                 source.purge_at = None;
-                source.watcher.add_upkeep(PURGE, upkeep::PURGE_SQL.into());
+                let all = now >= source.purged_all + guc::purge_interval();
+                source.purged_all = if all { now } else { source.purged_all };
+                source.watcher.add_upkeep(PURGE, upkeep::purge_sql(if all { 0 } else { PURGE_BYTES }));
                 source.watcher.look_soon();
             }
             if due(&source.compare_at) {
@@ -231,8 +238,10 @@ pub(super) fn commits(sources: &HashMap<String, Source>, sync: &Sync) -> u64 {
 
 /// Served deltas are purged now and then, and soon when there are many.
 fn plan_purge(source: &mut Source, now: Instant) {
-    if source.watcher.bytes > 0 && source.purge_at.is_none() {
-        let wait = if source.watcher.bytes > PURGE_BYTES { PURGE_SOONEST } else { guc::purge_interval() };
-        source.purge_at = Some((source.purged + wait).max(now));
+    if source.watcher.bytes > 0 {
+        let soon = source.purged + if source.purged_in_vain { PURGE_AGAIN } else { PURGE_SOONEST };
+        let in_time = source.purged_all + guc::purge_interval();
+        let at = if source.watcher.bytes >= PURGE_BYTES { soon.min(in_time) } else { in_time };
+        source.purge_at = Some(source.purge_at.map_or(at, |planned| planned.min(at)).max(now));
     }
 }

@@ -44,6 +44,9 @@ pub(super) struct Source {
     pub(super) watcher: Watcher,
     pub(super) purge_at: Option<Instant>,
     pub(super) purged: Instant,
+    /// When all of its tables were purged last, and whether the last purge was in vain.
+    pub(super) purged_all: Instant,
+    pub(super) purged_in_vain: bool,
     /// When to compare with the catalog what the source captures, and when to look whether it still does.
     pub(super) compare_at: Option<Instant>,
     pub(super) inspect_at: Instant,
@@ -353,6 +356,8 @@ impl Master {
                 watcher: Watcher::new(target, &self.control, now),
                 purge_at: None,
                 purged: now,
+                purged_all: now,
+                purged_in_vain: false,
                 compare_at: None,
                 inspect_at: now + INSPECT,
             });

@@ -38,7 +38,10 @@ pub fn this_server() -> &'static ThisServer {
     })
 }
 
-pub const PURGE_SQL: &str = "SELECT bucardo.capture_purge()";
+/// The statement that empties the segments of which nobody needs anything more, of tables with so many bytes of them.
+pub fn purge_sql(least: i64) -> String {
+    format!("SELECT bucardo.capture_purge({least})")
+}
 
 /// The statement that lists what this control database has on a member.
 pub fn listing_sql(control: &str) -> String {

@@ -72,7 +72,7 @@ def capture_statements(bench):
             decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
             conns[db].run("TRUNCATE t")
             if db in ("native", "plain"):
-                conns[db].run("SELECT bucardo.capture_purge()")
+                conns[db].run("SELECT bucardo.capture_purge(0)")
             conns[db].run("CHECKPOINT")
             once("insert", db, f"INSERT INTO t {ROW} FROM generate_series(1, {inserts}) g")
             conns[db].run("VACUUM t")

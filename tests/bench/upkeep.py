@@ -158,7 +158,7 @@ def rounds_of(bench, held, rounds, rows):
         times.append(timed(lambda: serve(control)))
     # A purge leaves the segment that is written to; the next one finds it left.
     for _ in range(2):
-        source.run("SELECT bucardo.capture_purge()")
+        source.run("SELECT bucardo.capture_purge(0)")
     left = source.number(SEGMENTS)
     bench.equal(source, [target])
     for conn in (holder, control, source, target):
@@ -192,11 +192,11 @@ def purge(bench):
     changes = (("by one statement", f"INSERT INTO t {ROW} FROM generate_series(1, {count}) g"), ("by a statement each", one_by_one))
     for name, sql in changes:
         control.run("SELECT bucardo.pause('s')")
-        source.run("SELECT bucardo.capture_purge()")
+        source.run("SELECT bucardo.capture_purge(0)")
         source.run(sql)
         size = source.number(SEGMENTS)
         serve(control)
-        first = timed(lambda: source.run("SELECT bucardo.capture_purge()")) * 1000
+        first = timed(lambda: source.run("SELECT bucardo.capture_purge(0)")) * 1000
         work = f"purge of {count:,} deltas, {name}"
         bench.report(work, "size before", [size / 1024 / 1024], "MiB", ours=True)
         bench.report(work, "bucardo", [first], "ms", goal="<= 20 ms")

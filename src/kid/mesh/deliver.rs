@@ -417,13 +417,13 @@ impl Mesh<'_> {
         // Sources first: what one of them holds alone can be found there, should all others be gone.
         let (sources, targets): (Vec<usize>, Vec<usize>) = (0..self.members.len()).partition(|at| self.offers[*at].is_some());
         for at in sources.into_iter().chain(targets) {
-            self.members[at].attempt(|conn| conn.send(who::COMMIT));
+            self.members[at].attempt(who::commit);
             fault::point("kid.between_commits")?;
         }
         let mut committed = 0;
         for member in &mut self.members {
-            if let Some(place) = member.attempt(|conn| conn.collect()) {
-                member.session.place = Some(place.text(0, 0));
+            if let Some(place) = member.attempt(who::committed) {
+                member.session.place = Some(place);
                 committed |= member.bit();
             }
         }
