@@ -9,6 +9,7 @@ use super::few::Handfuls;
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
 use super::reading::Reading;
+use super::replaced;
 use super::retry::Care;
 use super::sequence;
 use super::shape::{self, Shapes, Table};
@@ -219,6 +220,10 @@ impl<'a> Pass<'a> {
             }
             done(&item.name, item.change.changes);
         }
+        let many = work.iter().filter(|w| !self.is_few(w.change)).map(|w| w.table.oid);
+        if many.clone().next().is_some() {
+            replaced::check(source, many)?;
+        }
         Ok(())
     }
 
@@ -231,11 +236,13 @@ impl<'a> Pass<'a> {
             let params = [Some(self.window.xmax.as_bytes()), Some(self.window.xip.as_bytes())];
             source.pipeline_add(&item.reading().few(), &[], &params)?;
         }
+        replaced::queue(source, few.iter().map(|item| item.table.oid))?;
         source.pipeline_send()
     }
 
     fn source_rows(&self, source: &mut Conn, work: &[Work]) -> Result<Vec<Rows>> {
         let mut rows = source.pipeline_collect()?;
+        replaced::judge(rows.pop().as_ref())?;
         let answers = rows.split_off(rows.len().min(2));
         if let Some(fingerprints) = rows.first() {
             shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;

@@ -15,6 +15,7 @@ pub mod mesh;
 pub mod progress;
 pub mod reading;
 pub mod renew;
+mod replaced;
 pub mod report;
 pub mod retry;
 pub mod run;

@@ -9,17 +9,17 @@ use std::time::Duration;
 use super::apply::{self, Counts, Pass, Receiver};
 use super::copy;
 use super::flush;
-use super::gather::{self, Asker, Gathered, Group};
+use super::gather::{self, Asker, Change, Gathered, Group};
 use super::members::{self, Pool, Session};
 use super::mend;
 use super::mesh;
 use super::progress;
 use super::renew;
+use super::replaced;
 use super::report::Progress;
 use super::retry::{self, Care, Verdict};
 use super::sequence;
 use super::shape::{self, Shapes};
-use super::who;
 use crate::catalog::sync::{Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
@@ -358,7 +358,7 @@ fn serve(
         let source = plan.sync.members.iter().find(|m| m.role == Role::Source);
         source.map_or(Ok(()), |m| flush::wait(&mut from.conn, pool, &m.db, lsn))?;
     }
-    let committed = commit(receivers)?;
+    let committed = commit(receivers, &group.changes)?;
     for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
         if let Some(state) = &sequences {
             plan.sequences.insert(receiver.index, state.clone());
@@ -374,15 +374,20 @@ fn moved_sequences(plan: &Plan, rows: Option<&Rows>, receivers: &[Receiver]) -> 
 }
 
 /// Commits all receivers that have not failed: sends to all, then collects.
-fn commit(receivers: &mut [Receiver]) -> Result<u64> {
+fn commit(receivers: &mut [Receiver], changes: &[Change]) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
-        receiver.attempt(who::commit);
+        let oids: Vec<u32> = changes.iter().filter_map(|c| receiver.table(c.relation).ok()).map(|t| t.oid).collect();
+        receiver.attempt(|conn| {
+            conn.pipeline_begin()?;
+            replaced::queue_commit(conn, oids.iter().copied())?;
+            conn.pipeline_send()
+        });
         fault::point("kid.between_commits")?;
     }
     let mut committed = 0;
     for receiver in receivers.iter_mut() {
-        if let Some(place) = receiver.attempt(who::committed) {
+        if let Some(place) = receiver.attempt(replaced::committed) {
             receiver.session.place = Some(place);
             committed |= receiver.bit();
         }

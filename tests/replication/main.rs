@@ -46,6 +46,7 @@ mod late;
 mod lost;
 mod multi;
 mod oneway;
+mod rewrite;
 mod security;
 mod standby;
 mod torture;

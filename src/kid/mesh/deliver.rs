@@ -7,7 +7,7 @@ use super::contend::{FewRows, Key};
 use super::record::{self, Run, Stand};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
-use crate::error::{Error, Result, SqlState};
+use crate::error::Result;
 use crate::fault;
 use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::bring::{self, Bringing};
@@ -16,7 +16,7 @@ use crate::kid::gather::text_array;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
 use crate::kid::writing::Writing;
-use crate::kid::{flush, progress as track, sequence, who};
+use crate::kid::{flush, progress as track, replaced, sequence, who};
 use crate::libpq::{Conn, Rows};
 use crate::master::slot::Phase;
 
@@ -25,9 +25,6 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
     FROM unnest($5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]) u(source, served, identity) \
     ON CONFLICT (control, sync, source, member) DO UPDATE SET served = excluded.served, identity = excluded.identity, run = excluded.run";
 
-/// Tables whose file is not the one that this transaction's snapshot knows.
-const REPLACED: &str = "SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c WHERE c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) \
-    AND c.oid IN (SELECT o FROM unnest($1::pg_catalog.oid[]) o UNION SELECT p.relid FROM unnest($1::pg_catalog.oid[]) o, pg_catalog.pg_partition_tree(o) p)";
 /// How many rows are written by one round trip.
 const AT_ONCE: usize = 500;
 
@@ -346,43 +343,35 @@ impl Mesh<'_> {
     }
 
     /// Each receiver that is a source notes up to where it was served, in its own transaction. `all`: also those for whom
-    /// there was nothing, because it must be known that they took part. One on which a table was emptied under this run
-    /// is defeated: TRUNCATE respects no snapshot, and what came after it here would be taken for older.
+    /// there was nothing, because it must be known that they took part. A member on which a table was replaced under this run
+    /// is defeated: what was read there is not what its snapshot had, and what came after it would be taken for older.
     fn note_progress(&mut self, relations: &[i32], all: bool) {
         let sync = self.plan.sync.capture_name();
         let run = self.run.to_string();
-        for at in self.sources() {
+        let sources = self.sources();
+        for at in 0..self.members.len() {
             let me = self.name(at).to_string();
-            let from: Vec<usize> = self
-                .sources()
-                .into_iter()
-                .filter(|s| *s != at && self.offers[*s].as_ref().is_some_and(|o| all || o.has_news()))
-                .collect();
-            if from.is_empty() {
-                continue;
-            }
+            let is_source = self.offers[at].is_some();
+            let gives = |s: &&usize| is_source && **s != at && self.offers[**s].as_ref().is_some_and(|o| all || o.has_news());
+            let from: Vec<usize> = sources.iter().filter(gives).copied().collect();
             let offers: Vec<_> = from.iter().filter_map(|s| self.offers[*s].as_ref()).collect();
             let names = text_array(&from.iter().map(|s| self.name(*s)).collect::<Vec<_>>());
             let served = text_array(&offers.iter().map(|o| o.snapshot.as_str()).collect::<Vec<_>>());
             let identities = text_array(&offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
-            let tables: Vec<String> =
-                relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid.to_string()).collect();
-            let tables = text_array(&tables.iter().map(String::as_str).collect::<Vec<_>>());
+            let oids: Vec<u32> = relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
-                conn.pipeline_add(SERVED, &[], &params)?;
-                conn.pipeline_add(REPLACED, &[], &[Some(tables.as_bytes())])?;
-                conn.pipeline_send()?;
-                match conn.pipeline_collect()?.get(1).filter(|rows| rows.len() > 0) {
-                    Some(rows) => Err(Error::new(
-                        SqlState(*b"40001"),
-                        format!("table {} was emptied or rewritten during the run", rows.text(0, 0)),
-                    )),
-                    None => Ok(()),
+                if !from.is_empty() {
+                    conn.pipeline_add(SERVED, &[], &params)?;
                 }
+                replaced::queue(conn, oids.iter().copied())?;
+                conn.pipeline_send()
             });
+        }
+        for member in &mut self.members {
+            member.attempt(|conn| replaced::judge(conn.pipeline_collect()?.last()));
         }
     }
 
