@@ -220,7 +220,7 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_where text, p_existed text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format('
-            INSERT INTO %s SELECT %s, pg_current_xact_id()::text::bigint, clock_timestamp(), NULL, %s FROM %s
+            INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s
                 WHERE %s(SELECT true FROM %s OFFSET 1 LIMIT 1) IS NULL;',
         p_segment, p_keys, p_existed, p_rows, coalesce(p_where || ' AND ', ''), split_part(p_rows, ' ', 1))
 $body$;
@@ -971,10 +971,12 @@ BEGIN
         END IF;
         FOR i IN 1 .. 3 LOOP
             CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
-            CONTINUE WHEN i = left_now AND pg_relation_size(c.segments[i]) > large;
-            -- What is still wanted is found without keeping anybody out.
-            EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', c.segments[i]::regclass, condition) INTO unserved;
-            CONTINUE WHEN unserved;
+            IF pg_relation_size(c.segments[i]) > large THEN
+                CONTINUE WHEN i = left_now;
+                -- What is still wanted is found without keeping anybody out.
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', c.segments[i]::regclass, condition) INTO unserved;
+                CONTINUE WHEN unserved;
+            END IF;
             BEGIN
                 EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', c.segments[i]::regclass);
                 -- Each statement of a volatile function has its own snapshot: it sees all who wrote here before the lock.
