@@ -97,6 +97,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         }
         let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
             Ok(failures) => (failures, false),
+            Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
             Err(Broken::Ended) => return,
             Err(Broken::Run { error, pause }) => {

@@ -102,7 +102,8 @@ impl<'a> Mesh<'a> {
         self.windows(&begun)?;
         self.settle_doubt(&begun)?;
         let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
-        self.changes()?;
+        let strangers = self.changes()?;
+        self.plan.check_current(&strangers)?;
         Ok(sequences)
     }
 
@@ -242,7 +243,9 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    fn changes(&mut self) -> Result<(), Broken> {
+    /// What the sources have; the captured tables that are not of the sync.
+    fn changes(&mut self) -> Result<Vec<u32>, Broken> {
+        let mut strangers = Vec::new();
         let sources = self.sources();
         let captured = self.plan.sync.capture_name();
         let latest = uses_latest_of_all(&self.plan.sync);
@@ -263,6 +266,7 @@ impl<'a> Mesh<'a> {
             let Some(answers) = self.members[*at].attempt(|conn| conn.pipeline_collect()) else { continue };
             let Some(rows) = answers.first() else { continue };
             let shapes = self.members[*at].shapes.clone();
+            strangers.extend(gather::strangers(rows, 0, &shapes));
             let Some(offer) = &mut self.offers[*at] else { continue };
             for row in 0..rows.len() {
                 take_change(&self.plan.sync, &shapes, rows, row, offer)?;
@@ -270,7 +274,8 @@ impl<'a> Mesh<'a> {
             offer.changes.sort_by_key(|c| c.order);
         }
         self.order_keys()?;
-        self.check()
+        self.check()?;
+        Ok(strangers)
     }
 }
 
