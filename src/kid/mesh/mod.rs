@@ -99,7 +99,11 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Ok(failures) => (failures, false),
             Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
-            Err(Broken::Ended) => return,
+            Err(Broken::Ended) => {
+                // What it leaves pending would else start the next run at once, and so on.
+                progress.saw_changes = false;
+                return;
+            }
             Err(Broken::Run { error, pause }) => {
                 run::forget(plan, &error);
                 match retry::judge(&error, attempt, care, true) {
