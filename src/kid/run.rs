@@ -280,7 +280,7 @@ fn one_attempt(
     if served != 0 {
         progress.seen.insert(source, (from.who.identity.clone(), place));
         let asker = Asker { control: &plan.control, sync: &plan.sync, source };
-        progress::mark(&mut from.conn, &asker, &gathered.snapshot, served).map_err(fail)?;
+        progress::mark(&mut from.conn, &asker, &gathered.snapshot, served, (0, 0)).map_err(fail)?;
     }
     fault::point("kid.after_mark").map_err(fail)?;
     pool.give_back(from);

@@ -455,8 +455,8 @@ impl Mesh<'_> {
             let others = served & !member.bit();
             let Some(offer) = self.offers[at].as_ref().filter(|o| o.has_news() && others != 0) else { continue };
             let asker = crate::kid::gather::Asker { control: &self.plan.control, sync, source: member.index };
-            let snapshot = offer.snapshot.clone();
-            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others));
+            let (snapshot, copied) = (offer.snapshot.clone(), (offer.copy_all, offer.copy_empty));
+            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others, copied));
         }
     }
 }

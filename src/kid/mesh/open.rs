@@ -116,8 +116,13 @@ impl<'a> Mesh<'a> {
         let captured = self.plan.sync.capture_name();
         let begin = gather::begin(&self.plan.sync);
         let guard = crate::kid::run::guard(self.plan);
+        // The only source receives nothing: beside this run it may have that of a member which catches up.
+        let only = crate::kid::run::only_source(&self.plan.sync);
+        let shared = self.members.iter().position(|m| m.bit() & only != 0);
         if !self.follows() {
-            crate::kid::apply::be_alone(&mut self.members, &guard);
+            let (before, rest) = self.members.split_at_mut(shared.unwrap_or(0));
+            crate::kid::apply::be_alone(before, &guard);
+            crate::kid::apply::be_alone(&mut rest[usize::from(shared.is_some())..], &guard);
             self.check()?;
         }
         let mut locked = Vec::new();
@@ -125,7 +130,8 @@ impl<'a> Mesh<'a> {
             let name = self.name(at).to_string();
             let is_source = self.offers[at].is_some();
             let locks = if self.care.locked { self.locks(at, touched) } else { Vec::new() };
-            locked.push(locks.len());
+            let holds = shared != Some(at);
+            locked.push(locks.len() + usize::from(holds));
             let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
             self.members[at].attempt(|conn| {
                 let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
@@ -135,7 +141,9 @@ impl<'a> Mesh<'a> {
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
-                conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
+                if holds {
+                    conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
+                }
                 conn.pipeline_add(&format!("{HERE}, {}", flush::COLUMNS), &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
@@ -152,7 +160,7 @@ impl<'a> Mesh<'a> {
         for (at, locks) in locked.into_iter().enumerate() {
             let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
             begun.push(answers.and_then(|all| {
-                let mut rest = all.into_iter().skip(3 + locks);
+                let mut rest = all.into_iter().skip(2 + locks);
                 let here = rest.next()?;
                 let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
                 let (track, progress, settled) = (for_source(), for_source(), for_source());
