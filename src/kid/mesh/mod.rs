@@ -13,6 +13,7 @@ mod keep;
 mod meet;
 mod offer;
 mod open;
+mod own;
 mod record;
 mod settle;
 mod thorough;

@@ -24,7 +24,8 @@ use crate::libpq::Rows;
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
-const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const TRACK: &str =
+    "SELECT member, served, copy, identity FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const PROGRESS: &str =
     "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
 const SETTLED: &str =
@@ -183,7 +184,7 @@ impl<'a> Mesh<'a> {
             let Some(mine) = &begun[at] else { continue };
             let mut offer = Offer {
                 snapshot: mine.here.text(0, 0),
-                identity: mine.here.text(0, 1),
+                identity: format!("{}:{}", mine.here.text(0, 1), mine.here.text(0, 3)),
                 commit_times: mine.here.bool(0, 2),
                 unflushed: flush::unflushed(&mine.here, 3),
                 settled: mine.settled.as_ref().map(|rows| settled(rows, &self.plan.sync)).transpose()?.unwrap_or_default(),
@@ -207,9 +208,10 @@ impl<'a> Mesh<'a> {
                     Some(_) => offer.copy_empty |= 1 << index,
                     None => {}
                 }
-                // What the receiver says goes before the source's copy, if that source is still the server that it was.
+                // What the receiver says goes before the source's copy, if that source has still got what it had then.
                 let own = theirs.progress.as_ref().and_then(|rows| find(rows, &name).map(|row| (rows, row)));
-                let own = own.filter(|(rows, row)| rows.get(*row, 2) == Some(&offer.identity));
+                let rewound = track.get(row, 3);
+                let own = own.filter(|(rows, row)| self.still_has(at, &offer.identity, &rows.text(*row, 2), rewound));
                 let noted = track.text(row, 1);
                 let served = own.map_or_else(|| noted.clone(), |(rows, row)| rows.text(row, 1));
                 if served != noted {
