@@ -124,7 +124,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 7 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -192,6 +192,18 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
         SELECT c.relid, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
+    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+END
+$body$;
+
+-- The same for a table of which a run has changed what single keys cannot say.
+CREATE OR REPLACE FUNCTION bucardo.capture_note_whole(p_rel oid, p_origin text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
+        SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
     IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
         EXECUTE 'SELECT bucardo.capture_wake()';
     END IF;
