@@ -198,6 +198,18 @@ BEGIN
 END
 $body$;
 
+-- The same for a table of which a run has changed what single keys cannot say.
+CREATE OR REPLACE FUNCTION bucardo.capture_note_whole(p_rel oid, p_origin text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
+        SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
+    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
+    END IF;
+END
+$body$;
+
 -- The TRUNCATE trigger of every captured table, and of the partitions of a captured one.
 CREATE OR REPLACE FUNCTION bucardo.capture_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$

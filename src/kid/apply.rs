@@ -389,6 +389,11 @@ pub fn note_truncate(oid: u32, origin: &str) -> String {
     format!("SELECT bucardo.capture_note_truncate({oid}, {})", crate::ident::quote_literal(origin))
 }
 
+/// Captures that a run has made a table equal to another one's.
+pub fn note_whole(oid: u32, origin: &str) -> String {
+    format!("SELECT bucardo.capture_note_whole({oid}, {})", crate::ident::quote_literal(origin))
+}
+
 /// Empties the table: by TRUNCATE where PostgreSQL allows it, else (a foreign key points to it) by DELETE.
 fn truncate(item: &Work, receiver: &mut Receiver) {
     let Some(table) = receiver.shapes.get(&item.change.relation).cloned() else { return };

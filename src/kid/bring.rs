@@ -31,7 +31,10 @@ impl Pass<'_> {
         let lookup = !item.change.whole && writing.table.is_unique_on(writing.key);
         let join = if lookup { Join::Seek } else { Join::Free };
         let settings = |join: Join| join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string);
-        let before = settings(join).chain(self.note(item, receiver)).collect();
+        let before = settings(join).chain(self.note(item, receiver)).collect::<Vec<_>>();
+        // Which rows are deleted for being nowhere no stage says.
+        let unsaid = (item.change.whole && item.noted & receiver.bit() != 0).then(|| writing.note_unstaged(&self.origin));
+        let before = before.into_iter().chain(unsaid).collect();
         // Deletes that are followed by an insert of the same key are no deletes for the user.
         let deletes = if item.change.whole { 2 } else { 1 };
         let silent = if self.care.thorough { 2 } else { usize::from(writing.has_fixed_identity()) };

@@ -43,6 +43,8 @@ pub struct Gathered {
     pub unflushed: Option<String>,
     pub groups: Vec<Group>,
     pub sequences: Option<Rows>,
+    /// See [`strangers`].
+    pub strangers: Vec<u32>,
 }
 
 impl Group {
@@ -95,7 +97,8 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
         return Err(Error::internal(WANTS_COPY));
     }
     let groups = groups(sync, members, &track, &changes, shapes)?;
-    Ok(Gathered { snapshot: snapshot.text(0, 0), unflushed: flush::unflushed(&snapshot, 1), groups, sequences: answers.next() })
+    let (unflushed, strangers) = (flush::unflushed(&snapshot, 1), strangers(&changes, 1, shapes));
+    Ok(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences: answers.next(), strangers })
 }
 
 const WANTS_COPY: &str = "a receiver gets whole tables";
@@ -156,6 +159,12 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
         group.changes.sort_by_key(|c| c.order);
     }
     Ok(groups)
+}
+
+/// The captured tables with changes that the sync, as far as it is known, does not have; by the oids in that column.
+pub fn strangers(changes: &Rows, column: usize, shapes: &Shapes) -> Vec<u32> {
+    let oids = (0..changes.len()).filter_map(|row| changes.number::<u32>(row, column));
+    oids.filter(|oid| shapes.values().all(|t| t.oid != *oid)).collect()
 }
 
 /// Names out of a JSON array.

@@ -157,7 +157,17 @@ impl Kid {
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
         plan.patient = !job.main || (run::active(&plan.sync) & !run::only_source(&plan.sync)).count_ones() == 1;
         let mut progress = Progress::new(self.slot, run);
-        run::run(&mut plan, &mut self.pool, job.members, &mut progress);
+        loop {
+            run::run(&mut plan, &mut self.pool, job.members, &mut progress);
+            if !plan.outdated {
+                break;
+            }
+            plan = match self.renew(job.sync, plan) {
+                Ok(plan) => plan,
+                Err(error) => return failed(&error),
+            };
+        }
+        plan.renewals = 0;
         // Who had no part in it may have something of an earlier run under way still.
         let everybody = run::active(&plan.sync) & !run::only_source(&plan.sync);
         plan.clean_run = (progress.is_clean() && job.members & everybody == everybody).then_some(run);
@@ -182,6 +192,26 @@ impl Kid {
             let control = catalog::control_id()?;
             Ok(Plan::new(config, control, generation))
         })
+    }
+
+    /// The plan in place of one that a run has given up.
+    fn renew(&mut self, sync: i32, mut old: Plan) -> Result<Plan> {
+        let (renewals, patient) = (old.renewals + 1, old.patient);
+        let members = |plan: &Plan| plan.sync.members.iter().map(|m| (m.db.name.clone(), m.role)).collect::<Vec<_>>();
+        let before = members(&old);
+        let (relations, strangers) = (old.sync.relations.clone(), old.strangers.clone());
+        old.outdated = false;
+        self.plans.insert(sync, old);
+        let mut plan = self.plan(sync)?;
+        // The master's assignment counts the members.
+        if members(&plan) != before {
+            return Err(Error::new(SqlState::WRONG_STATE, "the sync was given other members during the run"));
+        }
+        if plan.sync.relations == relations {
+            plan.strangers = strangers;
+        }
+        (plan.renewals, plan.patient, plan.follows) = (renewals, patient, false);
+        Ok(plan)
     }
 
     /// Fetches the number of the next run while nobody waits for it.

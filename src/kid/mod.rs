@@ -3,6 +3,7 @@
 pub mod apply;
 mod bring;
 pub mod copy;
+mod current;
 mod few;
 mod flush;
 pub mod gather;

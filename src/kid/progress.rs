@@ -6,7 +6,9 @@ use super::who;
 use crate::error::Result;
 use crate::libpq::Conn;
 
-const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, copy = NULL, at = pg_catalog.clock_timestamp() \
+const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, at = pg_catalog.clock_timestamp(), \
+    copy = CASE WHEN copy = 'all' AND member = ANY ($6::pg_catalog.text[]) OR copy = 'empty' AND member = ANY ($7::pg_catalog.text[]) \
+    THEN NULL ELSE copy END \
     WHERE control = $1 AND sync = $2 AND source = $3 AND member = ANY ($5::pg_catalog.text[])";
 
 /// What was settled is forgotten when everybody has passed it.
@@ -15,10 +17,14 @@ const FORGET: &str = "DELETE FROM bucardo.capture_settled s WHERE s.control = $1
     AND t.served <> s.snapshot \
     AND pg_catalog.pg_snapshot_xmin(t.served::pg_catalog.pg_snapshot) < pg_catalog.pg_snapshot_xmax(s.snapshot::pg_catalog.pg_snapshot))";
 
+/// Whole tables that members have got in the run because it had found `all` and `empty` noted for them: what was noted since
+/// then stays.
+pub type Copied = (u64, u64);
+
 /// Notes at the source that the members were served up to the snapshot. It does not wait for the disk.
-pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
+pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64, copied: Copied) -> Result<()> {
     conn.pipeline_begin()?;
-    queue(conn, asker, snapshot, members)?;
+    queue(conn, asker, snapshot, members, copied)?;
     conn.pipeline_send()?;
     conn.pipeline_collect().map(drop)
 }
@@ -27,20 +33,22 @@ pub fn mark(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) ->
 pub fn end(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<String> {
     conn.pipeline_begin()?;
     who::queue_commit(conn)?;
-    queue(conn, asker, snapshot, members)?;
+    queue(conn, asker, snapshot, members, (0, 0))?;
     conn.pipeline_send()?;
     who::committed(conn)
 }
 
-fn queue(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> Result<()> {
-    let names: Vec<&str> =
-        asker.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0).map(|(_, m)| m.db.name.as_str()).collect();
+fn queue(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64, copied: Copied) -> Result<()> {
+    let named = |bits: u64| {
+        let members = asker.sync.members.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0);
+        text_array(&members.map(|(_, m)| m.db.name.as_str()).collect::<Vec<_>>())
+    };
     let source = &asker.sync.members[asker.source].db.name;
-    let array = text_array(&names);
+    let (array, all, empty) = (named(members), named(members & copied.0), named(members & copied.1));
     conn.pipeline_add("BEGIN", &[], &[])?;
     conn.pipeline_add("SET LOCAL synchronous_commit = off", &[], &[])?;
     let sync = asker.sync.capture_name();
-    let params = [asker.control, &sync, source, snapshot, &array].map(|p| Some(p.as_bytes()));
+    let params = [asker.control, &sync, source, snapshot, &array, &all, &empty].map(|p| Some(p.as_bytes()));
     conn.pipeline_add(SERVED, &[], &params)?;
     if asker.sync.sources().count() > 1 {
         conn.pipeline_add(FORGET, &[], &params[..2])?;

@@ -30,6 +30,8 @@ const REWIND: &str = "SELECT bucardo.capture_rewind($1, $2, $3, $4, pg_catalog.t
 /// The members that are to get whole tables from a source and have not got them.
 const WAITING: &str =
     "SELECT member FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3 AND copy IS NOT NULL";
+/// From that timeline on a source's receivers are served up to where its own notes say: these were set back.
+const LOST: &str = "UPDATE bucardo.capture_track SET identity = $4 WHERE control = $1 AND sync = $2 AND source = $3";
 const LEARN: &str = "UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND identity IS NULL";
 
 /// Where a member was after it had committed.
@@ -187,6 +189,11 @@ fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, lo
     let takes = |i: &usize| if all || alone { *i != from } else { *i == index };
     let takers: Vec<String> = (0..plan.sync.members.len()).filter(takes).map(|i| plan.sync.members[i].db.name.clone()).collect();
     copy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers)?;
+    if all {
+        let (timeline, sync) = (now.split(':').next().unwrap_or(""), plan.sync.capture_name());
+        let params = [plan.control.as_str(), &sync, &name, timeline].map(Some);
+        sessions[at].1.conn.query_params(LOST, &params)?;
+    }
     if all && !alone {
         rewind(plan, sessions, (at, giver), place)?;
     }

@@ -2,7 +2,7 @@
 //! Receivers that were served up to the same snapshot go together; one that fails is taken again by itself, or left to
 //! the master's back-off. A run must never tell a receiver's progress before that receiver has committed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct Plan {
     pub control: String,
     /// The catalog's generation in which it was read.
     pub generation: u64,
-    shapes: HashMap<usize, Rc<Shapes>>,
+    pub(super) shapes: HashMap<usize, Rc<Shapes>>,
     pub(super) sequence_query: Option<String>,
     /// The sequences' state that each receiver was given last.
     sequences: HashMap<usize, String>,
@@ -45,6 +45,11 @@ pub struct Plan {
     pub follows: bool,
     /// Whether the present run waits for locks however long they are held: nobody else waits for it.
     pub patient: bool,
+    /// How many plans the present run has given up, whether it gives up this one, and the captured tables (by their oids)
+    /// that are known not to be of the sync.
+    pub(super) renewals: u32,
+    pub(super) outdated: bool,
+    pub(super) strangers: HashSet<u32>,
 }
 
 impl Plan {
@@ -61,6 +66,9 @@ impl Plan {
             clean_run: None,
             follows: false,
             patient: false,
+            renewals: 0,
+            outdated: false,
+            strangers: HashSet::new(),
         }
     }
 
@@ -116,6 +124,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         progress.attempts += 1;
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
+            Err(_) if plan.outdated => return,
             // Whole tables are copied as between several sources.
             Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, todo | (1 << source), progress),
             Err((error, fresh)) => {
@@ -252,6 +261,7 @@ fn one_attempt(
     let asker = Asker { control: &plan.control, sync: &plan.sync, source };
     let alive = receivers.iter().fold(0, |bits, r| bits | r.bit());
     let gathered = gather::gather(&mut from.conn, &asker, alive, &shapes, plan.sequence_query.as_deref()).map_err(fail)?;
+    plan.check_current(&gathered.strangers).map_err(fail)?;
     fault::point("kid.after_gather").map_err(fail)?;
     let mut served = 0;
     for group in &gathered.groups {

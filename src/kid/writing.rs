@@ -319,6 +319,17 @@ impl Writing<'_> {
         )
     }
 
+    /// Captures that [`Writing::delete_unstaged`] will delete something, if it will.
+    pub fn note_unstaged(&self, origin: &str) -> String {
+        format!(
+            "{} FROM (SELECT 1 FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {}) LIMIT 1) x",
+            super::apply::note_whole(self.table.oid, origin),
+            self.table.only,
+            self.stage_name(),
+            self.on_stage()
+        )
+    }
+
     /// Empties the table but for the given keys.
     pub fn delete_all_but(&self, keys: &str) -> String {
         format!("DELETE FROM {} t WHERE NOT EXISTS (SELECT FROM ({keys}) s WHERE {})", self.table.only, self.on_stage())

@@ -5,6 +5,7 @@
 
 use crate::cluster::Stop;
 use crate::net::{Capture, Net};
+use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
@@ -246,5 +247,56 @@ fn a_sync_and_a_member_are_made_active_while_a_member_is_away() {
     control.expect_error(&format!("SELECT bucardo.update_db('C', {elsewhere})"), "08001");
     net.server_of("C").launch();
     net.wait_equal("t", &["B", "C"]);
+    net.wait_state("good|empty");
+}
+
+/// C comes back while everybody else is being given whole tables: its own run does not end that one.
+#[test]
+fn a_copy_goes_on_beside_that_of_a_member_that_is_back() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g");
+    net.settle(&["t"]);
+    for target in ["B", "C"] {
+        net.on(target).exec("UPDATE t SET v = 'of its own' WHERE id = 1");
+    }
+    net.server_of("C").stop(Stop::Immediate);
+    net.on("A").exec("INSERT INTO t VALUES (51, 'y')");
+    net.wait_sql("B", "what C does not get", "SELECT count(*) = 51 FROM t");
+    net.wait_state("stalled");
+    let passed = || net.control().number("SELECT bucardo.fault_hits('kid.before_commit')");
+    let before = passed();
+    net.control()
+        .exec("SELECT bucardo.fault_set('kid.before_commit', 'wait'); SELECT bucardo.update_sync('s', onetimecopy => 1)");
+    wait_until("B's copy to be about to commit", || passed() > before);
+    net.server_of("C").launch();
+    net.wait_equal("t", &["C"]);
+    assert_eq!(net.on("B").one("SELECT v FROM t WHERE id = 1"), "of its own", "B's copy stands still");
+    net.control().exec("SELECT bucardo.fault_clear()");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE state = 'bad'"), 0, "{}", net.report());
+}
+
+/// C catches up, and the copy that is asked for meanwhile is none of that run's: C still gets it.
+#[test]
+fn a_copy_that_is_asked_for_while_a_member_catches_up_reaches_it_too() {
+    let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g");
+    net.settle(&["t"]);
+    net.server_of("C").stop(Stop::Immediate);
+    net.on("A").exec("INSERT INTO t VALUES (51, 'y')");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("stalled");
+    net.control().exec("SELECT bucardo.fault_set('kid.after_commit', 'wait')");
+    net.server_of("C").launch();
+    net.wait_equal("t", &["C"]);
+    for target in ["B", "C"] {
+        net.on(target).exec("UPDATE t SET v = 'of its own' WHERE id = 1");
+    }
+    net.control().exec("SELECT bucardo.update_sync('s', onetimecopy => 1)");
+    net.wait_equal("t", &["B"]);
+    net.control().exec("SELECT bucardo.fault_clear()");
+    net.wait_equal("t", &["C"]);
+    net.settle(&["t"]);
     net.wait_state("good|empty");
 }

@@ -341,6 +341,38 @@ fn a_failover_that_lost_nothing_copies_nothing() {
     net.wait_state("good|empty");
 }
 
+/// B has what A gave it, and A's own note of that is lost with A; nothing else is. What B then writes on it contends with nobody.
+#[test]
+fn a_failover_that_lost_nothing_makes_nothing_contend_again() {
+    let mut net = three_members("A:source,B:source,C:target", false);
+    let standby = with_standby(&net, "A");
+    net.control().exec("SELECT bucardo.update_sync('s', conflict_strategy => 'bucardo_source')");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 20) g");
+    net.settle(&["t"]);
+    let passed = || net.control().number("SELECT bucardo.fault_hits('kid.after_commit')");
+    let before = passed();
+    net.control().exec("SELECT bucardo.fault_set('kid.after_commit', 'wait')");
+    net.on("A").exec("UPDATE t SET v = 'of A' WHERE id <= 5");
+    wait_until("all to have committed", || passed() > before);
+    wait_streamed(net.server_of("A"), &standby);
+    standby.stop(Stop::Fast);
+    let runs = || net.control().number("SELECT count(*) FROM bucardo.syncrun");
+    let done = runs();
+    net.control().exec("SELECT bucardo.pause('s'); SELECT bucardo.fault_clear()");
+    wait_until("the run to be over", || runs() > done);
+    net.on("B").exec("UPDATE t SET v = 'of B' WHERE id <= 5");
+    let server = net.members.iter().find(|m| m.name == "A").unwrap().server;
+    net.servers[server].stop(Stop::Immediate);
+    standby.launch();
+    standby.promote();
+    net.servers[server] = standby;
+    net.control().exec("SELECT bucardo.resume('s')");
+    net.settle(&["t"]);
+    assert_eq!(net.on("C").one("SELECT string_agg(DISTINCT v, ',') FROM t WHERE id <= 5"), "of B");
+    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.conflict"), 0, "decided again");
+    net.wait_state("good|empty");
+}
+
 #[test]
 fn a_copy_of_the_control_server_does_not_run_by_itself() {
     let net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");

@@ -41,6 +41,7 @@ mod fault;
 mod frozen;
 mod harness;
 mod identity;
+mod joined;
 mod keys;
 mod late;
 mod lost;

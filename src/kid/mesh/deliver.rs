@@ -257,8 +257,11 @@ impl Mesh<'_> {
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
             let own = self.own_keys(at, relation, kept)?;
             let own = self.surviving(at, relation, own)?;
+            let survives = own.is_some();
             let name = self.relation_name(relation);
-            self.note_truncate(at, relation);
+            if !survives {
+                self.note_truncate(at, relation);
+            }
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
@@ -269,24 +272,17 @@ impl Mesh<'_> {
                 own => {
                     let delete = own.map_or_else(|| writing.delete_all(), |own| writing.delete_all_but(&own));
                     let sql = format!("{}{delete}", crate::kid::statements::Join::Free.settings());
-                    if self.members[at].attempt_on(&name, |conn| conn.query(&sql)).is_some() {
+                    if let Some(gone) = self.members[at].attempt_on(&name, |conn| conn.query(&sql)) {
                         self.members[at].counts.truncates += 1;
+                        // A truncation would take along what has survived it here and was handed on already.
+                        if survives && gone.affected() > 0 {
+                            self.note_whole(at, relation, self.truncated_by(relation));
+                        }
                     }
                 }
             }
         }
         Ok(())
-    }
-
-    /// A member that captures what it gets captures a TRUNCATE too.
-    fn note_truncate(&mut self, at: usize, relation: i32) {
-        if self.noted().get(&relation).copied().unwrap_or(0) & self.members[at].bit() == 0 {
-            return;
-        }
-        let by = self.offers.iter().position(|o| o.as_ref().is_some_and(|o| o.truncated.contains_key(&relation)));
-        let (Some(by), Some(oid)) = (by, self.members[at].shapes.get(&relation).map(|t| t.oid)) else { return };
-        let sql = apply::note_truncate(oid, &self.origin(self.members[by].index));
-        self.members[at].attempt(|conn| conn.query(&sql));
     }
 
     /// The statement for the keys that a member has changed itself and does not keep to itself.
@@ -444,8 +440,8 @@ impl Mesh<'_> {
             let others = served & !member.bit();
             let Some(offer) = self.offers[at].as_ref().filter(|o| o.has_news() && others != 0) else { continue };
             let asker = crate::kid::gather::Asker { control: &self.plan.control, sync, source: member.index };
-            let snapshot = offer.snapshot.clone();
-            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others));
+            let (snapshot, copied) = (offer.snapshot.clone(), (offer.copy_all, offer.copy_empty));
+            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others, copied));
         }
     }
 }

@@ -13,6 +13,7 @@ mod keep;
 mod meet;
 mod offer;
 mod open;
+mod own;
 mod record;
 mod settle;
 mod thorough;
@@ -97,8 +98,13 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         }
         let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
             Ok(failures) => (failures, false),
+            Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
-            Err(Broken::Ended) => return,
+            Err(Broken::Ended) => {
+                // What it leaves pending would else start the next run at once, and so on.
+                progress.saw_changes = false;
+                return;
+            }
             Err(Broken::Run { error, pause }) => {
                 run::forget(plan, &error);
                 match retry::judge(&error, attempt, care, true) {

@@ -32,7 +32,7 @@ pub struct Settled {
 #[derive(Debug, Default)]
 pub struct Offer {
     pub snapshot: String,
-    /// The server's identifier and timeline.
+    /// The server's identifier, its timeline, and where its log was when the snapshot had been taken.
     pub identity: String,
     /// Whether the server keeps the times of commits.
     pub commit_times: bool,

@@ -24,7 +24,8 @@ use crate::libpq::Rows;
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
-const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
+const TRACK: &str =
+    "SELECT member, served, copy, identity FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const PROGRESS: &str =
     "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
 const SETTLED: &str =
@@ -102,7 +103,8 @@ impl<'a> Mesh<'a> {
         self.windows(&begun)?;
         self.settle_doubt(&begun)?;
         let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
-        self.changes()?;
+        let strangers = self.changes()?;
+        self.plan.check_current(&strangers)?;
         Ok(sequences)
     }
 
@@ -115,8 +117,13 @@ impl<'a> Mesh<'a> {
         let captured = self.plan.sync.capture_name();
         let begin = gather::begin(&self.plan.sync);
         let guard = crate::kid::run::guard(self.plan);
+        // The only source receives nothing: beside this run it may have that of a member which catches up.
+        let only = crate::kid::run::only_source(&self.plan.sync);
+        let shared = self.members.iter().position(|m| m.bit() & only != 0);
         if !self.follows() {
-            crate::kid::apply::be_alone(&mut self.members, &guard);
+            let (before, rest) = self.members.split_at_mut(shared.unwrap_or(0));
+            crate::kid::apply::be_alone(before, &guard);
+            crate::kid::apply::be_alone(&mut rest[usize::from(shared.is_some())..], &guard);
             self.check()?;
         }
         let mut locked = Vec::new();
@@ -124,7 +131,8 @@ impl<'a> Mesh<'a> {
             let name = self.name(at).to_string();
             let is_source = self.offers[at].is_some();
             let locks = if self.care.locked { self.locks(at, touched) } else { Vec::new() };
-            locked.push(locks.len());
+            let holds = shared != Some(at);
+            locked.push(locks.len() + usize::from(holds));
             let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
             self.members[at].attempt(|conn| {
                 let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
@@ -134,7 +142,9 @@ impl<'a> Mesh<'a> {
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
-                conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
+                if holds {
+                    conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
+                }
                 conn.pipeline_add(&format!("{HERE}, {}", flush::COLUMNS), &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
@@ -151,7 +161,7 @@ impl<'a> Mesh<'a> {
         for (at, locks) in locked.into_iter().enumerate() {
             let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
             begun.push(answers.and_then(|all| {
-                let mut rest = all.into_iter().skip(3 + locks);
+                let mut rest = all.into_iter().skip(2 + locks);
                 let here = rest.next()?;
                 let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
                 let (track, progress, settled) = (for_source(), for_source(), for_source());
@@ -174,7 +184,7 @@ impl<'a> Mesh<'a> {
             let Some(mine) = &begun[at] else { continue };
             let mut offer = Offer {
                 snapshot: mine.here.text(0, 0),
-                identity: mine.here.text(0, 1),
+                identity: format!("{}:{}", mine.here.text(0, 1), mine.here.text(0, 3)),
                 commit_times: mine.here.bool(0, 2),
                 unflushed: flush::unflushed(&mine.here, 3),
                 settled: mine.settled.as_ref().map(|rows| settled(rows, &self.plan.sync)).transpose()?.unwrap_or_default(),
@@ -198,9 +208,10 @@ impl<'a> Mesh<'a> {
                     Some(_) => offer.copy_empty |= 1 << index,
                     None => {}
                 }
-                // What the receiver says goes before the source's copy, if that source is still the server that it was.
+                // What the receiver says goes before the source's copy, if that source has still got what it had then.
                 let own = theirs.progress.as_ref().and_then(|rows| find(rows, &name).map(|row| (rows, row)));
-                let own = own.filter(|(rows, row)| rows.get(*row, 2) == Some(&offer.identity));
+                let rewound = track.get(row, 3);
+                let own = own.filter(|(rows, row)| self.still_has(at, &offer.identity, &rows.text(*row, 2), rewound));
                 let noted = track.text(row, 1);
                 let served = own.map_or_else(|| noted.clone(), |(rows, row)| rows.text(row, 1));
                 if served != noted {
@@ -242,7 +253,9 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    fn changes(&mut self) -> Result<(), Broken> {
+    /// What the sources have; the captured tables that are not of the sync.
+    fn changes(&mut self) -> Result<Vec<u32>, Broken> {
+        let mut strangers = Vec::new();
         let sources = self.sources();
         let captured = self.plan.sync.capture_name();
         let latest = uses_latest_of_all(&self.plan.sync);
@@ -263,6 +276,7 @@ impl<'a> Mesh<'a> {
             let Some(answers) = self.members[*at].attempt(|conn| conn.pipeline_collect()) else { continue };
             let Some(rows) = answers.first() else { continue };
             let shapes = self.members[*at].shapes.clone();
+            strangers.extend(gather::strangers(rows, 0, &shapes));
             let Some(offer) = &mut self.offers[*at] else { continue };
             for row in 0..rows.len() {
                 take_change(&self.plan.sync, &shapes, rows, row, offer)?;
@@ -270,7 +284,8 @@ impl<'a> Mesh<'a> {
             offer.changes.sort_by_key(|c| c.order);
         }
         self.order_keys()?;
-        self.check()
+        self.check()?;
+        Ok(strangers)
     }
 }
 

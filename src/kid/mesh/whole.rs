@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{Broken, Mesh};
-use crate::kid::apply::Receiver;
+use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::reading::Reading;
 use crate::kid::shape::{Table, is_binary_safe};
 use crate::kid::statements::Join;
@@ -80,14 +80,43 @@ impl Mesh<'_> {
                 own.insert(bit, keys);
             }
         }
+        let before: Vec<Counts> = self.members.iter().map(|m| m.counts).collect();
         if straight != 0 {
             self.copy_straight(at, straight, &model);
         }
         if staged != 0 {
             self.copy_staged(at, staged, &model, &own);
         }
+        for (to, before) in before.into_iter().enumerate() {
+            if self.members[to].counts != before {
+                self.note_whole(to, relation, Some(at));
+            }
+        }
         self.copied.push((relation, straight | staged));
         self.check()
+    }
+
+    /// A member that captures what it gets captures a TRUNCATE too.
+    pub(super) fn note_truncate(&mut self, at: usize, relation: i32) {
+        self.note_mark(at, relation, self.truncated_by(relation), apply::note_truncate);
+    }
+
+    pub(super) fn truncated_by(&self, relation: i32) -> Option<usize> {
+        self.offers.iter().position(|o| o.as_ref().is_some_and(|o| o.truncated.contains_key(&relation)))
+    }
+
+    /// The same for what single keys cannot say: the source `by` has changed the table there as a whole.
+    pub(super) fn note_whole(&mut self, at: usize, relation: i32, by: Option<usize>) {
+        self.note_mark(at, relation, by, apply::note_whole);
+    }
+
+    fn note_mark(&mut self, at: usize, relation: i32, by: Option<usize>, note: fn(u32, &str) -> String) {
+        if self.noted().get(&relation).copied().unwrap_or(0) & self.members[at].bit() == 0 {
+            return;
+        }
+        let (Some(by), Some(oid)) = (by, self.members[at].shapes.get(&relation).map(|t| t.oid)) else { return };
+        let sql = note(oid, &self.origin(self.members[by].index));
+        self.members[at].attempt(|conn| conn.query(&sql));
     }
 
     fn copy_straight(&mut self, at: usize, towards: u64, model: &Model) {

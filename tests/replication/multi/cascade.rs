@@ -128,6 +128,58 @@ fn a_truncate_goes_down_a_chain() {
     web.expect("SELECT string_agg(id || val, ' ') FROM t", "99after");
 }
 
+/// One partition is emptied: a whole table goes to the next member, and on from there, the deleted rows too.
+#[test]
+fn a_truncated_partition_goes_down_a_chain() {
+    for dbs in ["A:source,B:target", "A:source,B:source"] {
+        let mut web = Web::new(&["A", "B", "C"], &["B"]);
+        web.net.everywhere(
+            "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, val text) PARTITION BY RANGE (id); \
+             CREATE TABLE low PARTITION OF t FOR VALUES FROM (0) TO (100); CREATE TABLE high PARTITION OF t FOR VALUES FROM (100) TO (200)",
+        );
+        web.sync("ab", dbs, "");
+        web.sync("bc", "B:source,C:target", "");
+        web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 120) g");
+        web.quiet();
+        web.net
+            .on("A")
+            .exec("BEGIN; TRUNCATE low; INSERT INTO t VALUES (50, 'after'); UPDATE t SET val = 'A2' WHERE id = 110; COMMIT");
+        web.quiet();
+        web.net.assert_equal("t");
+        web.expect("SELECT concat_ws(' ', count(*), string_agg(val, ' ') FILTER (WHERE val <> 'A')) FROM t", "22 after A2");
+    }
+}
+
+#[test]
+fn a_copy_goes_down_a_chain() {
+    for (dbs, how) in [("A:source,B:target", 1), ("A:source,B:source", 2)] {
+        let mut web = Web::new(&["A", "B", "C"], &["B"]);
+        web.sync("ab", dbs, "");
+        web.sync("bc", "B:source,C:target", "");
+        web.net.on("A").exec("SET session_replication_role = replica; INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+        web.net.control().exec(&format!("SELECT bucardo.update_sync('ab', onetimecopy => {how})"));
+        web.kick("ab");
+        web.quiet();
+        web.expect("SELECT count(*) FROM t", "20");
+    }
+}
+
+/// A row of the middle member survives a TRUNCATE that comes to it; further down, where it was already, it survives too.
+#[test]
+fn what_survives_a_truncate_survives_it_down_the_chain() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.sync("ab", "A:source,B:source", ", autokick => false");
+    web.sync("bc", "B:source,C:target", ", autokick => false");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    web.net.on("A").exec("TRUNCATE t");
+    web.net.on("B").exec("INSERT INTO t VALUES (50, 'B')");
+    assert_eq!(web.kick("bc"), "good");
+    assert_eq!(web.kick("ab"), "good");
+    web.quiet();
+    web.expect("SELECT string_agg(id || val, ' ') FROM t", "50B");
+}
+
 #[test]
 fn without_makedelta_nothing_is_passed_on() {
     let mut web = Web::new(&["A", "B", "C"], &[]);

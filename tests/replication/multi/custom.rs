@@ -197,3 +197,23 @@ fn a_function_for_one_relation_and_one_sync_only() {
     assert_eq!(m.kick(), "good");
     m.expect_everywhere("SELECT val FROM u", "B2");
 }
+
+/// What a code that ends the run leaves pending starts the next one later and later, not at once.
+#[test]
+fn runs_that_a_code_ends_do_not_follow_without_pause() {
+    let m = Plan::new(2).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.control().exec("SELECT bucardo.pause('s')");
+    decided_by(&m, "sql", r#"SELECT '{"endsync": true}'::jsonb"#);
+    insert_on_all(&m, "1");
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql_on_control("some runs", "SELECT count(*) >= 10 FROM bucardo.syncrun");
+    // A lower bound for a wait that is meant: a slow machine only makes it longer.
+    let waited = "SELECT max(started - before) >= '250 ms' FROM \
+                  (SELECT started, lag(ended) OVER (ORDER BY run) AS before FROM bucardo.syncrun ORDER BY run LIMIT 10) s";
+    assert_eq!(m.control().one(waited), "t", "{}", m.report());
+    assert_eq!(m.kick(), "empty");
+    m.control().exec("SELECT bucardo.remove_customcode('judge')");
+    m.settle(&["t"]);
+}

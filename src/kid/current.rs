@@ -1,0 +1,52 @@
+//! Whether the catalog still has the sync as the run knows it. Asked when the sources' snapshots are taken and nothing is
+//! committed: what was committed after a change of the catalog was answered must not be served by a plan from before it,
+//! because what that plan does not know would count as served. It must never let a catalog that changes without end
+//! keep a run from getting on.
+
+use super::run::Plan;
+use crate::catalog;
+use crate::catalog::sync::Sync;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::{shmem, spi, xact};
+
+/// So often a run begins again because the sync is another one, though nothing that it has found is unknown to it.
+const PATIENCE: u32 = 3;
+
+impl Plan {
+    /// Fails, and says that the plan is `outdated`, if what the snapshots show is to be served by another one. `strangers`:
+    /// captured tables in which something has changed, and which the plan does not know.
+    pub fn check_current(&mut self, strangers: &[u32]) -> Result<()> {
+        let new = strangers.iter().filter(|oid| self.strangers.insert(**oid)).count();
+        if new > 0 {
+            // It may have been made anew under the name of one that was dropped.
+            self.shapes.clear();
+        } else if self.renewals >= PATIENCE || !self.has_changed()? {
+            return Ok(());
+        }
+        self.outdated = true;
+        Err(Error::new(SqlState(*b"40001"), "the sync was changed during the run"))
+    }
+
+    fn has_changed(&self) -> Result<bool> {
+        let db = shmem::my_database();
+        if shmem::with(|s| s.master(db).map_or(0, |m| m.generation)) == self.generation {
+            return Ok(false);
+        }
+        let id = self.sync.id;
+        let now = xact::transaction(|| {
+            let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[id.into()])?;
+            name.map_or(Ok(None), |name| catalog::sync::load(&name))
+        })?;
+        Ok(now.is_none_or(|now| !is_same(&self.sync, &now)))
+    }
+}
+
+/// Whether two states of a sync bring the same rows to the members that both have.
+fn is_same(old: &Sync, new: &Sync) -> bool {
+    let member = |name: &str| new.members.iter().find(|m| m.db.name == name);
+    let passes_on = |sync: &Sync| sync.relations.iter().any(|r| r.makedelta.is_none());
+    old.relations == new.relations
+        && old.conflict_strategy == new.conflict_strategy
+        && (!passes_on(new)
+            || old.members.iter().all(|m| member(&m.db.name).is_none_or(|other| other.db.makedelta == m.db.makedelta)))
+}
