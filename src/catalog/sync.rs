@@ -74,6 +74,25 @@ impl Sync {
         self.members.iter().filter(|m| m.role == Role::Source)
     }
 
+    /// Whether every change starts a run by itself.
+    pub fn always_kicks(&self) -> bool {
+        self.sometimes_kicks() && self.tables().all(|r| r.autokick)
+    }
+
+    /// Whether changes of some of its tables start a run by themselves.
+    pub fn sometimes_kicks(&self) -> bool {
+        self.tables().any(|r| r.autokick)
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Relation> {
+        self.relations.iter().filter(|r| !r.is_sequence)
+    }
+
+    /// Its tables whose changes wait for the next run, as `bucardo.capture_pending` leaves them out.
+    pub fn quiet(&self) -> impl Iterator<Item = [String; 3]> {
+        self.tables().filter(|r| self.sometimes_kicks() && !r.autokick).map(|r| [self.capture_name(), r.schema.clone(), r.name.clone()])
+    }
+
     /// The name under which sources keep its capture and progress. The number makes it another one when a sync is removed
     /// and added again under its name: what is still to be taken off is then never the new sync's.
     pub fn capture_name(&self) -> String {

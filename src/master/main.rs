@@ -347,6 +347,7 @@ impl Master {
                 targets.insert(member.db.name.clone(), (member.db.target.clone(), member.db.identity.clone()));
             }
         }
+        let quiet: Vec<[String; 3]> = self.entries.values().flat_map(|e| e.sync.quiet()).collect();
         self.sources.retain(|name, source| targets.get(name).is_some_and(|(t, _)| *t == source.watcher.target));
         for (name, (target, known)) in targets {
             let source = self.sources.entry(name).or_insert_with(|| Source {
@@ -358,6 +359,7 @@ impl Master {
             });
             source.compare_at = Some(now);
             source.watcher.must_be(known, now);
+            source.watcher.leave_out(&quiet);
             source.watcher.look_soon();
         }
     }
