@@ -124,6 +124,20 @@ fn tables_that_kick_and_tables_that_do_not(capture: Capture) {
 }
 
 #[test]
+fn a_kid_past_its_lifetime_goes_though_nobody_needs_it() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', lifetime => '1 second'");
+    let mut control = net.control();
+    for id in 1..=3 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        assert!(matches!(net.kick().as_str(), "good" | "empty"));
+        net.assert_equal("t");
+        wait_until("the kid to go", || control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'kid'") == 0);
+    }
+}
+
+#[test]
 fn checktime_runs_without_a_kick() {
     let net = Net::together(Capture::Plain, 1);
     net.everywhere(T);
