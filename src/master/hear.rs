@@ -122,7 +122,7 @@ impl Master {
         let listing = Listing::parse(listing)?;
         let unclear = shmem::read(|s| {
             s.undo.iter().any(|u| u.db == self.db && u.owner != 0)
-                || s.masters.iter().any(|m| m.db == self.db && m.generation != self.generation)
+                || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
         });
         let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
         Ok((!unclear).then(|| listing.stale(&syncs)))

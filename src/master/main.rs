@@ -304,9 +304,10 @@ impl Master {
     }
 
     /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
-    /// transaction that had put capture there.
+    /// transaction that had put capture there. The same after one that could not note where it did.
     fn sweep(&mut self, now: Instant) -> Result<()> {
-        if std::mem::replace(&mut self.swept, true) {
+        let unswept = shmem::with(|s| std::mem::take(&mut s.masters[self.slot].unswept));
+        if std::mem::replace(&mut self.swept, true) && !unswept {
             return Ok(());
         }
         for db in xact::transaction(catalog::db::load_all)?.into_iter().filter(|db| db.active) {
