@@ -8,7 +8,7 @@ use super::check::{self, Opened};
 use super::compare::Fault;
 use super::options::check_strategy;
 use super::sync::{self, Role, Sync};
-use super::{Noun, db, group, pick, relation};
+use super::{Noun, db, group, interleave, pick, relation};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::master::notify;
@@ -79,6 +79,9 @@ pub fn engage_changed(
     let mut checked = check::check(&sync, before, function, opened, &mut faults)?;
     if let Some(error) = Fault::error(&format!("sync \"{name}\""), &faults) {
         return Err(error);
+    }
+    if before.is_none() && only.is_none() {
+        interleave::advise(&sync, &mut checked);
     }
     check::install_capture(&sync, &mut checked)?;
     notify::catalog_changed();
