@@ -858,8 +858,10 @@ END
 $body$;
 
 -- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of the
--- fullest table's segments, all of which each run reads. Cheap at rest: only segments that hold anything are looked at. Always at least one row.
-CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text) RETURNS TABLE (sync text, member text, bytes bigint)
+-- fullest table's segments, all of which each run reads. Cheap at rest: only segments that hold anything are looked at. Always
+-- at least one row. p_quiet: tables that are not looked at, as [{"sync": ..., "schema": ..., "table": ...}, ...].
+DROP FUNCTION IF EXISTS bucardo.capture_pending(text);
+CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text, p_quiet jsonb DEFAULT '[]') RETURNS TABLE (sync text, member text, bytes bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c record;
@@ -870,13 +872,14 @@ DECLARE
     found_one boolean;
     seen text[] := '{}';
 BEGIN
-    FOR c IN SELECT k.id, k.relid, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
+    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
                     (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
                FROM bucardo.capture_candidates() k LOOP
         CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
         most := greatest(most, c.size);
         FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
-                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control GROUP BY v.xmax, v.xip, v.sync LOOP
+                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control
+                    AND NOT p_quiet @> jsonb_build_array(jsonb_build_object('sync', v.sync, 'schema', c.s, 'table', c.r)) GROUP BY v.xmax, v.xip, v.sync LOOP
             found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
                 AND (m.origin IS NULL OR m.origin <> ALL (w.echoes)));
             FOREACH segment IN ARRAY c.segments LOOP

@@ -7,6 +7,8 @@ use std::fmt;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::PgSqlErrorCode;
 
+use crate::ident::one_line;
+
 /// A SQLSTATE: five characters, as PostgreSQL and libpq write it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SqlState(pub [u8; 5]);
@@ -100,7 +102,8 @@ impl Error {
 
     /// Puts where it happened before the message: `member "B": …`.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
-        self.message = format!("{place}: {}", self.message);
+        // A place is made of names, which may hold anything.
+        self.message = format!("{}: {}", one_line(&place.to_string()), self.message);
         self
     }
 }

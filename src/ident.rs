@@ -40,8 +40,17 @@ fn bad(message: impl Into<String>) -> Error {
 
 /// A name as it may stand in a message: one line, and not longer than a line.
 pub fn shown(name: &str) -> String {
-    let line: String = name.chars().take(80).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let line: String = name.chars().take(80).map(printable).collect();
     if name.chars().count() > 80 { format!("{line}…") } else { line }
+}
+
+/// The whole name on one line.
+pub fn one_line(name: &str) -> String {
+    name.chars().map(printable).collect()
+}
+
+fn printable(c: char) -> char {
+    if c.is_control() { '?' } else { c }
 }
 
 /// Checks the name of a member, group, sync or customcode. `what` says which, as `sync`.
@@ -84,10 +93,11 @@ pub fn parse_list(text: &str) -> Result<Vec<String>> {
             .hint("Write names as in SQL: a double quote within a quoted name is doubled."));
     }
     let items: Vec<String> = items.iter().map(|i| i.trim().to_string()).collect();
-    if items.iter().any(String::is_empty) {
-        return Err(bad(format!("the list has an empty place: \"{}\"", shown(text))).hint("Give one comma between two names."));
-    }
-    Ok(items)
+    if items.iter().any(String::is_empty) { Err(empty_place(text)) } else { Ok(items) }
+}
+
+fn empty_place(list: &str) -> Error {
+    bad(format!("the list has an empty place: \"{}\"", shown(list))).hint("Give one comma between two names.")
 }
 
 /// A relation's name as in SQL: `table`, `schema.table`, quoted parts kept as they are, others in lower case.
@@ -198,15 +208,22 @@ impl Role {
     }
 }
 
-/// Takes a list of members apart: `A:source,B:target`, or names alone, of which the first is the source.
-pub fn parse_dbs(text: &str) -> Result<Vec<(String, Role)>> {
+/// Takes a list of members apart: `A:source,B:target`, or names alone, of which the first is the source. A name has no
+/// comma, so every comma parts. `known`: the members that there are, of which some may have double quotes in their names.
+pub fn parse_dbs(text: &str, known: &[String]) -> Result<Vec<(String, Role)>> {
     let mut dbs: Vec<(String, Role)> = Vec::new();
-    for item in parse_list(text)? {
+    if text.trim().is_empty() {
+        return Ok(dbs);
+    }
+    for item in text.split(',').map(str::trim) {
+        if item.is_empty() {
+            return Err(empty_place(text));
+        }
         let (name, role) = match item.rsplit_once(':') {
             Some((name, role)) => (name.trim(), Role::parse(role.trim())?),
-            None => (item.as_str(), if dbs.is_empty() { Role::Source } else { Role::Target }),
+            None => (item, if dbs.is_empty() { Role::Source } else { Role::Target }),
         };
-        let name = unquote(name);
+        let name = if known.iter().any(|k| k == name) { name.to_string() } else { unquote(name) };
         check_name("db", &name)?;
         if dbs.iter().any(|(n, _)| *n == name) {
             return Err(bad(format!("db \"{name}\" is listed twice")).hint("Name each db once, with one role."));
@@ -283,12 +300,15 @@ mod tests {
     #[test]
     fn members() {
         use Role::{Fullcopy, Source, Target};
-        let ok = |t: &str| parse_dbs(t).unwrap();
+        let known = ["A b".to_string(), "\"q\"".to_string(), "x\"y".to_string()];
+        let ok = |t: &str| parse_dbs(t, &known).unwrap();
         assert_eq!(ok("A, B,C"), [("A".into(), Source), ("B".into(), Target), ("C".into(), Target)]);
         assert_eq!(ok("A:source,B:fullcopy"), [("A".into(), Source), ("B".into(), Fullcopy)]);
         assert_eq!(ok("\"A b\" : target"), [("A b".into(), Target)]);
+        assert_eq!(ok("x\"y:source,\"q\":target"), [("x\"y".into(), Source), ("\"q\"".into(), Target)]);
+        assert_eq!(ok("\"x\"\"y\",\"c\""), [("x\"y".into(), Source), ("c".into(), Target)]);
         for wrong in ["A:master", "A,A", "A:source,A:target", "A:", ":source", "A,,B", "a:b:source"] {
-            assert_eq!(parse_dbs(wrong).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
+            assert_eq!(parse_dbs(wrong, &known).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
         }
     }
 }

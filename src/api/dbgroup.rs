@@ -4,7 +4,7 @@
 use pgrx::prelude::*;
 
 use super::{Answer, notice, required};
-use crate::catalog::{Noun, change, group};
+use crate::catalog::{Noun, change, db, group};
 use crate::ident::{check_name, parse_dbs};
 use crate::master::notify;
 
@@ -14,7 +14,7 @@ use crate::master::notify;
 fn add_dbgroup(name: Option<&str>, dbs: default!(Option<&str>, "''")) -> Answer {
     let name = required(name, "name")?;
     check_name("dbgroup", name)?;
-    let members = parse_dbs(dbs.unwrap_or_default())?;
+    let members = parse_dbs(dbs.unwrap_or_default(), &db::names()?)?;
     if !group::insert_dbgroup(name)? {
         return Err(Noun::Dbgroup.duplicate(name).into());
     }
@@ -27,9 +27,9 @@ fn add_dbgroup(name: Option<&str>, dbs: default!(Option<&str>, "''")) -> Answer 
 #[search_path(pg_catalog, pg_temp)]
 fn update_dbgroup(name: Option<&str>, dbs: Option<&str>) -> Answer {
     let name = required(name, "name")?;
-    let Some(dbs) = dbs else { return Ok(name.to_string()) };
-    let members = parse_dbs(dbs)?;
     Noun::Dbgroup.lock(name)?;
+    let Some(dbs) = dbs else { return Ok(name.to_string()) };
+    let members = parse_dbs(dbs, &db::names()?)?;
     let syncs = group::syncs_of(Noun::Dbgroup, name)?;
     let before = syncs.iter().map(|s| change::load(s)).collect::<crate::error::Result<Vec<_>>>()?;
     group::set_members(name, &members)?;

@@ -8,7 +8,7 @@ use crate::catalog::pick::Item;
 use crate::catalog::relation::{self, Named, Options};
 use crate::catalog::{Noun, group, pick};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::{check_name, shown};
+use crate::ident::{check_name, one_line, shown};
 
 /// Adds a relgroup with the tables of a list. No sync uses it yet, so they are looked up when one does.
 #[pg_extern(security_definer)]
@@ -22,7 +22,7 @@ fn add_relgroup(name: Option<&str>, tables: default!(Option<&str>, "''")) -> Ans
     }
     for relation in &names {
         if relation::add(name, relation, None, &Options::default())?.is_none() {
-            let message = format!("{} is listed twice", relation.display());
+            let message = format!("{} is listed twice", one_line(&relation.display()));
             return Err(Error::new(SqlState::INVALID_PARAMETER, message).hint("Name each table once.").into());
         }
     }

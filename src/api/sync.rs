@@ -74,7 +74,7 @@ fn parse_members(dbs: &str) -> Result<Members> {
     if !name.contains([':', ',']) && !name.is_empty() && Noun::Dbgroup.exists(name)? {
         return Ok(Members::Group(name.to_string()));
     }
-    let members = parse_dbs(dbs)?;
+    let members = parse_dbs(dbs, &db::names()?)?;
     if members.is_empty() {
         return Err(Error::new(SqlState::INVALID_PARAMETER, "the list of dbs is empty")
             .hint("Give dbs as 'A:source,B:target', or the name of a dbgroup."));
@@ -97,33 +97,63 @@ fn unknown_members(members: &mut Vec<(String, Role)>) -> Result<Vec<Fault>> {
 fn add(name: &str, dbs: &str, tables: Option<&str>, relgroup: Option<&str>, options: &Options<'_>) -> Result<String> {
     notify::require_preload()?;
     check_name("sync", name)?;
-    let mut members = parse_members(dbs)?;
-    let items = match (tables, relgroup) {
-        (Some(tables), None) => Some(pick::parse(tables)?),
-        (None, Some(_)) => None,
-        (None, None) => {
-            return Err(Error::new(SqlState::INVALID_PARAMETER, "there is nothing to replicate")
-                .hint("Give tables => '…' or relgroup => '…'."));
-        }
-        (Some(_), Some(_)) => {
-            return Err(Error::new(SqlState::INVALID_PARAMETER, "both tables and relgroup are given").hint("Give one of them."));
-        }
-    };
-    options.check(true, &db::names()?)?;
-    claim(name)?;
-    let mut faults = match &mut members {
-        Members::List(list) => unknown_members(list)?,
-        Members::Group(_) => Vec::new(),
-    };
-    let dbgroup = store_members(name, &members)?;
-    let (relgroup, opened) = match (items, relgroup) {
-        (Some(items), _) => (name.to_string(), store_tables(name, &dbgroup, &items, &mut faults)?),
-        (None, relgroup) => (existing_relgroup(relgroup.unwrap_or_default())?, None),
-    };
-    let own = (matches!(members, Members::List(_)), tables.is_some());
-    store(name, &dbgroup, &relgroup, own, options)?;
-    change::engage(name, None, "add_sync", opened, faults)?;
+    let mut faults: Vec<Fault> = options.faults(true, &db::names()?).into_iter().map(Fault::own).collect();
+    // What cannot be stored is reported, and its default stands in for it until all the rest is checked.
+    let options = if faults.is_empty() { options } else { &Options::default() };
+    if let Err(error) = store_lists(name, dbs, tables, relgroup, options, &mut faults).and_then(|opened| {
+        // Takes the faults along, and fails if there are any.
+        change::engage(name, None, "add_sync", opened, std::mem::take(&mut faults))
+    }) {
+        // Nothing can be checked beyond this one.
+        let alone = faults.is_empty();
+        faults.push(Fault::own(error.clone()));
+        return Err(Fault::error(&format!("sync \"{name}\""), &faults).filter(|_| !alone).unwrap_or(error));
+    }
     Ok(name.to_string())
+}
+
+/// Writes the sync with its lists into the catalog. What is wrong with a list becomes a fault, and the rest of it stays, so that
+/// it can be checked; an error is what leaves nothing to be checked.
+fn store_lists(
+    name: &str,
+    dbs: &str,
+    tables: Option<&str>,
+    relgroup: Option<&str>,
+    options: &Options<'_>,
+    faults: &mut Vec<Fault>,
+) -> Result<Opened> {
+    let listed = match (tables, relgroup) {
+        (Some(tables), None) => Ok(Some(tables)),
+        (None, Some(_)) => Ok(None),
+        (None, None) => Err(Error::new(SqlState::INVALID_PARAMETER, "there is nothing to replicate")
+            .hint("Give tables => '…' or relgroup => '…'.")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(SqlState::INVALID_PARAMETER, "both tables and relgroup are given").hint("Give one of them."))
+        }
+    };
+    let items = listed.and_then(|tables| tables.map(pick::parse).transpose()).or_else(|error| {
+        faults.push(Fault::own(error));
+        Ok::<_, Error>(Some(Vec::new()))
+    })?;
+    let mut members = parse_members(dbs)?;
+    claim(name)?;
+    if let Members::List(list) = &mut members {
+        faults.extend(unknown_members(list)?);
+    }
+    let dbgroup = store_members(name, &members)?;
+    let found = match (&items, relgroup) {
+        (None, Some(relgroup)) => existing_relgroup(relgroup).map_err(|error| faults.push(Fault::own(error))).ok(),
+        _ => None,
+    };
+    let (relgroup, own, opened) = match found {
+        Some(relgroup) => (relgroup, false, None),
+        None => {
+            let items = items.unwrap_or_default();
+            (name.to_string(), true, store_tables(name, &dbgroup, &items, faults)?)
+        }
+    };
+    store(name, &dbgroup, &relgroup, (matches!(members, Members::List(_)), own), options)?;
+    Ok(opened)
 }
 
 /// Of several sessions that add the same sync at once, one goes on; the others wait here and then find it there.
@@ -157,22 +187,26 @@ fn existing_relgroup(relgroup: &str) -> Result<String> {
 }
 
 /// Makes the sync's own relgroup of what the list means on the first source. Returns the connection that it used.
-fn store_tables(name: &str, dbgroup: &str, items: &[Item], faults: &mut [Fault]) -> Result<Opened> {
+fn store_tables(name: &str, dbgroup: &str, items: &[Item], faults: &mut Vec<Fault>) -> Result<Opened> {
     if !group::insert_relgroup(name)? {
         return Err(Noun::Relgroup.duplicate(name));
     }
     let members = group::members(dbgroup)?;
     let need_key = sync::captures(members.iter().map(|(_, role)| *role));
-    let source =
-        members.iter().find(|(_, role)| *role == Role::Source).map(|(source, _)| db::load(source)).transpose()?.flatten();
-    let Some(source) = source.filter(|s| s.active) else {
+    let sources = members.iter().filter(|(_, role)| *role == Role::Source).map(|(source, _)| db::load(source));
+    let sources = sources.collect::<Result<Vec<_>>>()?;
+    let Some(source) = sources.into_iter().flatten().find(|s| s.active) else {
         // Which tables there are can only be said by a source; without one the sync fails for that alone.
         store_relations(name, None, &guessed(items))?;
-        return if faults.is_empty() { no_active_source(name) } else { Ok(None) };
+        if faults.iter().all(|f| f.db.is_empty()) && members.iter().any(|(_, role)| *role == Role::Source) {
+            faults.push(Fault::own(no_active_source(name)));
+        }
+        return Ok(None);
     };
     match check::open(&source.target, "add_sync") {
         Ok((mut conn, identity)) => {
-            let Picked { relations, without_key } = pick::pick(&mut conn, items, need_key)?;
+            let Picked { relations, without_key, faults: wrong } = pick::pick(&mut conn, items, need_key)?;
+            faults.extend(wrong.into_iter().map(Fault::own));
             if !without_key.is_empty() {
                 notice(&format!("left out, because they have no key: {}", without_key.join(", ")));
             }
@@ -186,9 +220,9 @@ fn store_tables(name: &str, dbgroup: &str, items: &[Item], faults: &mut [Fault])
     }
 }
 
-fn no_active_source(name: &str) -> Result<Opened> {
-    Err(Error::new(SqlState::INVALID_PARAMETER, format!("sync \"{name}\": no active db is a source"))
-        .hint("Give dbs as 'A:source,B:target', and activate the source with bucardo.update_db."))
+fn no_active_source(name: &str) -> Error {
+    Error::new(SqlState::INVALID_PARAMETER, format!("sync \"{name}\": no active db is a source"))
+        .hint("Give dbs as 'A:source,B:target', and activate the source with bucardo.update_db.")
 }
 
 /// The plainly named relations, for when no source can say more: enough to find the faults of the other members.

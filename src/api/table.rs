@@ -9,7 +9,7 @@ use crate::catalog::describe::Described;
 use crate::catalog::relation::{self, Named, Options};
 use crate::catalog::{Noun, change, check, db, group, options, pick};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::{parse_qualified, quote_literal};
+use crate::ident::{one_line, parse_qualified, quote_literal, shown};
 use crate::master::notify;
 
 /// Adds a table to a relgroup.
@@ -65,7 +65,7 @@ fn add(name: Option<&str>, relgroup: Option<&str>, db: Option<&str>, is_sequence
         None => (Named { schema, name: relname, is_sequence }, None, None),
     };
     let Some(id) = relation::add(relgroup, &relation, found_on.as_deref(), options)? else {
-        let message = format!("{} is in relgroup \"{relgroup}\" already", relation.display());
+        let message = format!("{} is in relgroup \"{relgroup}\" already", one_line(&relation.display()));
         return Err(Error::new(SqlState::DUPLICATE_OBJECT, message).hint("Change its options with bucardo.update_table."));
     };
     let mut opened = opened;
@@ -105,14 +105,14 @@ fn look_up(
 
 fn check_found(db: &str, named: &Named, found: Option<&Described>, is_sequence: bool, options: &Options<'_>) -> Result<()> {
     let (what, other) = if is_sequence { ("sequence", "add_table") } else { ("table", "add_sequence") };
-    let name = named.display();
+    let name = one_line(&named.display());
     let Some(found) = found else {
         return Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("{what} {name} does not exist on db \"{db}\""))
             .hint("Create it there first, and write its name as in SQL: schema.table, with double quotes where needed."));
     };
     if found.is_sequence() != is_sequence || !(found.is_table() || found.is_sequence()) {
         let hint = if found.is_table() || found.is_sequence() {
-            format!("SELECT bucardo.{other}({}, …);", quote_literal(&name))
+            format!("SELECT bucardo.{other}({}, …);", quote_literal(&named.display()))
         } else {
             "Only tables, partitioned tables and sequences are replicated.".to_string()
         };
@@ -120,7 +120,7 @@ fn check_found(db: &str, named: &Named, found: Option<&Described>, is_sequence: 
     }
     match options.pkey {
         Some(index) if found.key(Some(index)).is_none() => {
-            let message = format!("\"{index}\" is not a unique index of {name} over NOT NULL columns on db \"{db}\"");
+            let message = format!("\"{}\" is not a unique index of {name} over NOT NULL columns on db \"{db}\"", shown(index));
             Err(Error::new(SqlState::WRONG_STATE, message)
                 .hint("pkey names a unique index that is valid, not partial, and over plain columns that are NOT NULL."))
         }

@@ -7,7 +7,7 @@ use super::{notice, required};
 use crate::catalog::relation::{self, Named, Options};
 use crate::catalog::{Noun, change, check, db, group, pick};
 use crate::error::Result;
-use crate::ident::{matches, matches_relation, parse_list};
+use crate::ident::{matches, matches_relation, one_line, parse_list};
 use crate::master::notify;
 
 /// Adds all tables of a member, or of some of its schemas, but for some.
@@ -58,7 +58,7 @@ fn add_all(relgroup: &str, db: &str, schema: Option<&str>, exclude: Option<&str>
         }
         let named = Named { schema: Some(one.schema), name: one.name, is_sequence: sequences };
         if !has_key {
-            without_key.push(named.display());
+            without_key.push(one_line(&named.display()));
         } else if let Some(id) = relation::add(relgroup, &named, Some(db), &Options::default())? {
             added.push(id);
         }

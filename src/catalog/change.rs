@@ -8,7 +8,7 @@ use super::check::{self, Opened};
 use super::compare::Fault;
 use super::options::check_strategy;
 use super::sync::{self, Role, Sync};
-use super::{Noun, db, group, pick, relation};
+use super::{Noun, db, group, interleave, pick, relation};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::master::notify;
@@ -62,12 +62,17 @@ pub fn engage_changed(
 ) -> Result<()> {
     let mut opened = opened;
     let mut sync = load(name)?;
-    if faults.is_empty() {
-        check_shape(&sync)?;
+    // Members that are missing may be what its shape lacks.
+    if faults.iter().all(|f| f.db.is_empty())
+        && let Err(error) = check_shape(&sync)
+    {
+        faults.push(Fault::own(error));
     }
-    let unresolved: HashSet<i32> = relation::unresolved(&sync.relgroup)?.into_iter().map(|(id, _)| id).collect();
+    let unresolved = relation::unresolved(&sync.relgroup)?;
     if !unresolved.is_empty() {
-        opened = resolve(&sync, function, opened)?;
+        // A source that is away is a fault among others, but where a sync that lives would get what nobody has looked up.
+        let must = before.is_some() && unresolved.iter().any(|(_, given)| given.schema.is_none());
+        opened = resolve(&sync, function, opened, unresolved, must)?;
         let before: HashSet<i32> = sync.relations.iter().map(|r| r.id).collect();
         sync = load(name)?;
         if let Some(only) = only {
@@ -80,28 +85,34 @@ pub fn engage_changed(
     if let Some(error) = Fault::error(&format!("sync \"{name}\""), &faults) {
         return Err(error);
     }
+    if before.is_none() && only.is_none() {
+        interleave::advise(&sync, &mut checked);
+    }
     check::install_capture(&sync, &mut checked)?;
     notify::catalog_changed();
     Ok(())
 }
 
-/// Looks up, on the first source, the relations that were given without a schema.
-fn resolve(sync: &Sync, function: &str, opened: Opened) -> Result<Opened> {
+/// Looks up, on the first source, the relations that were given when there was none to be asked.
+fn resolve(sync: &Sync, function: &str, opened: Opened, unresolved: Vec<(i32, relation::Named)>, must: bool) -> Result<Opened> {
     let Some(source) = sync.sources().find(|m| m.db.active) else { return Ok(opened) };
     let attempt = match opened {
         Some((name, attempt)) if name == source.db.name => attempt,
         _ => check::open(&source.db.target, function),
     };
-    let (mut conn, identity) = attempt?;
-    for (id, given) in relation::unresolved(&sync.relgroup)? {
-        let (mut named, found) = pick::look_up(&mut conn, &[(None, given.name.clone())])?
+    let (mut conn, identity) = match attempt {
+        Err(error) if !must => return Ok(Some((source.db.name.clone(), Err(error)))),
+        attempt => attempt?,
+    };
+    for (id, given) in unresolved {
+        let (mut named, found) = pick::look_up(&mut conn, &[(given.schema, given.name)])?
             .into_iter()
             .next()
             .ok_or_else(|| Error::internal("nothing was looked up"))?;
         if found.is_none() {
             named.is_sequence = given.is_sequence;
         }
-        relation::set_schema(&sync.relgroup, id, &named, &source.db.name)?;
+        relation::settle(&sync.relgroup, id, &named, &source.db.name)?;
     }
     Ok(Some((source.db.name.clone(), Ok((conn, identity)))))
 }

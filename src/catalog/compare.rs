@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::describe::{Column, Described};
 use crate::error::{Error, SqlState};
-use crate::ident::{display_qualified, quote_ident, quote_qualified};
+use crate::ident::{display_qualified, one_line, quote_ident, quote_qualified};
 
 /// Which types a member assigns to which, by oid.
 pub type Casts = HashMap<u32, Vec<u32>>;
@@ -19,6 +19,7 @@ const STRINGS: [u32; 4] = [25, 1043, 1042, 19];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub code: SqlState,
+    /// Empty: no member is to blame.
     pub db: String,
     pub relation: Option<String>,
     pub fault: String,
@@ -26,12 +27,18 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault of the call or of the catalog.
+    pub fn own(error: Error) -> Self {
+        Self { code: error.code, db: String::new(), relation: None, fault: error.message, fix: error.hint }
+    }
+
     /// One line: where and what.
     pub fn line(&self) -> String {
         let fault = self.fault.split_whitespace().collect::<Vec<_>>().join(" ");
         let db = format!("db \"{}\"", self.db);
         match &self.relation {
-            Some(relation) => format!("{db}, {relation}: {fault}"),
+            _ if self.db.is_empty() => fault,
+            Some(relation) => format!("{db}, {}: {fault}", one_line(relation)),
             None if fault.contains(&db) => fault,
             None => format!("{db}: {fault}"),
         }
@@ -39,27 +46,32 @@ impl Fault {
 
     /// The one error for all faults: with a single one its own SQLSTATE, else 22023 with all of them as DETAIL.
     pub fn error(subject: &str, faults: &[Fault]) -> Option<Error> {
+        let prefix = format!("{subject}: ");
+        let line = |fault: &Fault| {
+            let line = fault.line();
+            line.strip_prefix(&prefix).map_or(line.clone(), str::to_string)
+        };
         match faults {
             [] => None,
             [one] => {
-                let error = Error::new(one.code, format!("{subject}: {}", one.line()));
+                let error = Error::new(one.code, format!("{prefix}{}", line(one)));
                 Some(match &one.fix {
                     Some(fix) => error.hint(fix.clone()),
                     None => error,
                 })
             }
             many => {
-                let lines: Vec<String> = many.iter().map(Fault::line).collect();
+                let lines: Vec<String> = many.iter().map(line).collect();
                 let mut fixes: Vec<String> = Vec::new();
                 for fault in many {
-                    if let Some(fix) =
-                        fault.fix.as_ref().map(|fix| format!("On \"{}\": {fix}", fault.db)).filter(|fix| !fixes.contains(fix))
-                    {
-                        fixes.push(fix);
-                    }
+                    let fix = fault.fix.as_ref().map(|fix| match fault.db.as_str() {
+                        "" => fix.clone(),
+                        db => format!("On \"{db}\": {fix}"),
+                    });
+                    fixes.extend(fix.filter(|fix| !fixes.contains(fix)));
                 }
                 let error =
-                    Error::new(SqlState::INVALID_PARAMETER, format!("{subject}: {} faults", many.len())).detail(lines.join("\n"));
+                    Error::new(SqlState::INVALID_PARAMETER, format!("{prefix}{} faults", many.len())).detail(lines.join("\n"));
                 Some(if fixes.is_empty() { error } else { error.hint(fixes.join("\n")) })
             }
         }

@@ -42,8 +42,6 @@ pub struct Described {
     pub rows: u64,
     /// By attribute number, without the dropped ones.
     pub columns: Vec<Column>,
-    /// The name of the primary key's index.
-    pub primary_index: Option<String>,
     /// In key order; empty: none.
     pub primary_key: Vec<String>,
     /// The other unique indexes that can serve as key, the narrowest first.
@@ -51,14 +49,17 @@ pub struct Described {
 }
 
 impl Described {
-    /// The key's columns: of the index named `pkey`, else of the primary key, else of the narrowest unique index.
+    /// The key's columns: of the primary key, else of the index named `pkey`, else of the narrowest unique index.
     pub fn key(&self, pkey: Option<&str>) -> Option<Vec<String>> {
-        match pkey {
-            Some(index) if self.primary_index.as_deref() == Some(index) => Some(self.primary_key.clone()),
-            Some(index) => self.unique.iter().find(|(name, _)| name == index).map(|(_, columns)| columns.clone()),
-            None if !self.primary_key.is_empty() => Some(self.primary_key.clone()),
-            None => self.unique.first().map(|(_, columns)| columns.clone()),
+        if !self.primary_key.is_empty() {
+            return Some(self.primary_key.clone());
         }
+        let mut unique = self.unique.iter();
+        let index = match pkey {
+            Some(index) => unique.find(|(name, _)| name == index),
+            None => unique.next(),
+        };
+        index.map(|(_, columns)| columns.clone())
     }
 
     pub fn column(&self, name: &str) -> Option<&Column> {
@@ -208,7 +209,6 @@ fn add_keys(rows: &Rows, found: &mut [Option<Described>]) {
     for index in indexes.into_iter().filter(|i| i.not_null) {
         if let Some(Some(described)) = found.get_mut(index.relation) {
             if index.primary {
-                described.primary_index = Some(index.name);
                 described.primary_key = index.columns;
             } else {
                 described.unique.push((index.name, index.columns));
@@ -325,7 +325,6 @@ mod tests {
     fn table(primary: &[&str], unique: &[(&str, &[&str])]) -> Described {
         let owned = |c: &[&str]| c.iter().map(|c| c.to_string()).collect::<Vec<_>>();
         Described {
-            primary_index: (!primary.is_empty()).then(|| "t_pkey".to_string()),
             primary_key: owned(primary),
             unique: unique.iter().map(|(n, c)| (n.to_string(), owned(c))).collect(),
             ..Described::default()
@@ -336,10 +335,12 @@ mod tests {
     fn the_key_of_a_table() {
         let both = table(&["id"], &[("u", &["a"]), ("v", &["a", "b"])]);
         assert_eq!(both.key(None).unwrap(), ["id"]);
-        assert_eq!(both.key(Some("v")).unwrap(), ["a", "b"]);
-        assert_eq!(both.key(Some("t_pkey")).unwrap(), ["id"]);
-        assert_eq!(both.key(Some("other")), None);
-        assert_eq!(table(&[], &[("u", &["a"])]).key(None).unwrap(), ["a"]);
+        assert_eq!(both.key(Some("v")).unwrap(), ["id"], "a primary key goes before what pkey says");
+        assert_eq!(both.key(Some("other")).unwrap(), ["id"]);
+        let none = table(&[], &[("u", &["a"]), ("v", &["a", "b"])]);
+        assert_eq!(none.key(Some("v")).unwrap(), ["a", "b"]);
+        assert_eq!(none.key(Some("other")), None);
+        assert_eq!(none.key(None).unwrap(), ["a"]);
         assert_eq!(table(&[], &[]).key(None), None);
     }
 

@@ -1,5 +1,6 @@
 //! Whether two sources hand out the same numbers: the sequences behind the columns of a sync's tables, and those in the
-//! sync itself, as they are on each source. For validate_sync; it changes nothing, and what it says is advice.
+//! sync itself, as they are on each source. For add_sync and validate_sync; it changes nothing, and what it says is advice:
+//! a sync in which only one source hands out numbers at a time is healthy, so it must never be a fault.
 
 use super::check::Checked;
 use super::compare::Fault;
@@ -26,8 +27,16 @@ const SEQUENCES: &str = "SELECT n.nspname, s.relname, p.seqincrement \
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = c.oid AND d.deptype IN ('a', 'i')) \
     JOIN pg_catalog.pg_class s ON s.oid = p.seqrelid JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace ORDER BY 1, 2";
 
-/// Adds a fault for each sequence by which a later source hands out numbers of an earlier one.
-pub fn check(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
+/// Tells the caller of each sequence by which a later source hands out numbers of an earlier one. Where that cannot be
+/// seen there is nothing to tell.
+pub fn advise(sync: &Sync, checked: &mut [Checked<'_>]) {
+    let mut found = Vec::new();
+    if check(sync, checked, &mut found).is_ok() {
+        found.iter().for_each(|f| pgrx::notice!("{}. {}", f.line(), f.fix.as_deref().unwrap_or_default()));
+    }
+}
+
+fn check(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> Result<()> {
     let sources = sync.sources().count();
     if sources < 2 {
         return Ok(());

@@ -8,7 +8,7 @@ use crate::ident::shown;
 use crate::pg::spi;
 
 /// The options in the order of add_sync.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
     pub conflict_strategy: Option<&'a str>,
     pub onetimecopy: Option<i32>,
@@ -80,6 +80,10 @@ fn together(mut faults: Vec<Error>) -> Result<()> {
 impl Options<'_> {
     /// Checks each option by itself, and says all that is wrong. `new`: of a sync that is being added. `dbs`: all there are.
     pub fn check(&self, new: bool, dbs: &[String]) -> Result<()> {
+        together(self.faults(new, dbs))
+    }
+
+    pub fn faults(&self, new: bool, dbs: &[String]) -> Vec<Error> {
         let checks = [
             check_strategy(self.conflict_strategy, dbs),
             match self.onetimecopy {
@@ -100,7 +104,7 @@ impl Options<'_> {
             one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"]),
             check_status(self.status),
         ];
-        together(checks.into_iter().filter_map(Result::err).collect())
+        checks.into_iter().filter_map(Result::err).collect()
     }
 
     fn args(&self) -> Vec<DatumWithOid<'_>> {

@@ -6,11 +6,12 @@ use crate::error::{Error, Result, SqlState};
 use crate::ident::{self, display_qualified, shown};
 use crate::libpq::Conn;
 
-/// What was picked, and the tables that a pattern took in but that have no key.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What was picked, the tables that a pattern took in but that have no key, and what is wrong with the list.
+#[derive(Debug, Default)]
 pub struct Picked {
     pub relations: Vec<Named>,
     pub without_key: Vec<String>,
+    pub faults: Vec<Error>,
 }
 
 /// One place of a list.
@@ -65,16 +66,16 @@ pub fn pick(conn: &mut Conn, items: &[Item], need_key: bool) -> Result<Picked> {
             if *has_key {
                 push(&mut picked, Some(named(one)));
             } else {
-                picked.without_key.push(display_qualified(&one.schema, &one.name));
+                picked.without_key.push(ident::one_line(&display_qualified(&one.schema, &one.name)));
             }
         }
         if (picked.relations.is_empty() || !matched) && picked.relations.len() == before {
             let without = if matched { " that has a key" } else { "" };
-            return Err(Error::new(
-                SqlState::INVALID_PARAMETER,
-                format!("db \"{}\" has no table or sequence{without} like \"{}\"", conn.name, shown(pattern)),
-            )
-            .hint("A pattern with a dot is matched against schema.table, else against the table's name."));
+            let message = format!("db \"{}\" has no table or sequence{without} like \"{}\"", conn.name, shown(pattern));
+            picked.faults.push(
+                Error::new(SqlState::INVALID_PARAMETER, message)
+                    .hint("A pattern with a dot is matched against schema.table, else against the table's name."),
+            );
         }
     }
     Ok(picked)

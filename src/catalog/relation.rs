@@ -2,7 +2,7 @@
 //! the last of them.
 
 use crate::error::{Error, Result, SqlState};
-use crate::ident::display_qualified;
+use crate::ident::{display_qualified, one_line};
 use crate::pg::spi;
 
 /// The options of a relation's place in a relgroup; None: the sync's.
@@ -95,7 +95,7 @@ pub fn find(relgroup: &str, schema: Option<&str>, name: &str) -> Result<i32> {
     let sql = "SELECT r.id FROM bucardo.relmap m JOIN bucardo.relation r ON r.id = m.relation \
         WHERE m.relgroup = $1 AND r.relname = $3 AND ($2 IS NULL OR r.schemaname = $2)";
     let ids = spi::write(sql, &[relgroup.into(), schema.into(), name.into()], |row| row.get::<i32>(1))?;
-    let shown = schema.map_or_else(|| name.to_string(), |schema| display_qualified(schema, name));
+    let shown = one_line(&schema.map_or_else(|| name.to_string(), |schema| display_qualified(schema, name)));
     match ids.as_slice() {
         [id] => Ok(*id),
         [] => Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("relation {shown} is not in relgroup \"{relgroup}\""))
@@ -121,18 +121,21 @@ pub fn delete_unused() -> Result<()> {
     Ok(())
 }
 
-/// The relations of a relgroup that were given without a schema and are not looked up yet: number, name.
+/// The relations of a relgroup that were not looked up yet, of which schema or kind may not be known: number, name.
 pub fn unresolved(relgroup: &str) -> Result<Vec<(i32, Named)>> {
-    let sql = "SELECT r.id, r.relname, r.kind = 'sequence' FROM bucardo.relmap m JOIN bucardo.relation r ON r.id = m.relation \
-        WHERE m.relgroup = $1 AND r.schemaname IS NULL ORDER BY m.position";
+    let sql = "SELECT r.id, r.relname, r.kind = 'sequence', r.schemaname FROM bucardo.relmap m JOIN bucardo.relation r ON r.id = m.relation \
+        WHERE m.relgroup = $1 AND (r.schemaname IS NULL OR r.db IS NULL) ORDER BY m.position";
     spi::select(sql, &[relgroup.into()], |row| {
-        Ok((row.get(1)?, Named { schema: None, name: row.get(2)?, is_sequence: row.get(3)? }))
+        Ok((row.get(1)?, Named { schema: row.opt(4)?, name: row.get(2)?, is_sequence: row.get(3)? }))
     })
 }
 
-/// Gives a relation the schema in which it was found; where it is known under its whole name already, that row is used.
-pub fn set_schema(relgroup: &str, id: i32, found: &Named, db: &str) -> Result<()> {
+/// Gives a relation the schema and kind with which it was found; where it is known so already, that row is used.
+pub fn settle(relgroup: &str, id: i32, found: &Named, db: &str) -> Result<()> {
     let whole = ensure(found, Some(db))?;
+    if whole == id {
+        return Ok(());
+    }
     let sql = "UPDATE bucardo.relmap m SET relation = $3 WHERE m.relgroup = $1 AND m.relation = $2 \
         AND NOT EXISTS (SELECT 1 FROM bucardo.relmap o WHERE o.relgroup = $1 AND o.relation = $3)";
     spi::execute(sql, &[relgroup.into(), id.into(), whole.into()])?;

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::customcode::{self, Code};
 use super::db::{self, Db};
 use crate::error::Result;
@@ -72,6 +74,27 @@ pub struct Sync {
 impl Sync {
     pub fn sources(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|m| m.role == Role::Source)
+    }
+
+    /// Whether every change starts a run by itself.
+    pub fn always_kicks(&self) -> bool {
+        self.sometimes_kicks() && self.tables().all(|r| r.autokick)
+    }
+
+    /// Whether changes of some of its tables start a run by themselves.
+    pub fn sometimes_kicks(&self) -> bool {
+        self.tables().any(|r| r.autokick)
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Relation> {
+        self.relations.iter().filter(|r| !r.is_sequence)
+    }
+
+    /// Its tables whose changes wait for the next run, as `bucardo.capture_pending` leaves them out.
+    pub fn quiet(&self) -> impl Iterator<Item = Value> {
+        let name = self.capture_name();
+        let named = move |r: &Relation| json!({"sync": name, "schema": r.schema, "table": r.name});
+        self.tables().filter(|r| self.sometimes_kicks() && !r.autokick).map(named)
     }
 
     /// The name under which sources keep its capture and progress. The number makes it another one when a sync is removed

@@ -28,7 +28,7 @@ impl Master {
         let entries = &self.entries;
         // What is committed while the only sync that it concerns runs is told at the end of the run.
         let deaf = |name: &str, source: &Source| {
-            source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.autokick && e.controller.runs())
+            source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.always_kicks() && e.controller.runs())
         };
         let heard: Vec<(String, News)> = self
             .sources
@@ -62,7 +62,8 @@ impl Master {
     /// Something was committed on a source: where that can concern one sync only, and nothing is known that speaks against
     /// it, its run starts without asking the source first.
     fn starts_at_once(&mut self, source: &str) -> bool {
-        let id = only_one(&self.entries, source).filter(|e| e.sync.autokick && e.controller.is_at_rest()).map(|e| e.sync.id);
+        let id =
+            only_one(&self.entries, source).filter(|e| e.sync.always_kicks() && e.controller.is_at_rest()).map(|e| e.sync.id);
         let Some(entry) = id.and_then(|id| self.entries.get_mut(&id)) else { return false };
         entry.controller.changed = true;
         true
@@ -74,7 +75,7 @@ impl Master {
         let Some(entry) = self.entries.get(&id) else { return false };
         let mut told = false;
         for member in entry.sync.sources() {
-            let alone = job.main && entry.sync.autokick && only_one(&self.entries, &member.db.name).is_some();
+            let alone = job.main && entry.sync.always_kicks() && only_one(&self.entries, &member.db.name).is_some();
             let Some(source) = self.sources.get_mut(&member.db.name) else { continue };
             // Forgets before it counts: what is committed after that wakes again.
             if alone && source.watcher.calm() {
@@ -89,7 +90,7 @@ impl Master {
 
     /// A receiver of a sync has something to be served.
     fn changed(&mut self, sync: &str, member: &str) {
-        if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync && e.sync.autokick) {
+        if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync && e.sync.sometimes_kicks()) {
             let bit = entry.sync.members.iter().position(|m| m.db.name == member).map_or(0, |i| 1 << i);
             entry.controller.changed |= bit & entry.controller.members & !entry.controller.troubled() != 0;
         }
@@ -127,7 +128,7 @@ impl Master {
         let listing = Listing::parse(listing)?;
         let unclear = shmem::read(|s| {
             s.undo.iter().any(|u| u.db == self.db && u.owner != 0)
-                || s.masters.iter().any(|m| m.db == self.db && m.generation != self.generation)
+                || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
         });
         let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
         Ok((!unclear).then(|| listing.stale(&syncs)))

@@ -22,8 +22,16 @@ struct Kid {
     runs: i32,
     idle_since: Instant,
     job: Option<(i32, Job)>,
-    /// It was told that its run is the last one, so it takes no other.
+    /// As long may it live, by the sync that it served last.
+    lifetime: Option<Duration>,
+    /// It was told that its run is the last one, or sent home: it takes no other.
     leaving: bool,
+}
+
+impl Kid {
+    fn is_old(&self, now: Instant) -> bool {
+        self.lifetime.is_some_and(|t| now >= self.started + t)
+    }
 }
 
 /// How a sync wants its kid treated.
@@ -88,14 +96,16 @@ impl Kids {
 
     /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
     pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
-        let idle = |kid: &Kid| kid.job.is_none() && !kid.leaving && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle);
+        let idle = |kid: &Kid| {
+            kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle)
+        };
         let Some(kid) = self.kids.iter_mut().find(|kid| idle(kid)) else {
             self.launch(waiting, now);
             return false;
         };
         kid.runs += 1;
-        let old = manners.lifetime.is_some_and(|t| now >= kid.started + t);
-        let last = !manners.kidsalive || old || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
+        kid.lifetime = manners.lifetime;
+        let last = !manners.kidsalive || kid.is_old(now) || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
         kid.job = Some((sync, job));
         kid.leaving = last;
         let procno = shmem::with(|shared| {
@@ -130,7 +140,16 @@ impl Kids {
         });
         match launched {
             Some((slot, worker)) => {
-                self.kids.push(Kid { slot, worker, started: now, runs: 0, idle_since: now, job: None, leaving: false });
+                self.kids.push(Kid {
+                    slot,
+                    worker,
+                    started: now,
+                    runs: 0,
+                    idle_since: now,
+                    job: None,
+                    lifetime: None,
+                    leaving: false,
+                });
                 self.trouble = None;
             }
             None => {
@@ -148,13 +167,18 @@ impl Kids {
         }
     }
 
-    /// When to try to launch again.
+    /// When to try to launch again, or to send one home.
     pub fn next_time(&self, now: Instant) -> Option<Instant> {
-        (self.launch_after > now).then_some(self.launch_after)
+        let ends = self.kids.iter().filter(|k| k.job.is_none() && !k.leaving).filter_map(|k| Some(k.started + k.lifetime?));
+        ends.chain((self.launch_after > now).then_some(self.launch_after)).min()
     }
 
-    /// Sends home kids that had nothing to do for long.
+    /// Sends home kids that had nothing to do for long, or are to be replaced.
     pub fn trim(&mut self, now: Instant) {
+        for kid in self.kids.iter_mut().filter(|k| k.job.is_none() && !k.leaving && k.is_old(now)) {
+            kid.leaving = true;
+            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
+        }
         for kid in self.kids.iter().filter(|k| k.job.is_none() && now >= k.idle_since + IDLE) {
             worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
         }

@@ -307,9 +307,10 @@ impl Master {
     }
 
     /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
-    /// transaction that had put capture there.
+    /// transaction that had put capture there. The same after one that could not note where it did.
     fn sweep(&mut self, now: Instant) -> Result<()> {
-        if std::mem::replace(&mut self.swept, true) {
+        let unswept = shmem::with(|s| std::mem::take(&mut s.masters[self.slot].unswept));
+        if std::mem::replace(&mut self.swept, true) && !unswept {
             return Ok(());
         }
         for db in xact::transaction(catalog::db::load_all)?.into_iter().filter(|db| db.active) {
@@ -350,6 +351,7 @@ impl Master {
                 targets.insert(member.db.name.clone(), (member.db.target.clone(), member.db.identity.clone()));
             }
         }
+        let quiet: Vec<_> = self.entries.values().flat_map(|e| e.sync.quiet()).collect();
         self.sources.retain(|name, source| targets.get(name).is_some_and(|(t, _)| *t == source.watcher.target));
         for (name, (target, known)) in targets {
             let source = self.sources.entry(name).or_insert_with(|| Source {
@@ -363,6 +365,7 @@ impl Master {
             });
             source.compare_at = Some(now);
             source.watcher.must_be(known, now);
+            source.watcher.leave_out(&quiet);
             source.watcher.look_soon();
         }
     }

@@ -27,6 +27,8 @@ thread_local! {
     static HOLDING: Cell<bool> = const { Cell::new(false) };
     /// The undo slots of this transaction.
     static UNDO: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// Whether this transaction has installed more than it has undo slots for.
+    static UNNOTED: Cell<bool> = const { Cell::new(false) };
 }
 
 fn at_end() {
@@ -43,6 +45,7 @@ fn ended() {
     REGISTERED.set(false);
     let mine = UNDO.take();
     let holding = HOLDING.take();
+    let unnoted = UNNOTED.take();
     let db = shmem::my_database();
     let procno = shmem::with(|s| {
         for at in mine {
@@ -51,6 +54,10 @@ fn ended() {
         s.master(db).map_or(-1, |master| {
             if holding {
                 master.held_by = 0;
+            }
+            if unnoted {
+                master.unnoted = master.unnoted.saturating_sub(1);
+                master.unswept = true;
             }
             master.generation += 1;
             master.procno
@@ -84,7 +91,7 @@ pub fn kick_at_commit(sync: i32) {
 }
 
 /// Notes that capture of that name is about to be installed on a member by this transaction: should it roll back, the
-/// master removes it again.
+/// master removes it again. What no slot can hold makes it ask all members.
 pub fn remember_install(db: &str, conninfo: &str, sync: &str) {
     if !shmem::is_loaded() {
         return;
@@ -92,17 +99,27 @@ pub fn remember_install(db: &str, conninfo: &str, sync: &str) {
     let (owner, _) = worker::me();
     let entry =
         UndoSlot { db: shmem::my_database(), owner, member: Text::new(db), conninfo: Text::new(conninfo), sync: Text::new(sync) };
-    let at = shmem::with(|s| {
-        let at = s.undo.iter().position(|u| u.db == 0);
-        if let Some(at) = at {
-            s.undo[at] = entry;
-        }
-        at
-    });
-    if let Some(at) = at {
-        UNDO.with_borrow_mut(|all| all.push(at));
-    }
+    let whole = entry.conninfo.get() == conninfo && entry.member.get() == db && entry.sync.get() == sync;
     at_end();
+    UNDO.with_borrow_mut(|mine| {
+        shmem::with(|s| {
+            let same = |u: &UndoSlot| u.member.get() == db && u.conninfo.get() == conninfo && u.sync.get() == sync;
+            if mine.iter().any(|at| same(&s.undo[*at])) {
+                return;
+            }
+            match s.undo.iter().position(|u| u.db == 0).filter(|_| whole) {
+                Some(at) => {
+                    s.undo[at] = entry;
+                    mine.push(at);
+                }
+                None => {
+                    if let Some(master) = s.master(entry.db).filter(|_| !UNNOTED.replace(true)) {
+                        master.unnoted += 1;
+                    }
+                }
+            }
+        });
+    });
 }
 
 /// Where transactions that have ended installed capture: (member, conninfo, capture). The master owns it from now on, and

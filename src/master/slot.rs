@@ -8,7 +8,7 @@ pub const MAX_KIDS: usize = 64;
 /// How many receivers a sync may have: their failures travel as a bit mask.
 pub const MAX_MEMBERS: usize = 64;
 const MAX_WAITERS: usize = 8;
-const MAX_UNDO: usize = 32;
+const MAX_UNDO: usize = 64;
 
 /// The longest beginning of a text that fits into so many bytes, cut at a character.
 pub fn clip(text: &str, bytes: usize) -> &str {
@@ -64,6 +64,10 @@ pub struct MasterSlot {
     pub for_drop: bool,
     /// Whether it has read the catalog since it started.
     pub loaded: bool,
+    /// How many open transactions have installed capture and found no undo slot; whether one has ended since: then all members
+    /// are asked what they capture.
+    pub unnoted: u32,
+    pub unswept: bool,
     /// No kid may be started until this process (a DROP EXTENSION or DROP DATABASE) has ended its transaction.
     pub held_by: i32,
     pub ping_asked: u64,
@@ -84,6 +88,8 @@ impl MasterSlot {
         ended_as_asked: false,
         for_drop: false,
         loaded: false,
+        unnoted: 0,
+        unswept: false,
         held_by: 0,
         ping_asked: 0,
         ping_answered: 0,

@@ -155,14 +155,21 @@ pub fn cleaned(id: i64) -> Result<()> {
     xact::transaction(|| spi::execute("DELETE FROM bucardo.cleanup WHERE id = $1", &[id.into()]).map(drop))
 }
 
+/// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
+const OLD_RUNS: &str = "FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) \
+    AND run NOT IN (SELECT last.run FROM bucardo.sync s CROSS JOIN (VALUES ('good'), ('empty'), ('bad')) v(state) CROSS JOIN LATERAL \
+        (SELECT r.run FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = v.state ORDER BY r.run DESC LIMIT 1) last)";
+
 /// Forgets runs and conflicts older than `bucardo.history_retention`; writes nothing when there are none. Decisions are
 /// found by their numbers, in the order of which they were made: an index by time would cost every one of them.
 pub fn forget_history() -> Result<()> {
     let seconds = guc::history_retention().as_secs_f64();
     let old = xact::transaction(|| {
         spi::value::<bool>(
-            "SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)) \
-             OR (SELECT decided_at FROM bucardo.conflict ORDER BY id LIMIT 1) < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
+            &format!(
+                "SELECT EXISTS (SELECT {OLD_RUNS}) \
+             OR (SELECT decided_at FROM bucardo.conflict ORDER BY id LIMIT 1) < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)"
+            ),
             &[seconds.into()],
         )
     })?;
@@ -170,10 +177,7 @@ pub fn forget_history() -> Result<()> {
         return Ok(());
     }
     xact::transaction(|| {
-        spi::execute(
-            "DELETE FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)",
-            &[seconds.into()],
-        )?;
+        spi::execute(&format!("DELETE {OLD_RUNS}"), &[seconds.into()])?;
         spi::execute("SET LOCAL enable_seqscan = off", &[])?;
         spi::execute(
             "DELETE FROM bucardo.conflict WHERE decided_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \

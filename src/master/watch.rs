@@ -75,6 +75,8 @@ pub struct Watcher {
     interval: Duration,
     failures: u32,
     only_upkeep: bool,
+    /// The tables whose changes are not asked for, as `bucardo.capture_pending` reads them; empty: none.
+    quiet: String,
     /// Why the source cannot be asked, since the last answer.
     trouble: Option<String>,
     /// Which database it must be, if that is known; any other is left alone.
@@ -110,6 +112,7 @@ impl Watcher {
             interval: guc::poll_min(),
             failures: 0,
             only_upkeep: false,
+            quiet: String::new(),
             trouble: None,
             known: None,
             bytes: 0,
@@ -129,6 +132,11 @@ impl Watcher {
             self.known = known;
             self.reached(now);
         }
+    }
+
+    /// Says of which tables changes start no run.
+    pub fn leave_out(&mut self, quiet: &[serde_json::Value]) {
+        self.quiet = if quiet.is_empty() { String::new() } else { serde_json::json!(quiet).to_string() };
     }
 
     /// Looks for changes soon.
@@ -363,7 +371,9 @@ impl Watcher {
         if self.look || now >= self.next_look {
             self.look = false;
             self.looked_in_time = now >= self.next_look;
-            let sql = format!("SELECT * FROM bucardo.capture_pending({})", crate::ident::quote_literal(&self.control));
+            let quoted = crate::ident::quote_literal;
+            let quiet = if self.quiet.is_empty() { String::new() } else { format!(", {}", quoted(&self.quiet)) };
+            let sql = format!("SELECT * FROM bucardo.capture_pending({}{quiet})", quoted(&self.control));
             self.send(Asked::Pending, sql)?;
             return Ok(true);
         }

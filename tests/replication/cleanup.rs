@@ -146,6 +146,26 @@ fn rolled_back_calls(capture: Capture) {
     used(&net);
 }
 
+/// More than shared memory can note of one transaction, and what does not fit there.
+#[test]
+fn many_calls_rolled_back_and_a_long_conninfo() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE k (id int PRIMARY KEY)");
+    let before = Footprint::of(&net);
+    let long = format!("sslcert=/{} {}", "x".repeat(1000), net.conninfo("A"));
+    let mut control = net.control();
+    let add = "bucardo.add_sync('s' || g, dbs => 'A,B', tables => 'public.k')";
+    control.exec(&format!("BEGIN; SELECT {add} FROM generate_series(1, 70) g; ROLLBACK"));
+    wait_unchanged(&net, &before, "seventy syncs rolled back");
+    control.exec(&format!("SELECT bucardo.update_db('A', {})", crate::compare::literal(&long)));
+    let before = Footprint::of(&net);
+    control.exec(&format!("BEGIN; SELECT {add} FROM generate_series(1, 1) g; ROLLBACK"));
+    wait_unchanged(&net, &before, "a sync over a long conninfo rolled back");
+    net.add_sync("tables => 'public.k'");
+    net.on("A").exec("INSERT INTO k VALUES (1)");
+    net.settle(&["k"]);
+}
+
 #[test]
 fn remove_db_by_force_takes_a_member_out_that_is_away() {
     let net = Net::apart(Capture::Native, 2);

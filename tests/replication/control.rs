@@ -9,6 +9,8 @@ use crate::wire::PgError;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
+crate::for_both!(tables_that_kick_and_tables_that_do_not);
+
 fn manual() -> Net {
     let net = Net::together(Capture::Native, 2);
     net.everywhere(T);
@@ -83,6 +85,57 @@ fn waiting_kicks_of_many_sessions_all_get_their_answer() {
         }
     });
     net.assert_equal("t");
+}
+
+/// What a table says of its own goes before what its sync says.
+fn tables_that_kick_and_tables_that_do_not(capture: Capture) {
+    let net = Net::together_with(capture, 1, "bucardo.max_kids = 1");
+    net.everywhere("CREATE TABLE loud (id int PRIMARY KEY); CREATE TABLE quiet (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)");
+    net.add_sync("tables => 'public.loud', priority => 10");
+    let mut control = net.control();
+    control.exec("SELECT bucardo.add_table('public.quiet', 's', autokick => false)");
+    let mut a = net.on("A");
+    for id in 1..=5 {
+        a.exec(&format!("INSERT INTO loud VALUES ({id})"));
+        net.settle(&["loud"]);
+        // A look from before may still have found it: so that no run comes that nobody asked for from here on.
+        (0..2).for_each(|_| assert_ne!(net.kick(), "bad"));
+        a.exec(&format!("INSERT INTO quiet VALUES ({id})"));
+        control.exec("SELECT bucardo.ping(); SELECT bucardo.ping()");
+        assert_eq!(net.kick(), "good", "a run had taken it");
+        net.assert_equal("quiet");
+    }
+    a.exec("INSERT INTO quiet VALUES (10); INSERT INTO loud VALUES (10)");
+    net.settle(&["loud", "quiet"]);
+    // A look that finds what is pending for another sync would find this too, and the only kid take it first.
+    control.exec("SELECT bucardo.add_sync('next', dbs => 'A,B', tables => 'public.other')");
+    a.exec("INSERT INTO quiet VALUES (11)");
+    a.exec("INSERT INTO other VALUES (1)");
+    net.wait_equal("other", &["B"]);
+    assert_eq!(net.pending(), 1);
+    // The other way round.
+    control
+        .exec("SELECT bucardo.update_sync('s', autokick => false), bucardo.update_table('public.loud', 's', autokick => true)");
+    a.exec("INSERT INTO quiet VALUES (12)");
+    a.exec("INSERT INTO other VALUES (2)");
+    net.wait_equal("other", &["B"]);
+    assert_eq!(net.pending(), 2);
+    a.exec("INSERT INTO loud VALUES (11)");
+    net.settle(&["loud", "quiet"]);
+}
+
+#[test]
+fn a_kid_past_its_lifetime_goes_though_nobody_needs_it() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', lifetime => '1 second'");
+    let mut control = net.control();
+    for id in 1..=3 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        assert!(matches!(net.kick().as_str(), "good" | "empty"));
+        net.assert_equal("t");
+        wait_until("the kid to go", || control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'kid'") == 0);
+    }
 }
 
 #[test]

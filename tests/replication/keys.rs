@@ -146,7 +146,7 @@ fn unique_index_as_key(capture: Capture) {
         "CREATE TABLE wide (a int NOT NULL, b int NOT NULL, c text, v text, UNIQUE (a, b)); \
          CREATE TABLE narrow (x int NOT NULL, y int NOT NULL, z int UNIQUE, v text); CREATE UNIQUE INDEX two ON narrow (x, y); \
          CREATE UNIQUE INDEX one ON narrow (y); CREATE UNIQUE INDEX part ON narrow (x) WHERE v = 'only'; \
-         CREATE TABLE named (id int PRIMARY KEY, k text NOT NULL, v text); CREATE UNIQUE INDEX named_k ON named (k)",
+         CREATE TABLE named (id int NOT NULL UNIQUE, k text NOT NULL, v text); CREATE UNIQUE INDEX named_k ON named (k)",
     );
     net.control().exec(
         "SELECT bucardo.add_relgroup('g', 'public.wide,public.narrow'); \
@@ -160,6 +160,29 @@ fn unique_index_as_key(capture: Capture) {
     a.exec("UPDATE wide SET b = b * 2, c = 'c' WHERE a > 40; UPDATE narrow SET y = y + 1000 WHERE x = 1; DELETE FROM narrow WHERE x = 2");
     a.exec("UPDATE named SET k = 'new' || id WHERE id < 4; UPDATE named SET v = 'w' WHERE id > 6");
     net.settle(&["wide", "narrow", "named"]);
+}
+
+/// What `pkey` names serves only where there is no primary key.
+#[test]
+fn a_primary_key_goes_before_pkey() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE pk (id int PRIMARY KEY, k text NOT NULL CONSTRAINT pk_k UNIQUE); \
+         CREATE TABLE nopk (id int NOT NULL UNIQUE, k text NOT NULL CONSTRAINT nopk_k UNIQUE)",
+    );
+    m.control().exec(
+        "SELECT bucardo.add_relgroup('g'), bucardo.add_table('public.pk', 'g', db => 'A', pkey => 'pk_k'), \
+         bucardo.add_table('public.nopk', 'g', db => 'A', pkey => 'nopk_k')",
+    );
+    m.sync("relgroup => 'g'");
+    m.changes(&[
+        ("A", "INSERT INTO pk VALUES (1, 'A'); INSERT INTO nopk VALUES (1, 'k')"),
+        ("B", "INSERT INTO pk VALUES (1, 'B'); INSERT INTO nopk VALUES (2, 'k')"),
+    ]);
+    m.drain_equal(&["pk", "nopk"]);
+    let keys = |table| m.control().one(&format!("SELECT key FROM bucardo.conflict WHERE relation = 'public.{table}'"));
+    assert_eq!(keys("pk"), r#"{"id": 1}"#);
+    assert_eq!(keys("nopk"), r#"{"k": "k"}"#);
 }
 
 /// Two sources, because a whole table in place of single keys shows there only: it contends with nothing.

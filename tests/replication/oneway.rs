@@ -73,6 +73,29 @@ fn one_copy_of_everything(capture: Capture) {
     net.settle(&["t"]);
 }
 
+#[test]
+fn a_copy_rebuilds_indexes_where_that_is_asked_for() {
+    let net = Net::together(Capture::Plain, 1);
+    let tables = ["by_table", "by_sync", "as_they_are"];
+    for table in tables {
+        net.everywhere(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text); INSERT INTO {table} VALUES (1, 'old')"));
+        net.on("A").exec(&format!("INSERT INTO {table} SELECT g, 'new' FROM generate_series(2, 9) g"));
+    }
+    let files = || tables.map(|t| net.on("B").one(&format!("SELECT pg_relation_filenode('{t}_pkey')")));
+    let before = files();
+    net.control().exec(
+        "SELECT bucardo.add_relgroup('g'), bucardo.add_table('public.by_table', 'g', rebuild_index => true), \
+         bucardo.add_table('public.by_sync', 'g'), bucardo.add_table('public.as_they_are', 'g', rebuild_index => false)",
+    );
+    net.add_sync("relgroup => 'g', onetimecopy => 1, rebuild_index => true");
+    net.settle(&tables);
+    net.kick();
+    let after = files();
+    assert_eq!([0, 1, 2].map(|i| before[i] != after[i]), [true, true, false]);
+    let analyzed = "SELECT count(*) FROM pg_stat_user_tables WHERE last_analyze IS NOT NULL AND last_vacuum IS NULL";
+    net.wait_sql("B", "the statistics", &format!("SELECT ({analyzed}) = 3"));
+}
+
 fn keys_change(capture: Capture) {
     let net = Net::together(capture, 2);
     net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE d (id int PRIMARY KEY DEFERRABLE, v text)");

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
+use crate::kid::members;
 use crate::kid::reading::Reading;
 use crate::kid::shape::{Table, is_binary_safe};
 use crate::kid::statements::Join;
@@ -181,19 +182,29 @@ impl Mesh<'_> {
         answer
     }
 
-    /// After the commit: the statistics of copied tables, as the sync wants it. A failure harms nothing.
+    /// After the commit: the indexes and statistics of copied tables, as the sync wants it. A failure harms nothing.
     pub(super) fn after_copy(&mut self) {
         let sync = &self.plan.sync;
+        let rebuilt: Vec<i32> = sync.relations.iter().filter(|r| r.rebuild_index).map(|r| r.id).collect();
         let verb = match (sync.vacuum_after_copy, sync.analyze_after_copy) {
-            (true, true) => "VACUUM ANALYZE",
-            (true, false) => "VACUUM",
-            (false, true) => "ANALYZE",
-            (false, false) => return,
+            (true, true) => Some("VACUUM ANALYZE"),
+            (true, false) => Some("VACUUM"),
+            (false, true) => Some("ANALYZE"),
+            (false, false) => None,
         };
         for (relation, members) in std::mem::take(&mut self.copied) {
             for member in self.members.iter_mut().filter(|m| members & m.bit() != 0 && m.failed.is_none()) {
                 let Some(name) = member.shapes.get(&relation).map(|t| t.name.clone()) else { continue };
-                let _harmless = member.session.conn.query(&format!("{verb} {name}"));
+                let conn = &mut member.session.conn;
+                if rebuilt.contains(&relation) {
+                    // Others wait behind whoever waits for this lock: not for long.
+                    let set = conn.query(&format!("SET lock_timeout = '{}'", members::PATIENCE));
+                    if let Err(error) = set.and_then(|_| conn.query(&format!("REINDEX TABLE {name}"))) {
+                        pgrx::warning!("bucardo: the indexes of {name} were not rebuilt on db \"{}\": {error}", conn.name);
+                    }
+                    let _harmless = conn.query("SET lock_timeout = 0");
+                }
+                let _harmless = verb.map(|verb| conn.query(&format!("{verb} {name}")));
             }
         }
     }

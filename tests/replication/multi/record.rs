@@ -111,10 +111,20 @@ fn old_decisions_are_pruned() {
     assert_eq!(m.kick(), "good");
     let mut control = m.control();
     assert_eq!(control.number("SELECT count(*) FROM bucardo.conflict"), 1);
+    // What the status says of the last run, and of the last good one, stays true however old they are.
+    m.changes(&[("A", "INSERT INTO t VALUES (2, 'A')")]);
+    assert_eq!(m.kick(), "good");
+    assert_eq!(m.kick(), "empty");
+    assert_eq!(m.kick(), "empty");
     control.exec("ALTER SYSTEM SET bucardo.history_retention = '1s'");
     control.exec("ALTER SYSTEM SET bucardo.purge_interval = '1s'");
     control.exec("SELECT pg_reload_conf()");
     wait_until("the decision to be pruned", || control.number("SELECT count(*) FROM bucardo.conflict") == 0);
+    let runs = "SELECT string_agg(state, ' ' ORDER BY run) FROM bucardo.syncrun WHERE sync = 's'";
+    wait_until("the runs to be pruned", || control.one(runs).len() < 20);
+    assert_eq!(control.one(runs), "good empty");
+    let status = "SELECT state || ' ' || (last_good IS NOT NULL) || ' ' || upserts FROM bucardo.status WHERE sync = 's'";
+    assert_eq!(control.one(status), "empty true 2");
 }
 
 #[test]
