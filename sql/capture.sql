@@ -124,7 +124,7 @@ COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native c
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 7 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -632,6 +632,9 @@ BEGIN
     END IF;
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';
+    END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_capture.relid AND a.attname = ANY (p_capture.keys) AND NOT a.attnotnull) THEN
+        RETURN 'the key of the captured table may be null';
     END IF;
     IF NOT p_capture.by_row AND bucardo.capture_needs_rows(p_capture.relid) THEN
         RETURN 'the captured table has got a parent or a child';

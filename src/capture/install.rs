@@ -20,7 +20,7 @@ const CAPTURE_READ: &str = include_str!("../../sql/capture_read.sql");
 pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
-const VERSION: i32 = 7;
+const VERSION: i32 = 8;
 /// So many tables are captured with one statement.
 const BATCH: usize = 100;
 /// How often a busy table is tried, and the pause in between: some ten seconds in all.
