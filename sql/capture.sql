@@ -645,6 +645,9 @@ BEGIN
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';
     END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_capture.relid AND a.attname = ANY (p_capture.keys) AND NOT a.attnotnull) THEN
+        RETURN 'the key of the captured table may be null';
+    END IF;
     IF NOT p_capture.by_row AND bucardo.capture_needs_rows(p_capture.relid) THEN
         RETURN 'the captured table has got a parent or a child';
     END IF;

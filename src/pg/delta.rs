@@ -5,11 +5,12 @@
 //! The loops call the server's functions raw, inside one guard: an ERROR jumps over their frames, which therefore own
 //! nothing but memory of the server.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::mem::MaybeUninit;
 
-use pgrx::pg_sys::{self, AttrNumber, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
+use pgrx::pg_sys::{self, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
 
+use super::captured::{Captured, Key, MAX_KEYS};
 use super::touched::Segment;
 
 /// How many rows are written at once.
@@ -18,8 +19,6 @@ const ROWS: usize = 1000;
 /// is written as fast as any other.
 const BATCH: usize = 1500;
 const BATCH_BYTES: usize = 6000;
-/// A key may have this many columns, as an index may.
-pub const MAX_KEYS: usize = pg_sys::INDEX_MAX_KEYS as usize;
 /// What follows the keys in a segment: xid, at, origin, existed. Then come the arrays of keys, if it has them.
 const EXTRA: usize = 4;
 const COLUMNS: usize = 2 * MAX_KEYS + EXTRA;
@@ -43,56 +42,6 @@ unsafe extern "C-unwind" {
     #[link_name = "datumGetSize"]
     fn datum_size(value: Datum, by_value: bool, length: c_int) -> usize;
     fn construct_array(values: *mut Datum, n: c_int, kind: Oid, length: c_int, by_value: bool, align: c_char) -> *mut c_void;
-}
-
-/// One key column of a captured table.
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    pub attnum: AttrNumber,
-    kind: Oid,
-    by_value: bool,
-    length: i16,
-    align: c_char,
-}
-
-/// A captured table, resolved for this backend.
-#[derive(Clone, Debug)]
-pub struct Captured {
-    /// Its number in `bucardo.capture`.
-    id: i32,
-    pub active: Oid,
-    pub segments: [Oid; 3],
-    pub keys: Vec<Key>,
-}
-
-/// Resolves the names that a trigger carries. None: they do not exist here, as in a restored copy.
-/// `Some(Err(()))`: the table's key is not what the segments hold, so single rows cannot be written down.
-pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> {
-    let (names, keys) = arguments.split_at_checked(4)?;
-    // The first is `seg7_active`.
-    let id = names[0].to_str().ok()?.strip_prefix("seg")?.strip_suffix("_active")?.parse().ok()?;
-    // SAFETY: catalog look-ups by NUL-terminated names, inside a transaction; a missing object answers 0.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"bucardo".as_ptr(), true);
-        let find = |name: &CStr| pg_sys::get_relname_relid(name.as_ptr(), schema);
-        let found = [find(names[0]), find(names[1]), find(names[2]), find(names[3])];
-        if schema == Oid::INVALID || found.contains(&Oid::INVALID) || keys.is_empty() || keys.len() > MAX_KEYS {
-            return None;
-        }
-        let mut columns = Vec::with_capacity(keys.len());
-        for (i, key) in keys.iter().enumerate() {
-            let attnum = pg_sys::get_attnum(table, key.as_ptr());
-            // What the segment holds: of a domain, the type under it.
-            let kind = pg_sys::get_atttype(found[1], (i + 1) as AttrNumber);
-            if attnum <= 0 || pg_sys::getBaseType(pg_sys::get_atttype(table, attnum)) != pg_sys::getBaseType(kind) {
-                return Some(Err(()));
-            }
-            let (mut length, mut by_value, mut align) = (0, false, 0);
-            pg_sys::get_typlenbyvalalign(kind, &mut length, &mut by_value, &mut align);
-            columns.push(Key { attnum, kind, by_value, length, align });
-        }
-        Some(Ok(Captured { id, active: found[0], segments: [found[1], found[2], found[3]], keys: columns }))
-    }
 }
 
 /// Which segment writers use now: the sequence's last value, read from its page, past every snapshot and privilege.
@@ -131,6 +80,8 @@ struct Writer {
     waiting: *mut Datum,
     waits: usize,
     bytes: usize,
+    /// Whether a row had no key.
+    keyless: bool,
     cid: pg_sys::CommandId,
     /// What lives until the rows are written.
     memory: pg_sys::MemoryContext,
@@ -175,6 +126,7 @@ impl Writer {
                 waiting: if batched { pg_sys::palloc(n * BATCH * size_of::<Datum>()).cast() } else { std::ptr::null_mut() },
                 waits: 0,
                 bytes: 0,
+                keyless: false,
                 cid: pg_sys::GetCurrentCommandId(true),
                 memory,
                 values,
@@ -183,14 +135,15 @@ impl Writer {
         }
     }
 
-    /// Adds the key of the row in the slot.
+    /// Adds the key of the row in the slot. A row in which it is null, as may be left from before its column was NOT NULL,
+    /// cannot be named: then the segment says so.
     ///
     /// # Safety
     /// Inside the guard; the slot holds a row of the captured table.
     #[inline(always)]
     unsafe fn add(&mut self, slot: *mut TupleTableSlot) {
         // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs; places of
-        // `waiting` are within BATCH, because it is emptied when it is full. Keys are never null: their columns are NOT NULL.
+        // `waiting` are within BATCH, because it is emptied when it is full; no null gets there.
         unsafe {
             for i in 0..self.key_count {
                 let key = &*self.keys.add(i);
@@ -199,9 +152,13 @@ impl Writer {
                 }
                 let at = key.attnum as usize - 1;
                 let value = *(*slot).tts_values.add(at);
+                if *(*slot).tts_isnull.add(at) {
+                    self.keyless = true;
+                    return;
+                }
                 if !self.batched {
                     self.values[i] = value;
-                    self.nulls[i] = *(*slot).tts_isnull.add(at);
+                    self.nulls[i] = false;
                 } else {
                     self.put(i, value);
                 }
@@ -325,9 +282,10 @@ impl Writer {
     unsafe fn finish(&mut self) -> Segment {
         // SAFETY: writes what is left, drops the slots and closes the relation, keeping its lock.
         unsafe {
-            let segment = Segment { capture: self.capture, oid: (*self.rel).rd_id, file: (*self.rel).rd_node.relNode };
             self.batch();
             self.write();
+            let (oid, file) = ((*self.rel).rd_id, (*self.rel).rd_node.relNode);
+            let segment = Segment { capture: self.capture, oid, file, keyless: self.keyless };
             for i in 0..self.made {
                 pg_sys::ExecDropSingleTupleTableSlot(*self.slots.add(i));
             }

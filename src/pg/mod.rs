@@ -1,6 +1,7 @@
 //! The server underneath: latches, transactions, workers, shared memory. Together with `libpq` the only place with
 //! `unsafe`. Nothing here knows what a sync is.
 
+pub mod captured;
 pub mod delta;
 #[cfg(feature = "fault_points")]
 pub mod fault;

@@ -17,6 +17,8 @@ pub struct Segment {
     pub capture: i32,
     pub oid: Oid,
     pub file: Oid,
+    /// Whether rows could not be written into it, because their key is null.
+    pub keyless: bool,
 }
 
 /// A row that was seen.

@@ -10,8 +10,8 @@ use std::rc::Rc;
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid, TriggerData};
 use pgrx::{pg_guard, warning};
 
-use super::delta::{self, Captured};
-use super::{role, shmem, touched};
+use super::captured::{self, Captured};
+use super::{delta, role, shmem, touched};
 
 /// What the cache knows of a table.
 #[derive(Clone)]
@@ -69,6 +69,9 @@ pub unsafe extern "C-unwind" fn bucardo_capture(fcinfo: FunctionCallInfo) -> Dat
                     pgrx::error!("bucardo: a changed table could not be noted: {error}");
                 }
                 CAPTURED.set(true);
+                if segment.keyless {
+                    mark_whole(table);
+                }
             }
         }
         Known::Altered => mark_whole(table),
@@ -88,7 +91,7 @@ fn known(table: Oid, trigger: *mut TriggerData) -> Known {
         let definition = (*trigger).tg_trigger;
         (0..usize::try_from((*definition).tgnargs).unwrap_or(0)).map(|i| CStr::from_ptr(*(*definition).tgargs.add(i))).collect()
     };
-    let known = match delta::resolve(table, &arguments) {
+    let known = match captured::resolve(table, &arguments) {
         Some(Ok(captured)) => Known::Ready(Rc::new(captured)),
         Some(Err(())) => Known::Altered,
         None => Known::Absent,

@@ -4,7 +4,7 @@
 use crate::net::{Capture, Net};
 
 for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
-for_both!(a_parent_appears, attached_rows, a_partition_in_use_at_once, a_domain_gets_a_check);
+for_both!(a_former_key_may_be_null, a_parent_appears, attached_rows, a_partition_in_use_at_once, a_domain_gets_a_check);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
 
@@ -58,6 +58,25 @@ fn columns_renamed_and_dropped(capture: Capture) {
     net.everywhere("ALTER TABLE t ADD PRIMARY KEY (k2, \"new id\")");
     a.exec("INSERT INTO t VALUES (61, 'same id', 1), (70, 'x', 2); UPDATE t SET k2 = 5 WHERE \"new id\" = 4");
     net.settle(&["t"]);
+}
+
+/// A key column that is none any more may be null: also where the key still stands in the segments.
+fn a_former_key_may_be_null(capture: Capture) {
+    let net = Net::together(capture, 1).with_table("CREATE TABLE t (mail text PRIMARY KEY, n int)", "public.t");
+    net.on("A").exec("INSERT INTO t SELECT 'm' || g, g FROM generate_series(1, 20) g");
+    net.settle(&["t"]);
+    let other_key = "ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD id int; UPDATE t SET id = n; \
+        ALTER TABLE t ADD PRIMARY KEY (id); ALTER TABLE t ALTER mail DROP NOT NULL";
+    net.on("B").exec(other_key);
+    net.on("A").exec(&format!(
+        "BEGIN; {other_key}; UPDATE t SET mail = NULL WHERE n < 5; UPDATE t SET mail = NULL WHERE n = 5; \
+         INSERT INTO t VALUES (NULL, 30, 30); INSERT INTO t VALUES (NULL, 31, 31), (NULL, 32, 32); \
+         DELETE FROM t WHERE mail IS NULL AND n IN (1, 2, 30); DELETE FROM t WHERE n = 3; COMMIT"
+    ));
+    net.settle(&["t"]);
+    net.on("A").exec("UPDATE t SET mail = 'again' WHERE n = 4; DELETE FROM t WHERE mail IS NULL");
+    net.settle(&["t"]);
+    assert_eq!(net.servers[0].crash_restarts(), 0);
 }
 
 /// What is written through a parent, which only the source has, must not pass by the capture of its child.
