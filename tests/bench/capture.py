@@ -11,12 +11,11 @@ from common import ROW, cpu_of, measured
 from opponents import Decoder
 
 DATABASES = ("none", "native", "plain", "decoded")
-# Triggers that do nothing, which tell what the server asks for having one at all: two of the native function, which looks for
+# Triggers that do nothing, which tell what the server asks for having one at all: one of the native function, which looks for
 # its segments in vain, and one in PL/pgSQL.
 TABLES = "REFERENCING OLD TABLE AS o NEW TABLE AS n FOR EACH STATEMENT"
 EMPTY = {
     "by_statement": f"{TABLES} EXECUTE FUNCTION bucardo.capture('seg0_active', 'none', 'none', 'none', 'id')",
-    "by_row": "FOR EACH ROW EXECUTE FUNCTION bucardo.capture('seg0_active', 'none', 'none', 'none', 'id')",
     "by_plpgsql": f"{TABLES} EXECUTE FUNCTION nothing()",
 }
 NAMES = {
@@ -25,7 +24,6 @@ NAMES = {
     "plain": "plain SQL",
     "decoded": "logical decoding",
     "by_statement": "an empty native trigger by statement",
-    "by_row": "an empty native trigger by row",
     "by_plpgsql": "an empty PL/pgSQL trigger by statement",
 }
 
@@ -111,7 +109,7 @@ def pgbench(bench, server, db, arguments, commit="on"):
 def rate(bench, db, script, protocol, clients, commit):
     """Transactions a second, and the processor time of each in microseconds (server and pgbench)."""
     before = bench.one.cpu() + children()
-    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol, *bench.load(5)], commit)
+    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol, *bench.load(2)], commit)
     used = bench.one.cpu() + children() - before
     done = int(re.search(r"actually processed: (\d+)", out)[1])
     return float(re.search(r"tps = ([\d.]+)", out)[1]), used / max(1, done) * 1e6
@@ -134,7 +132,8 @@ def capture_transactions(bench):
     for protocol in ("simple", "prepared"):
         for (commit, goals), clients in itertools.product((("off", off), ("on", on)), (2, 16)):
             rates, costs = {db: [] for db in contenders}, {db: [] for db in contenders}
-            for _ in range(bench.repeat):
+            # Many short rounds: what the machine does besides changes from one second to the next.
+            for _ in range(3 * bench.repeat):
                 for db in contenders:
                     bench.on(bench.one, db, "VACUUM t")
                     bench.on(bench.one, db, "CHECKPOINT")

@@ -16,12 +16,13 @@ class Results:
         self.skipped = []
 
     def add(self, work, contender, values, unit, reference=None, goal=None, ours=None):
-        """A line: the median of `values`, and its ratio to the median of `reference`. Ours are those with a goal, if not said."""
+        """A line: the median of `values`, and its ratio to `reference`. Ours are those with a goal, if not said."""
+        ratio = ratio_of(values, reference or [])
         values = [v for v in values if v is not None]
         median = statistics.median(values)
         line = {"work": work, "contender": contender, "unit": unit, "median": median, "min": min(values), "max": max(values)}
-        if reference and statistics.median(reference) > 0:
-            line["ratio"] = median / statistics.median(reference)
+        if ratio is not None:
+            line["ratio"] = ratio
         if goal:
             line["goal"] = goal
             line["met"] = meets(line)
@@ -37,6 +38,17 @@ class Results:
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"about": about, "results": self.lines, "skipped": self.skipped}, file, indent=1)
             file.write("\n")
+
+
+def ratio_of(values, reference):
+    """The median of the ratios of the rounds, or the ratio of the medians where there are not as many of both: the machine's
+    own ups and downs are longer than a round."""
+    pairs = [(v, r) for v, r in zip(values, reference) if v is not None and r]
+    if len(values) == len(reference) == len(pairs):
+        return statistics.median(v / r for v, r in pairs)
+    known = [v for v in values if v is not None]
+    base = statistics.median(reference) if reference else 0
+    return statistics.median(known) / base if base > 0 else None
 
 
 def figure_of(line):
