@@ -14,7 +14,8 @@ for_both!(
     rolled_back_with_the_session,
     first_writer_rolled_back,
     keys_of_many_rows,
-    emptied_segments
+    emptied_segments,
+    serializable_writers
 );
 
 fn statements(capture: Capture) {
@@ -250,6 +251,23 @@ fn emptied_segments(capture: Capture) {
         net.settle(&["t"]);
     }
     assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 21);
+}
+
+/// Two transactions that are the first to write into a segment have read nothing of each other.
+fn serializable_writers(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    for id in [1, 3] {
+        let (mut a, mut b) = (net.on("A"), net.on("A"));
+        for (conn, id) in [(&mut a, id), (&mut b, id + 1)] {
+            conn.exec("BEGIN ISOLATION LEVEL SERIALIZABLE");
+            conn.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        }
+        a.exec("COMMIT");
+        b.exec("COMMIT");
+        net.settle(&["t"]);
+        net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 4);
 }
 
 fn prepared(capture: Capture) {
