@@ -122,6 +122,18 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_touched (
 CREATE INDEX IF NOT EXISTS capture_touched_capture ON bucardo.capture_touched (capture, file);
 COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native capture has written into.';
 
+-- Where a publication publishes deletes, they are refused on tables that have no replica identity.
+DO $body$
+DECLARE
+    o record;
+BEGIN
+    FOR o IN SELECT r.oid::pg_catalog.regclass AS name FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
+              AND r.relname IN ('capture_settled', 'capture_touched') AND r.relreplident <> 'f' LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', o.name);
+    END LOOP;
+END
+$body$;
+
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;

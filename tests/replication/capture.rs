@@ -16,7 +16,8 @@ for_both!(
     keys_of_many_rows,
     emptied_segments,
     serializable_writers,
-    partitions_made_by_their_owner
+    partitions_made_by_their_owner,
+    everything_is_published
 );
 
 fn statements(capture: Capture) {
@@ -320,6 +321,20 @@ fn a_strangers_trigger_captures_nothing() {
     ));
     assert_eq!(stranger.number("SELECT count(*) FROM caught"), 0, "the stranger's function was called with other rights");
     assert_eq!(net.pending(), 0);
+}
+
+/// A publication that publishes deletes refuses them on tables without a replica identity, also on ours.
+fn everything_is_published(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("CREATE PUBLICATION p FOR ALL TABLES");
+    a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100) g; TRUNCATE t; INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let held = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
+    assert!(a.number(held) > 0, "nothing was captured");
+    net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    assert_eq!(a.number(held), 0, "bytes of capture");
+    net.control().exec("SELECT bucardo.remove_sync('s')");
 }
 
 fn prepared(capture: Capture) {
