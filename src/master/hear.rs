@@ -98,7 +98,13 @@ impl Master {
         };
         let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
         match (token, result) {
-            (PURGE, _) => {
+            (PURGE, result) => {
+                if let Err(error) = result.as_ref()
+                    && error.code.class() != "08"
+                    && !install::is_missing(error)
+                {
+                    pgrx::warning!("bucardo: what was captured on db \"{name}\" could not be purged: {error}");
+                }
                 source.purged = now;
                 source.watcher.bytes = 0;
             }
