@@ -122,6 +122,18 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_touched (
 CREATE INDEX IF NOT EXISTS capture_touched_capture ON bucardo.capture_touched (capture, file);
 COMMENT ON TABLE bucardo.capture_touched IS 'The files of segments that native capture has written into.';
 
+-- Where a publication publishes deletes, they are refused on tables that have no replica identity.
+DO $body$
+DECLARE
+    o record;
+BEGIN
+    FOR o IN SELECT r.oid::pg_catalog.regclass AS name FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
+              AND r.relname IN ('capture_settled', 'capture_touched') AND r.relreplident <> 'f' LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', o.name);
+    END LOOP;
+END
+$body$;
+
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;
@@ -361,7 +373,7 @@ DECLARE
     held record;
     moved boolean := false;
 BEGIN
-    active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
+%5$s    active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
 %4$s%2$s    END IF;
     RETURN NULL;
 EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
@@ -370,7 +382,12 @@ EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR data
     RETURN NULL;
 END
 $f$, p_capture.relid, body, p_capture.active::regclass,
-        CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END);
+        CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END,
+        -- Everybody may call that one in a trigger of his own table, where types and casts are his.
+        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) IS DISTINCT FROM pg_partition_root(%1$s) THEN
+        RETURN NULL;
+    END IF;
+$f$, p_capture.relid) ELSE '' END);
 END
 $body$;
 
@@ -381,22 +398,35 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM pg_class r WHERE r.oid = p_rel
 $body$;
 
+-- Makes the plain capture function of a table anew. Whoever makes a partition gives it the row triggers of the table, and so needs
+-- the right to their function; nobody can name it without a right to the schema.
+CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+BEGIN
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+        called, bucardo.capture_body(c));
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
+    IF c.by_row THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', called);
+    END IF;
+    RETURN called;
+END
+$body$;
+
 -- Puts the triggers on a captured table, and the function that they call, if it is not the extension's.
 CREATE OR REPLACE FUNCTION bucardo.capture_triggers(c bucardo.capture) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    called text; event record; function_name text;
+    called text; event record;
 BEGIN
     IF c.native THEN
         called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
             (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(c.segments) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
             (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)));
     ELSE
-        function_name := format('bucardo.%I', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
-        EXECUTE format('CREATE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
-            function_name, bucardo.capture_body(c));
-        EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', function_name);
-        called := function_name || '()';
+        called := bucardo.capture_function(c);
     END IF;
     FOR event IN SELECT * FROM (VALUES ('i', 'INSERT', 'NEW TABLE AS bucardo_new'), ('u', 'UPDATE', 'OLD TABLE AS bucardo_old NEW TABLE AS bucardo_new'),
             ('d', 'DELETE', 'OLD TABLE AS bucardo_old'), ('t', 'TRUNCATE', NULL)) v(letter, name, tables) LOOP
@@ -1016,3 +1046,6 @@ $body$;
 
 REVOKE ALL ON ALL TABLES IN SCHEMA bucardo FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA bucardo FROM PUBLIC;
+-- Those that partitions need get their right again.
+SELECT bucardo.capture_function(c) FROM bucardo.capture c WHERE c.by_row AND NOT c.native
+    AND EXISTS (SELECT FROM pg_catalog.pg_class r WHERE r.oid = c.relid) AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo');

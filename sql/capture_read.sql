@@ -57,7 +57,8 @@ END
 $body$;
 
 -- What one source of several has for the others: the captured relations of a sync with anything in a window, which is given
--- as the numbers that it compares with. Times are microseconds since 1970, of the commit where the server keeps it.
+-- as the numbers that it compares with. Times are microseconds since 1970, of the commit where the server keeps it. A row without
+-- a relation says that there are changes of other sources in the window, which are no news: they were kept for who was away.
 CREATE OR REPLACE FUNCTION bucardo.capture_gather(p_control text, p_sync text, p_xmax bigint, p_xip bigint[], p_latest boolean)
 RETURNS TABLE (relid oid, keys text, segments text, batched boolean, changes bigint, existed bigint, truncated bigint, whole boolean,
     latest bigint)
@@ -72,6 +73,8 @@ DECLARE
     l timestamptz;
     newest timestamptz;
     echoes text[] := bucardo.capture_echoes(p_control, p_sync);
+    echoed boolean;
+    kept boolean := false;
     committed text := CASE WHEN current_setting('track_commit_timestamp')::boolean
         THEN 'CASE WHEN origin IS NULL THEN coalesce(pg_xact_commit_timestamp((xid % 4294967296)::text::xid), at) ELSE at END' ELSE 'at' END;
 BEGIN
@@ -82,25 +85,32 @@ BEGIN
     LOOP
         relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
         batched := c.in_batches; changes := 0; existed := 0; newest := NULL;
-        EXECUTE format('SELECT (extract(epoch FROM max(%s) FILTER (WHERE kind = ''truncate'')) * 1000000)::bigint, '
-            'coalesce(bool_or(kind = ''whole''), false), max(%1$s) FROM bucardo.capture_mark '
-            'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3)) AND (origin IS NULL OR origin <> ALL ($4))', committed)
-            INTO truncated, whole, newest USING c.table_oid, p_xmax, p_xip, echoes;
+        EXECUTE format('SELECT (extract(epoch FROM max(%s) FILTER (WHERE news AND kind = ''truncate'')) * 1000000)::bigint, '
+            'coalesce(bool_or(news AND kind = ''whole''), false), max(%1$s) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
+            'FROM (SELECT *, origin IS NULL OR origin <> ALL ($4) AS news FROM bucardo.capture_mark '
+            'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3))) m', committed)
+            INTO truncated, whole, newest, echoed USING c.table_oid, p_xmax, p_xip, echoes;
+        kept := kept OR echoed;
         FOREACH segment IN ARRAY c.parts LOOP
             CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-            EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0), max(d.time) '
-                'FROM (SELECT existed, %s AS n, %s AS time FROM %s '
-                'WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3))) d',
+            EXECUTE format('SELECT coalesce(sum(n) FILTER (WHERE news), 0), coalesce(sum(n) FILTER (WHERE news AND d.existed), 0), '
+                'max(d.time) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
+                'FROM (SELECT existed, %s AS n, %s AS time, origin IS NULL OR origin <> ALL ($3) AS news FROM %s '
+                'WHERE xid >= $1 OR xid = ANY ($2)) d',
                 CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
                 CASE WHEN p_latest THEN committed ELSE 'NULL::timestamptz' END, segment::regclass)
-               INTO n, e, l USING p_xmax, p_xip, echoes;
-            changes := changes + n; existed := existed + e; newest := greatest(newest, l);
+               INTO n, e, l, echoed USING p_xmax, p_xip, echoes;
+            changes := changes + n; existed := existed + e; newest := greatest(newest, l); kept := kept OR echoed;
         END LOOP;
         latest := (extract(epoch FROM newest) * 1000000)::bigint;
         IF changes > 0 OR truncated IS NOT NULL OR whole THEN
             RETURN NEXT;
         END IF;
     END LOOP;
+    IF kept THEN
+        relid := NULL;
+        RETURN NEXT;
+    END IF;
 END
 $body$;
 

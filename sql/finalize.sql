@@ -19,6 +19,8 @@ SELECT pg_catalog.pg_extension_config_dump('bucardo.customcols', '');
 SELECT pg_catalog.pg_extension_config_dump('bucardo.customcols_id_seq', '');
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA bucardo FROM PUBLIC;
+-- A trigger function: whoever makes a partition of a captured table must have the right to it.
+GRANT EXECUTE ON FUNCTION bucardo.capture() TO PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA bucardo FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA bucardo FROM PUBLIC;
 REVOKE ALL ON SCHEMA bucardo FROM PUBLIC;

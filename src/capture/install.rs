@@ -21,6 +21,9 @@ pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
 const VERSION: i32 = 8;
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; \
+    SET LOCAL client_min_messages = error; SET LOCAL statement_timeout = 0; SELECT pg_catalog.set_config('transaction_timeout', '0', true) \
+    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
 /// So many tables are captured with one statement.
 const BATCH: usize = 100;
 /// How often a busy table is tried, and the pause in between: some ten seconds in all.
@@ -50,7 +53,7 @@ pub struct Captured {
 pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
     let mut tries = 0;
     loop {
-        conn.query("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; SET LOCAL client_min_messages = error")?;
+        conn.query(BEGIN)?;
         let installed = install_objects(conn).and_then(|()| install_tables(conn, owner, tables, whole));
         let Err(error) = installed else { return conn.query("COMMIT").map(drop) };
         let _rolled_back = conn.query("ROLLBACK");

@@ -103,9 +103,15 @@ impl Master {
         };
         let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
         match (token, result) {
-            (PURGE, answer) => {
+            (PURGE, result) => {
+                if let Err(error) = result.as_ref()
+                    && error.code.class() != "08"
+                    && !install::is_missing(error)
+                {
+                    pgrx::warning!("bucardo: what was captured on db \"{name}\" could not be purged: {error}");
+                }
                 source.purged = now;
-                source.purged_in_vain = !answer.is_ok_and(|freed| freed != "0");
+                source.purged_in_vain = !result.is_ok_and(|freed| freed != "0");
                 source.watcher.bytes = 0;
             }
             (LISTING, Ok(_)) => match stale? {

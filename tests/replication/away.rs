@@ -36,6 +36,25 @@ fn a_target_that_is_away_holds_nobody_up_and_catches_up_alone() {
     net.wait_state("good");
 }
 
+/// What a database sets for its applications ends none of our sessions.
+#[test]
+fn sessions_outlive_the_time_outs_of_a_member() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    let outside = || net.servers[0].connect("postgres");
+    outside().exec("ALTER DATABASE a SET idle_session_timeout = '200ms'; ALTER DATABASE b SET idle_session_timeout = '200ms'");
+    outside().exec("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname IN ('a', 'b')");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let ours = "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_activity WHERE datname IN ('a', 'b') AND application_name ~ '^bucardo (kid|master)'";
+    let before = outside().one(ours);
+    assert!(before.contains(' '), "sessions: {before}");
+    // Younger than all of them, and ended by that time-out.
+    let mut younger = net.on("A");
+    let ended = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {}", younger.number("SELECT pg_backend_pid()"));
+    crate::wait::wait_until("a session to be ended for being idle", || outside().number(&ended) == 0);
+    assert_eq!(outside().one(ours), before);
+}
+
 #[test]
 fn a_target_that_is_away_across_restarts_of_the_control_server_misses_nothing() {
     let net = Net::apart(Capture::Plain, 2).with_table(T, "public.t");

@@ -14,7 +14,10 @@ for_both!(
     rolled_back_with_the_session,
     first_writer_rolled_back,
     keys_of_many_rows,
-    emptied_segments
+    emptied_segments,
+    serializable_writers,
+    partitions_made_by_their_owner,
+    everything_is_published
 );
 
 fn statements(capture: Capture) {
@@ -250,6 +253,88 @@ fn emptied_segments(capture: Capture) {
         net.settle(&["t"]);
     }
     assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 21);
+}
+
+/// Two transactions that are the first to write into a segment have read nothing of each other.
+fn serializable_writers(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    for id in [1, 3] {
+        let (mut a, mut b) = (net.on("A"), net.on("A"));
+        for (conn, id) in [(&mut a, id), (&mut b, id + 1)] {
+            conn.exec("BEGIN ISOLATION LEVEL SERIALIZABLE");
+            conn.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        }
+        a.exec("COMMIT");
+        b.exec("COMMIT");
+        net.settle(&["t"]);
+        net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 4);
+}
+
+/// A partition takes the row triggers of its parent over with the rights of who makes it; nobody else can name their function.
+fn partitions_made_by_their_owner(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k)");
+    net.add_sync("tables => 'public.p'");
+    let mut a = net.on("A");
+    a.exec("CREATE ROLE app LOGIN; GRANT ALL ON SCHEMA public TO app; ALTER TABLE p OWNER TO app");
+    net.on("B").exec("CREATE TABLE p_all PARTITION OF p DEFAULT");
+    let db = if capture == Capture::Native { crate::net::CONTROL } else { "a" };
+    let mut app = net.server_of("A").connect_as(db, "app");
+    app.exec("CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p_2 (LIKE p INCLUDING ALL)");
+    app.exec("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2); INSERT INTO p VALUES (1, 1), (2, 2)");
+    net.settle(&["p"]);
+    let called = "SELECT DISTINCT tgfoid::regproc FROM pg_trigger WHERE tgrelid = 'p_1'::regclass AND tgtype & 1 = 1";
+    let called = a.one(called);
+    app.expect_error(&format!("CREATE TRIGGER x AFTER INSERT ON p_1 FOR EACH ROW EXECUTE FUNCTION {called}()"), "42501");
+    if capture == Capture::Plain {
+        // Objects of an older version get the right as well.
+        a.exec(&format!(
+            "REVOKE ALL ON FUNCTION {called} FROM PUBLIC; \
+             CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer LANGUAGE sql AS 'SELECT 7'"
+        ));
+        net.control().exec("SELECT bucardo.update_sync('s', status => 'active')");
+        app.exec("CREATE TABLE p_3 PARTITION OF p FOR VALUES IN (3); INSERT INTO p VALUES (3, 3)");
+        net.settle(&["p"]);
+    }
+}
+
+/// Who may see the schema, as everybody may that of a Bucardo 5, can make a trigger of the function that partitions need, but not
+/// make it do anything with his own table.
+#[test]
+fn a_strangers_trigger_captures_nothing() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p DEFAULT",
+    );
+    net.add_sync("tables => 'public.p', autokick => false");
+    let mut a = net.on("A");
+    a.exec("GRANT USAGE ON SCHEMA bucardo TO PUBLIC; CREATE ROLE stranger LOGIN; GRANT ALL ON SCHEMA public TO stranger");
+    let called = a.one("SELECT tgfoid::regproc FROM pg_trigger WHERE tgrelid = 'p'::regclass AND tgtype & 1 = 1 LIMIT 1");
+    let mut stranger = net.server_of("A").connect_as("a", "stranger");
+    stranger.exec(&format!(
+        "CREATE TABLE caught (who text); CREATE TYPE odd AS ENUM ('x'); \
+         CREATE FUNCTION catch(odd) RETURNS int LANGUAGE sql AS $$ INSERT INTO caught VALUES (current_user); SELECT 1 $$; \
+         CREATE CAST (odd AS int) WITH FUNCTION catch(odd) AS ASSIGNMENT; CREATE TABLE mine (id odd, k odd); \
+         CREATE TRIGGER x AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {called}(); INSERT INTO mine VALUES ('x', 'x')"
+    ));
+    assert_eq!(stranger.number("SELECT count(*) FROM caught"), 0, "the stranger's function was called with other rights");
+    assert_eq!(net.pending(), 0);
+}
+
+/// A publication that publishes deletes refuses them on tables without a replica identity, also on ours.
+fn everything_is_published(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("CREATE PUBLICATION p FOR ALL TABLES");
+    a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100) g; TRUNCATE t; INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let held = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
+    assert!(a.number(held) > 0, "nothing was captured");
+    net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    assert_eq!(a.number(held), 0, "bytes of capture");
+    net.control().exec("SELECT bucardo.remove_sync('s')");
 }
 
 fn prepared(capture: Capture) {

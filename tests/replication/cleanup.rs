@@ -287,6 +287,17 @@ fn what_was_rolled_back_is_purged(capture: Capture) {
     assert_eq!(a.number(HELD), 0, "bytes of capture");
 }
 
+/// A purge that fails is told in the log: nothing else would tell why the space does not come back.
+#[test]
+fn a_failed_purge_is_told() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.purge_interval = '1s'");
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY)");
+    net.add_sync("tables => 'public.t'");
+    net.on("A").exec("CREATE OR REPLACE FUNCTION bucardo.capture_purge() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'out of order'; END $$");
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    wait_until("the log to tell", || net.servers[0].log().contains("what was captured on db \"A\" could not be purged"));
+}
+
 /// The same where the server fell over before the transaction ended.
 fn a_crash_leaves_no_space_behind(capture: Capture) {
     let net = Net::apart(capture, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");

@@ -3,8 +3,11 @@
 use crate::cluster::Cluster;
 use crate::net::{CONTROL, Capture, Net};
 
+/// But for the functions of row triggers: whoever makes a partition of a captured table must have the right to them. Nobody can
+/// name them without a right to the schema.
 const OPEN_FUNCTIONS: &str = "SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p JOIN pg_namespace n ON n.oid = pronamespace \
-                              WHERE nspname = 'bucardo' AND has_function_privilege('nobody', p.oid, 'EXECUTE')";
+                              WHERE nspname = 'bucardo' AND has_function_privilege('nobody', p.oid, 'EXECUTE') \
+                              AND NOT (prorettype = 'trigger'::regtype AND (proname = 'capture' OR proname LIKE 'seg%capture%'))";
 const OPEN_TABLES: &str = "SELECT coalesce(string_agg(c.oid::regclass::text, ', '), '') FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
                            WHERE nspname = 'bucardo' AND relkind IN ('r', 'v', 'm', 'p') \
                            AND has_table_privilege('nobody', c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE')";
@@ -15,6 +18,9 @@ fn nothing_is_open_to_public() {
     net.on("A").exec("CREATE ROLE nobody; INSERT INTO t VALUES (1)");
     net.settle(&["t"]);
     for (what, mut conn) in [("control", net.control()), ("A", net.on("A")), ("B", net.on("B"))] {
+        let schema =
+            "SELECT count(*) FROM pg_namespace WHERE nspname = 'bucardo' AND has_schema_privilege('nobody', oid, 'USAGE')";
+        assert_eq!(conn.number(schema), 0, "the schema is open to everybody on {what}");
         for query in [OPEN_FUNCTIONS, OPEN_TABLES] {
             assert_eq!(conn.one(query), "", "open to everybody on {what}");
         }

@@ -53,9 +53,13 @@ impl Mesh<'_> {
         self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
-            // Nothing to do; but that is to be noted where a copy of the progress says something else.
-            let behind = self.offers.iter().flatten().any(|o| o.behind != 0);
-            return if behind { self.commit(pool, progress) } else { Ok(0) };
+            // Nothing to do; but that is to be noted where a copy of the progress says something else, or where something is kept.
+            if self.offers.iter().flatten().any(|o| o.echoed) {
+                self.note_progress(&[], false);
+                self.check()?;
+            }
+            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed);
+            return if noted { self.commit(pool, progress) } else { Ok(0) };
         }
         touched.extend(&relations);
         progress.saw_changes |= !relations.is_empty();

@@ -57,6 +57,8 @@ pub struct Offer {
     pub copy_empty: u64,
     /// Sources that have got further than it has noted, as bits.
     pub behind: u64,
+    /// Whether it holds others' changes, kept for members that were away: all are here now, and get them from those others.
+    pub echoed: bool,
     /// The last change in any table.
     pub latest: i64,
 }
@@ -69,7 +71,7 @@ impl Offer {
 
     /// Whether its receivers get further by this run.
     pub fn has_news(&self) -> bool {
-        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0
+        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0 || self.echoed
     }
 
     /// The changes of a table.

@@ -277,7 +277,9 @@ impl<'a> Mesh<'a> {
             let Some(rows) = answers.first() else { continue };
             let shapes = self.members[*at].shapes.clone();
             strangers.extend(gather::strangers(rows, 0, &shapes));
+            let all_here = self.members.len() == self.plan.sync.members.len();
             let Some(offer) = &mut self.offers[*at] else { continue };
+            offer.echoed = all_here && offer.absent.is_empty() && (0..rows.len()).any(|row| rows.get(row, 0).is_none());
             for row in 0..rows.len() {
                 take_change(&self.plan.sync, &shapes, rows, row, offer)?;
             }

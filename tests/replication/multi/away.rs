@@ -7,6 +7,7 @@ use crate::net::Capture;
 
 crate::for_both!(a_source_returns_after_long_with_changes_of_its_own);
 
+const HELD: &str = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, val text)";
 
 fn live(plan: Plan) -> Multi {
@@ -56,6 +57,49 @@ fn a_source_returns_after_long_with_changes_of_its_own(capture: Capture) {
     m.settle(&["t"]);
     // A kick that came late has found nothing to do.
     m.wait_state("good|empty");
+}
+
+/// A is written to by others only. What it kept of their changes for C, which was away, goes when C has it.
+#[test]
+fn a_passive_source_keeps_nothing_for_who_is_back() {
+    let m = live(Plan::new(3));
+    m.on("B").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 20) g");
+    m.settle(&["t"]);
+    for change in ["UPDATE t SET val = 'B'; DELETE FROM t WHERE id = 1", "TRUNCATE t; INSERT INTO t VALUES (1, 'last')"] {
+        m.server_of("C").stop(Stop::Fast);
+        m.on("B").exec(change);
+        m.wait_equal("t", &["A", "B"]);
+        assert!(m.on("A").number(HELD) > 0, "A keeps nothing for C");
+        m.server_of("C").launch();
+        m.settle(&["t"]);
+        m.kick();
+        m.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+        assert_eq!(m.on("A").number(HELD), 0, "bytes of capture on A");
+        assert_eq!(m.on("A").number("SELECT count(*) FROM bucardo.capture_mark"), 0, "marks on A");
+    }
+    assert_eq!(m.kick(), "empty");
+    m.on("C").exec("INSERT INTO t VALUES (2, 'C')");
+    m.settle(&["t"]);
+}
+
+/// With one more member away nothing of that may be forgotten: B, whose changes they are, is lost.
+#[test]
+fn what_a_passive_source_keeps_goes_to_the_last_who_returns() {
+    let m = live(Plan::new(3).targets(1));
+    m.on("B").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 20) g");
+    m.settle(&["t"]);
+    m.server_of("C").stop(Stop::Fast);
+    m.server_of("T").stop(Stop::Fast);
+    m.on("B").exec("UPDATE t SET val = 'B'");
+    m.wait_equal("t", &["A", "B"]);
+    m.server_of("C").launch();
+    m.wait_equal("t", &["A", "B", "C"]);
+    m.control().exec("SELECT bucardo.kick('s', '80s'); SELECT bucardo.purge(); SELECT bucardo.purge()");
+    m.server_of("B").stop(Stop::Immediate);
+    m.server_of("T").launch();
+    m.control().exec("SELECT bucardo.remove_db('B', force => true)");
+    m.wait_equal("t", &["A", "C", "T"]);
+    assert_eq!(m.on("T").number("SELECT count(*) FROM t WHERE val = 'B'"), 20);
 }
 
 /// C changed the row last, before it went away; the others have decided between themselves meanwhile.

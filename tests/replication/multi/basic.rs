@@ -44,6 +44,26 @@ fn two_sources_only(capture: Capture) {
     assert_eq!(m.count_conflicts("true"), 0);
 }
 
+/// A publication that publishes deletes refuses them on tables without a replica identity, also on ours.
+#[test]
+fn everything_is_published() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t'");
+    m.everywhere("CREATE PUBLICATION p FOR ALL TABLES");
+    for round in 0..2 {
+        m.changes(&[
+            ("A", "INSERT INTO t VALUES (1, 'A') ON CONFLICT (id) DO UPDATE SET val = 'A'"),
+            ("B", "DELETE FROM t WHERE id = 1"),
+        ]);
+        m.changes(&[
+            ("B", &format!("INSERT INTO t VALUES (1, 'B{round}')")),
+            ("A", "INSERT INTO t VALUES (1, 'A') ON CONFLICT DO NOTHING"),
+        ]);
+        assert_eq!(m.kick(), "good");
+        m.assert_equal("t");
+    }
+    m.control().exec("SELECT bucardo.purge()");
+}
+
 #[test]
 fn a_column_that_one_member_lacks_is_named_and_the_others_go_on() {
     let m = Plan::new(2).targets(1).start().with(T, "tables => 'public.t'");
