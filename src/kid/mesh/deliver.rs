@@ -65,9 +65,10 @@ impl Mesh<'_> {
         progress.phase(Phase::Apply);
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
         self.apply(&relations, progress)?;
-        self.move_sequences(moved);
         self.note_carried()?;
         self.note_progress(&relations, self.decides() || !self.carried.is_empty());
+        // Last, because a lock on a sequence holds up who takes numbers.
+        self.move_sequences(moved);
         self.check()?;
         progress.phase(Phase::Commit);
         self.commit(pool, progress)
