@@ -18,6 +18,7 @@ mod settle;
 mod thorough;
 mod unique;
 mod whole;
+mod written;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

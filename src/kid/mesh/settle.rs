@@ -13,29 +13,11 @@ use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
 use super::keep::add_errands;
 use super::meet::PlainKey;
 use super::record::{self, Stand};
+pub(super) use super::written::Written;
 use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::kid::gather::text_array;
-
-/// A key that is written as it is said here, on every member.
-#[derive(Clone, Debug)]
-pub(super) struct Written {
-    pub key: Vec<String>,
-    /// As JSON; None: the row is deleted.
-    pub row: Option<String>,
-    /// The columns that are written where the row is there, null by then; none: all.
-    pub cleared: Vec<String>,
-    /// The members that need it, as bits.
-    pub towards: u64,
-}
-
-impl Written {
-    /// What all need.
-    pub fn everywhere(key: Vec<String>, row: Option<String>) -> Self {
-        Self { key, row, cleared: Vec::new(), towards: u64::MAX }
-    }
-}
 
 /// A decision, as `bucardo.conflict` keeps it.
 #[derive(Clone, Debug, Default)]
