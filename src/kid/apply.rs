@@ -246,10 +246,7 @@ impl<'a> Pass<'a> {
     /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
     fn open(&self, receiver: &mut Receiver, work: &[Work]) {
         let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
-        let locks: Vec<String> = match self.care.locked {
-            true => work.iter().filter_map(|w| w.writing(receiver).ok().map(|t| t.lock())).collect(),
-            false => Vec::new(),
-        };
+        let locks = self.locks(receiver, work);
         let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
@@ -270,10 +267,18 @@ impl<'a> Pass<'a> {
 
     /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
-        let locks = if self.care.locked { work.len() } else { 0 };
+        let locks = self.locks(receiver, work).len();
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();
+    /// What keeps writers out: after some defeats, and where the key is deferrable, so that nothing else tells of a row that
+    /// somebody stores at the same time.
+    fn locks(&self, receiver: &Receiver, work: &[Work]) -> Vec<String> {
+        let loose = |w: &Writing<'_>| w.table.is_unique_on(w.key) && !w.table.refuses_doubles(w.key);
+        let wanted = work.iter().filter_map(|w| w.writing(receiver).ok());
+        wanted.filter(|w| self.care.locked || loose(w)).map(|w| w.lock()).collect()
+    }
+
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
         receiver.attempt(|_| checked);

@@ -124,7 +124,13 @@ impl Writing<'_> {
     /// Whether rows can be copied straight into the table: nothing is generated there, and a row that is there already
     /// is refused by a unique index instead of stored twice.
     pub fn takes_copy(&self) -> bool {
-        self.stored().len() == self.columns.len() && self.table.is_unique_on(self.key)
+        self.stored().len() == self.columns.len() && self.table.refuses_doubles(self.key)
+    }
+
+    /// The identity columns that always generate, and so take a value only at INSERT: no UPDATE can carry their change.
+    fn fixed_identities(&self) -> Vec<usize> {
+        let fixed = |i: &usize| self.table.column(&self.columns[*i]).is_some_and(|c| c.identity == 'a') && !self.is_fixed_key(*i);
+        self.stored().into_iter().filter(fixed).collect()
     }
 
     /// Whether an UPDATE cannot carry the change of an identity column that always generates.
