@@ -3,6 +3,7 @@
 
 use super::apply::{Receiver, Work};
 use super::statements::{AS_BEFORE, BY_INDEX};
+use super::writing::Writing;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
@@ -101,7 +102,8 @@ impl Handful<'_> {
 
     /// How many statements a row that lives takes.
     fn per_row(&self, receiver: &Receiver) -> usize {
-        if self.item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 }
+        let more = |w: Writing<'_>| usize::from(w.can_update()) + usize::from(w.has_fixed_identity());
+        1 + self.item.writing(receiver).map_or(0, more)
     }
 
     /// The key that one of its statements is about.
@@ -116,6 +118,7 @@ impl Handful<'_> {
 fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
     let values: Vec<String> = (0..item.change.key.len()).map(|i| rows.text(row, i)).collect();
     format!("({})=({})", item.change.key.join(", "), values.join(", "))
+            renew: writing.renew_one(),
 }
 
 /// The prepared statements of the short path.
@@ -137,11 +140,12 @@ impl Few {
             // Keys, then columns; between them stands whether the row lives.
             let columns = (0..=self.types.len()).filter(|c| *c != keys);
             let values: Vec<Option<&[u8]>> = columns.map(|c| few.rows.bytes(*row, c)).collect();
-            if let Some(update) = &self.update {
-                conn.pipeline_add(update, &self.types, &values)?;
+            for sql in self.renew.iter().chain(&self.update).chain([&self.insert]) {
+                conn.pipeline_add(sql, &self.types, &values)?;
             }
             conn.pipeline_add(&self.insert, &self.types, &values)?;
         }
         Ok(())
     }
+    renew: Option<String>,
 }

@@ -330,13 +330,14 @@ impl Mesh<'_> {
                 }
                 let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
                 receiver.attempt_on(&name, |conn| send_written(conn, &writing, &mine));
-                sent.push((at, mine, if writing.can_update() { 2 } else { 1 }));
+                sent.push((at, mine, writing.upsert_json(&[]).len(), 1 + usize::from(writing.can_update())));
             }
-            for (at, mine, statements) in sent {
+            for (at, mine, whole, cleared) in sent {
                 let receiver = &mut self.members[at];
                 let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
                 let mut answers = answers.iter().map(Rows::affected);
                 for one in mine {
+                    let statements = if one.cleared.is_empty() { whole } else { cleared };
                     match one.row {
                         Some(_) => receiver.counts.upserts += answers.by_ref().take(statements).sum::<u64>(),
                         None => receiver.counts.deletes += answers.next().unwrap_or(0),
