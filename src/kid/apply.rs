@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::bring::{self, Bringing};
-use super::few::Handfuls;
+use super::few::{self, Handfuls};
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
 use super::reading::Reading;
@@ -207,13 +207,18 @@ impl<'a> Pass<'a> {
             self.opened(receiver, &work);
         }
         let mut handfuls = Handfuls::default();
+        let mut wide = Vec::new();
         for (item, rows) in few.into_iter().zip(&rows) {
+            if few::is_wide(rows, item.change.key.len()) {
+                wide.push(item.change.relation);
+                continue;
+            }
             done(&item.name, 0);
             handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
         }
         handfuls.write(receivers);
         for item in &work {
-            if !self.is_few(item.change) {
+            if !self.is_few(item.change) || wide.contains(&item.change.relation) {
                 done(&item.name, 0);
                 self.write_many(item, source, receivers)?;
             }
@@ -228,7 +233,8 @@ impl<'a> Pass<'a> {
         source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
         source.pipeline_add(BY_INDEX, &[], &[])?;
         for item in few {
-            let params = [Some(self.window.xmax.as_bytes()), Some(self.window.xip.as_bytes())];
+            let widest = few::widest(item.change.changes);
+            let params = [&self.window.xmax, &self.window.xip, &widest].map(|p| Some(p.as_bytes()));
             source.pipeline_add(&item.reading().few(), &[], &params)?;
         }
         source.pipeline_send()
@@ -265,12 +271,6 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
-    fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
-        let locks = self.locks(receiver, work).len();
-        let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((3 + locks).min(answers.len())..);
-        let fingerprints = answers.next();
     /// What keeps writers out: after some defeats, and where the key is deferrable, so that nothing else tells of a row that
     /// somebody stores at the same time.
     fn locks(&self, receiver: &Receiver, work: &[Work]) -> Vec<String> {
@@ -279,6 +279,12 @@ impl<'a> Pass<'a> {
         wanted.filter(|w| self.care.locked || loose(w)).map(|w| w.lock()).collect()
     }
 
+    /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
+    fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
+        let locks = self.locks(receiver, work).len();
+        let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
+        let mut answers = answers.drain((3 + locks).min(answers.len())..);
+        let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
         receiver.attempt(|_| checked);

@@ -153,6 +153,27 @@ fn generated_and_identity(capture: Capture) {
     assert_eq!(net.on("B").number("SELECT count(*) FROM t WHERE twice = a * 2"), 10);
 }
 
+/// A run of few rows holds them all; but not if they are that wide.
+#[test]
+fn a_few_wide_rows_are_not_held_at_once() {
+    let net =
+        Net::together(Capture::Plain, 1).with_table("CREATE TABLE t (id int PRIMARY KEY, n int, v text, j jsonb)", "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, g, 'small', '{}' FROM generate_series(1, 80) g");
+    net.settle(&["t"]);
+    let wide = "repeat(id || ' wide ', 500000)";
+    a.exec(&format!("UPDATE t SET v = {wide}, n = NULL WHERE id <= 60"));
+    net.settle(&["t"]);
+    a.exec(&format!("UPDATE t SET v = {wide} WHERE id = 70; UPDATE t SET n = 0 WHERE id > 70; DELETE FROM t WHERE id < 10; INSERT INTO t (id) VALUES (100)"));
+    net.settle(&["t"]);
+    // Not too wide, but too much for one round trip.
+    a.exec("UPDATE t SET v = repeat('x', 100000) WHERE id BETWEEN 20 AND 50; DELETE FROM t WHERE id = 60");
+    net.settle(&["t"]);
+    a.exec(&format!("UPDATE t SET v = {wide}, j = jsonb_build_array({wide}) WHERE id = 80"));
+    net.settle(&["t"]);
+    assert!(net.kid_memory() < 200_000, "a kid has taken {} kB", net.kid_memory());
+}
+
 /// An identity column that always generates takes a value at INSERT only. It travels all the same, whether few rows change
 /// or many, and a column that only the target has keeps its values.
 #[test]

@@ -72,6 +72,7 @@ impl<'a> Mesh<'a> {
             carried: Carried::default(),
             kept: HashSet::new(),
             spared: HashSet::new(),
+            wide: HashSet::new(),
             errands: HashMap::new(),
             decisions: Vec::new(),
             recorded: 0,

@@ -115,6 +115,8 @@ struct Question {
 
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
 const PORTION: usize = 250;
+/// At first, where their rows are known to be wide.
+const NARROW: usize = 4;
 const MOST: usize = 2000;
 
 /// How a conflict was decided.
@@ -155,7 +157,7 @@ impl Mesh<'_> {
         let mut changed = HashSet::new();
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
         let room = guc::kid_work_mem() as usize * 1024 / 4;
-        let mut portion = PORTION;
+        let mut portion = if self.wide.contains(&relation) { NARROW } else { PORTION };
         let mut search = self.search(relation, few)?;
         let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?;
         asked.iter().for_each(|asked| self.ask(asked));
