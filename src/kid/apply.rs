@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::bring::{self, Bringing};
-use super::few::Handfuls;
+use super::few::{self, Handfuls};
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
 use super::reading::Reading;
@@ -208,13 +208,18 @@ impl<'a> Pass<'a> {
             self.opened(receiver, &work);
         }
         let mut handfuls = Handfuls::default();
+        let mut wide = Vec::new();
         for (item, rows) in few.into_iter().zip(&rows) {
+            if few::is_wide(rows, item.change.key.len()) {
+                wide.push(item.change.relation);
+                continue;
+            }
             done(&item.name, 0);
             handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
         }
         handfuls.write(receivers);
         for item in &work {
-            if !self.is_few(item.change) {
+            if !self.is_few(item.change) || wide.contains(&item.change.relation) {
                 done(&item.name, 0);
                 self.write_many(item, source, receivers)?;
             }
@@ -233,7 +238,8 @@ impl<'a> Pass<'a> {
         source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
         source.pipeline_add(BY_INDEX, &[], &[])?;
         for item in few {
-            let params = [Some(self.window.xmax.as_bytes()), Some(self.window.xip.as_bytes())];
+            let widest = few::widest(item.change.changes);
+            let params = [&self.window.xmax, &self.window.xip, &widest].map(|p| Some(p.as_bytes()));
             source.pipeline_add(&item.reading().few(), &[], &params)?;
         }
         replaced::queue(source, few.iter().map(|item| item.table.oid))?;
@@ -253,10 +259,7 @@ impl<'a> Pass<'a> {
     /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
     fn open(&self, receiver: &mut Receiver, work: &[Work]) {
         let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
-        let locks: Vec<String> = match self.care.locked {
-            true => work.iter().filter_map(|w| w.writing(receiver).ok().map(|t| t.lock())).collect(),
-            false => Vec::new(),
-        };
+        let locks = self.locks(receiver, work);
         let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
@@ -275,9 +278,17 @@ impl<'a> Pass<'a> {
         });
     }
 
+    /// What keeps writers out: after some defeats, and where the key is deferrable, so that nothing else tells of a row that
+    /// somebody stores at the same time.
+    fn locks(&self, receiver: &Receiver, work: &[Work]) -> Vec<String> {
+        let loose = |w: &Writing<'_>| w.table.is_unique_on(w.key) && !w.table.refuses_doubles(w.key);
+        let wanted = work.iter().filter_map(|w| w.writing(receiver).ok());
+        wanted.filter(|w| self.care.locked || loose(w)).map(|w| w.lock()).collect()
+    }
+
     /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
     fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
-        let locks = if self.care.locked { work.len() } else { 0 };
+        let locks = self.locks(receiver, work).len();
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();

@@ -37,9 +37,10 @@ impl Pass<'_> {
         let before = before.into_iter().chain(unsaid).collect();
         // Deletes that are followed by an insert of the same key are no deletes for the user.
         let deletes = if item.change.whole { 2 } else { 1 };
-        let silent = if self.care.thorough { 2 } else { usize::from(writing.has_fixed_identity()) };
+        let silent = if self.care.thorough { 2 } else { 0 };
         if lookup && merge && !self.care.thorough {
-            statements.splice(deletes + silent..deletes + silent, settings(Join::Lookup));
+            let renewed = deletes + usize::from(writing.has_fixed_identity());
+            statements.splice(renewed..renewed, settings(Join::Lookup));
         }
         Ok(Bringing { relation: item.name.clone(), before, statements, deletes, silent })
     }

@@ -1,8 +1,9 @@
 //! A few rows into every receiver, each by its key, with prepared statements: what most runs bring. The rows of all relations
-//! go in one round trip. It must never hold more than some hundred of them.
+//! go in one round trip. It must never hold more than some hundred of them, or some megabytes.
 
 use super::apply::{Receiver, Work};
 use super::statements::{AS_BEFORE, BY_INDEX};
+use super::writing::Writing;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
@@ -12,6 +13,17 @@ pub struct Handfuls<'a> {
     all: Vec<Handful<'a>>,
     rows: usize,
     bytes: usize,
+}
+
+/// How wide a row may be, for the parameter of [`Reading::few`](super::reading::Reading::few): all changed ones together are
+/// held as the source's answer.
+pub fn widest(changes: u64) -> String {
+    (4 * Handfuls::BYTES as u64 / changes.max(1)).to_string()
+}
+
+/// Whether one was wider: then the rows are streamed, however few they are.
+pub fn is_wide(rows: &Rows, keys: usize) -> bool {
+    (0..rows.len()).any(|row| rows.get(row, keys) == Some("f"))
 }
 
 /// A few rows of one relation: those that are gone, and those that live.
@@ -31,10 +43,21 @@ impl<'a> Handfuls<'a> {
     pub fn add(&mut self, item: &'a Work<'a>, rows: &'a Rows, which: Vec<usize>, receivers: &mut [Receiver]) {
         let keys = item.change.key.len();
         let size = |row: &usize| (0..rows.columns()).filter_map(|c| rows.bytes(*row, c)).map(<[u8]>::len).sum::<usize>();
-        self.rows += which.len();
-        self.bytes += which.iter().map(size).sum::<usize>();
-        let (alive, gone) = which.into_iter().partition(|row| rows.bool(*row, keys));
-        self.all.push(Handful { item, rows, gone, alive });
+        let (alive, gone): (Vec<usize>, Vec<usize>) = which.into_iter().partition(|row| rows.bool(*row, keys));
+        self.rows += gone.len();
+        self.bytes += gone.iter().map(size).sum::<usize>();
+        let mut part = Handful { item, rows, gone, alive: Vec::new() };
+        for row in alive {
+            let bytes = size(&row);
+            if self.rows > 0 && self.bytes + bytes > Self::BYTES {
+                self.all.push(std::mem::replace(&mut part, Handful { item, rows, gone: Vec::new(), alive: Vec::new() }));
+                self.write(receivers);
+            }
+            self.rows += 1;
+            self.bytes += bytes;
+            part.alive.push(row);
+        }
+        self.all.push(part);
         if self.rows >= Self::MOST || self.bytes >= Self::BYTES {
             self.write(receivers);
         }
@@ -94,6 +117,7 @@ impl Handful<'_> {
         Ok(Few {
             types: writing.types(),
             delete: writing.delete_one(),
+            renew: writing.renew_one(),
             update: writing.can_update().then(|| writing.update_one()),
             insert: writing.insert_one(),
         })
@@ -101,7 +125,8 @@ impl Handful<'_> {
 
     /// How many statements a row that lives takes.
     fn per_row(&self, receiver: &Receiver) -> usize {
-        if self.item.writing(receiver).is_ok_and(|w| w.can_update()) { 2 } else { 1 }
+        let more = |w: Writing<'_>| usize::from(w.can_update()) + usize::from(w.has_fixed_identity());
+        1 + self.item.writing(receiver).map_or(0, more)
     }
 
     /// The key that one of its statements is about.
@@ -122,6 +147,7 @@ fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
 struct Few {
     types: Vec<u32>,
     delete: String,
+    renew: Option<String>,
     update: Option<String>,
     insert: String,
 }
@@ -137,10 +163,9 @@ impl Few {
             // Keys, then columns; between them stands whether the row lives.
             let columns = (0..=self.types.len()).filter(|c| *c != keys);
             let values: Vec<Option<&[u8]>> = columns.map(|c| few.rows.bytes(*row, c)).collect();
-            if let Some(update) = &self.update {
-                conn.pipeline_add(update, &self.types, &values)?;
+            for sql in self.renew.iter().chain(&self.update).chain([&self.insert]) {
+                conn.pipeline_add(sql, &self.types, &values)?;
             }
-            conn.pipeline_add(&self.insert, &self.types, &values)?;
         }
         Ok(())
     }

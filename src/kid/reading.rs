@@ -38,6 +38,12 @@ pub struct Reading<'a> {
 const TIME: &str = "CASE WHEN d.origin IS NULL AND pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool \
     THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
 
+/// Built-in types whose values are all short: bool, "char", name, int8, int2, int4, oid, float4, float8, date, time,
+/// timestamp, timestamptz, interval, timetz, uuid.
+const NARROW: [u32; 16] = [16, 18, 19, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 2950];
+/// Those of which it is known without fetching them how long they are: bytea, text, bpchar, varchar.
+const TEXTS: [u32; 4] = [17, 25, 1042, 1043];
+
 impl Reading<'_> {
     /// The key columns k1, k2, … of a table of keys.
     pub fn keys(&self, prefix: &str) -> String {
@@ -190,13 +196,38 @@ impl Reading<'_> {
         list(self.key.len(), one, " AND ")
     }
 
-    /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip. To be planned
-    /// after [`BY_INDEX`](super::statements::BY_INDEX): the plan is kept.
+    /// What a row takes in a column of any length, without its being fetched: exact for texts, for others as it is stored.
+    fn size_of(&self, column: &str) -> Option<String> {
+        let (oid, name) = (self.source.column(column).map_or(0, |c| c.type_oid), quote_ident(column));
+        match oid {
+            _ if NARROW.contains(&oid) => None,
+            _ if TEXTS.contains(&oid) => Some(format!("coalesce(pg_catalog.octet_length(t.{name}), 0)")),
+            _ => Some(format!("coalesce(pg_catalog.pg_column_size(t.{name}), 0)")),
+        }
+    }
+
+    /// The columns of a few rows: those of a row that is too wide are null, and false tells that it lives.
+    fn few_columns(&self) -> (String, String) {
+        let sizes: Vec<Option<String>> = self.columns.iter().map(|c| self.size_of(c)).collect();
+        let column = |(i, size): (usize, &Option<String>)| match size {
+            Some(_) => format!("CASE WHEN r.size <= $3::pg_catalog.int8 THEN r.a{} END", i + 1),
+            None => format!("r.a{}", i + 1),
+        };
+        let out = sizes.iter().enumerate().map(column).collect::<Vec<_>>().join(", ");
+        let size = sizes.iter().flatten().fold("0::pg_catalog.int8".to_string(), |all, one| format!("{all} + {one}"));
+        (
+            format!("CASE WHEN r.size > $3::pg_catalog.int8 THEN false ELSE r.alive END AS alive, {out}"),
+            format!("SELECT true AS alive, {}, {size} AS size", self.aliased_columns()),
+        )
+    }
+
+    /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip, and how wide a
+    /// row may be. To be planned after [`BY_INDEX`](super::statements::BY_INDEX): the plan is kept.
     pub fn few(&self) -> String {
-        let (aliases, out) = (self.aliased_columns(), self.aliases("r."));
+        let (out, row) = self.few_columns();
         format!(
-            "SELECT {keys}, r.alive, {out} FROM ({distinct}) k \
-             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
+            "SELECT {keys}, {out} FROM ({distinct}) k \
+             LEFT JOIN LATERAL ({row} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
             fits = self.fits("r.alive"),
             keys = self.keys("k."),
             distinct = self.distinct(BY_HIDDEN_PARAMETERS),
@@ -207,10 +238,10 @@ impl Reading<'_> {
 
     /// The same with what [`Reading::timed`] tells of each key at the end.
     pub fn few_timed(&self, time: &str, to: &str) -> String {
-        let (aliases, out) = (self.aliased_columns(), self.aliases("r."));
+        let (out, row) = self.few_columns();
         format!(
-            "SELECT {keys}, r.alive, {out}, k.time, k.towards, k.held FROM ({timed}) k \
-             LEFT JOIN LATERAL (SELECT true AS alive, {aliases} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
+            "SELECT {keys}, {out}, k.time, k.towards, k.held FROM ({timed}) k \
+             LEFT JOIN LATERAL ({row} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
             fits = self.fits("r.alive"),
             keys = self.keys("k."),
             timed = self.timed(BY_PARAMETERS, time, to, None),

@@ -1,5 +1,6 @@
 //! Sequences travel with every run: the receivers get the source's value, whether it was called, and its attributes.
 //! `setval` is not undone by a rollback, which is harmless here: the value is the source's in any case.
+//! A source's own sequence goes on handing out numbers meanwhile, and must never be set back.
 
 use crate::catalog::sync::{Relation, Sync};
 use crate::ident::{quote_ident, quote_literal};
@@ -35,6 +36,9 @@ pub fn fingerprint(rows: &Rows) -> String {
     all.sort();
     all.join(";")
 }
+
+/// Up to so many numbers of a source's sequence are taken, one by one, instead of setting it.
+const WALK: u32 = 10_000;
 
 /// One sequence as a member has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,17 +108,42 @@ pub fn agree(sync: &Sync, sources: &[&Rows], mine: &Rows, is_source: bool) -> Ve
             != (have.start, have.increment, have.least, have.greatest, have.cycle)
         {
             let cycle = if want.cycle { "CYCLE" } else { "NO CYCLE" };
+            // A source goes on from where it is by now, unless that is not possible at all.
+            let goes_on = is_source && (want.least..=want.greatest).contains(&have.last);
+            let restart = if goes_on { String::new() } else { format!("RESTART WITH {}", want.last) };
             all.push(format!(
-                "ALTER SEQUENCE {name} INCREMENT BY {} MINVALUE {} MAXVALUE {} START WITH {} RESTART WITH {} {cycle}",
-                want.increment, want.least, want.greatest, want.start, want.last
+                "ALTER SEQUENCE {name} INCREMENT BY {} MINVALUE {} MAXVALUE {} START WITH {} {restart} {cycle}",
+                want.increment, want.least, want.greatest, want.start
             ));
         }
         if want != have {
             let literal = quote_literal(&name);
-            all.push(format!("SELECT pg_catalog.setval({literal}::pg_catalog.regclass, {}, {})", want.last, want.called));
+            all.push(match is_source {
+                true => forward(&name, want),
+                false => format!("SELECT pg_catalog.setval({literal}::pg_catalog.regclass, {}, {})", want.last, want.called),
+            });
         }
     }
     all
+}
+
+/// The statement that brings a source's sequence forward, if it is still behind by then: its application takes numbers all
+/// the time. Nothing keeps it from doing so between the look and `setval`: LOCK TABLE takes no sequence, and ALTER SEQUENCE
+/// would wait for every transaction that has taken a number, and have all others wait behind it. So where it is not far,
+/// the numbers are taken like an application would, and no number can come twice. `setval` is for the rest: it would have to
+/// be outrun by so many numbers within one statement.
+fn forward(name: &str, want: State) -> String {
+    let State { last, called, increment, .. } = want;
+    let id = format!("{}::pg_catalog.regclass", quote_literal(name));
+    let behind = if increment < 0 { '>' } else { '<' };
+    let at_it = if called { format!(" OR (s.last_value = '{last}' AND NOT s.is_called)") } else { String::new() };
+    format!(
+        "SELECT CASE WHEN {called} AND p.seqcache = 1 AND w.steps <= {WALK} AND w.steps = pg_catalog.trunc(w.steps) \
+         THEN (SELECT pg_catalog.count(pg_catalog.nextval({id})) FROM pg_catalog.generate_series(1, w.steps::pg_catalog.int8)) \
+         ELSE pg_catalog.setval({id}, '{last}', {called}) END FROM {name} s, pg_catalog.pg_sequence p, \
+         LATERAL (SELECT ('{last}'::pg_catalog.numeric - s.last_value) / p.seqincrement + (NOT s.is_called)::pg_catalog.int4 AS steps) w \
+         WHERE p.seqrelid = {id} AND (s.last_value {behind} '{last}'{at_it})"
+    )
 }
 
 /// The statements that make a receiver's sequences equal to the source's.

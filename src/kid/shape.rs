@@ -180,9 +180,15 @@ impl Table {
         self.column(column).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
     }
 
-    /// Whether a unique index covers just the key, so that a row cannot be written twice.
+    /// Whether a unique index covers just the key, so that a row is found by it.
     pub fn is_unique_on(&self, key: &[String]) -> bool {
         self.unique.iter().any(|u| u.len() == key.len() && u.iter().all(|c| key.contains(c)))
+    }
+
+    /// Whether such an index refuses a second row of the same key. A deferrable one leaves that to a trigger, which is off
+    /// while rows are applied.
+    pub fn refuses_doubles(&self, key: &[String]) -> bool {
+        self.uniques.iter().any(|u| !u.deferred && u.is_on(key))
     }
 }
 

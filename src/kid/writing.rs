@@ -124,13 +124,51 @@ impl Writing<'_> {
     /// Whether rows can be copied straight into the table: nothing is generated there, and a row that is there already
     /// is refused by a unique index instead of stored twice.
     pub fn takes_copy(&self) -> bool {
-        self.stored().len() == self.columns.len() && self.table.is_unique_on(self.key)
+        self.stored().len() == self.columns.len() && self.table.refuses_doubles(self.key)
     }
 
-    /// Whether an UPDATE cannot carry the change of an identity column that always generates.
+    /// The identity columns that always generate, and so take a value only at INSERT: no UPDATE can carry their change.
+    fn fixed_identities(&self) -> Vec<usize> {
+        let fixed = |i: &usize| self.table.column(&self.columns[*i]).is_some_and(|c| c.identity == 'a') && !self.is_fixed_key(*i);
+        self.stored().into_iter().filter(fixed).collect()
+    }
+
     pub fn has_fixed_identity(&self) -> bool {
-        let fixed = |i: &usize| self.table.column(&self.columns[*i]).is_some_and(|c| c.identity == 'a');
-        self.stored().iter().any(|i| fixed(i) && !self.is_fixed_key(*i))
+        !self.fixed_identities().is_empty()
+    }
+
+    /// Takes a row out and stores it anew where such a column differs. Columns that only this receiver has keep their values.
+    /// `new`: where the rows come from, beginning with USING, or nothing; `on`: which is whose.
+    fn renew(&self, new: &str, on: &str, value: impl Fn(usize) -> String) -> String {
+        let (stored, extra) = (self.stored(), self.extra());
+        let out = |i: &usize| format!("{} AS a{}", value(*i), i + 1);
+        let kept = |(i, c): (usize, &String)| format!("t.{c} AS x{}", i + 1);
+        let returned: Vec<String> = stored.iter().map(out).chain(extra.iter().enumerate().map(kept)).collect();
+        let into: Vec<String> = stored.iter().map(|i| quote_ident(&self.columns[*i])).chain(extra.iter().cloned()).collect();
+        let from: Vec<String> =
+            stored.iter().map(|i| format!("o.a{}", i + 1)).chain((1..=extra.len()).map(|i| format!("o.x{i}"))).collect();
+        format!(
+            "WITH o AS (DELETE FROM {only} t {new} WHERE {on} AND {differs} RETURNING t.ctid AS place, {returned}) \
+             INSERT INTO {name} ({into}) OVERRIDING SYSTEM VALUE SELECT {from} FROM (SELECT * FROM o ORDER BY o.place OFFSET 0) o",
+            only = self.table.only,
+            // All are out before the first is stored: the values may have moved between rows.
+            differs = self.differs(&self.fixed_identities(), &value),
+            returned = returned.join(", "),
+            name = self.table.name,
+            into = into.join(", "),
+            from = from.join(", "),
+        )
+    }
+
+    /// The columns, quoted, that only this receiver has.
+    fn extra(&self) -> Vec<String> {
+        let own = |c: &&crate::catalog::describe::Column| !c.generated && !self.columns.contains(&c.name);
+        self.table.columns.iter().filter(own).map(|c| quote_ident(&c.name)).collect()
+    }
+
+    /// Stores one row anew if it is there and an UPDATE cannot make it right.
+    pub fn renew_one(&self) -> Option<String> {
+        self.has_fixed_identity().then(|| self.renew("", &self.on(Self::key_param), self.column_param()))
     }
 
     pub fn copy_straight(&self, binary: bool) -> String {
@@ -199,13 +237,8 @@ impl Writing<'_> {
     pub fn apply_stage(&self, merge: bool) -> Vec<String> {
         let mut all = vec![self.delete_gone()];
         if self.has_fixed_identity() {
-            all.push(format!(
-                "DELETE FROM {} t USING {} s WHERE s.alive AND {} AND {}",
-                self.table.only,
-                self.stage_name(),
-                self.on_stage(),
-                self.differs(&self.stored(), Self::staged)
-            ));
+            let new = format!("USING {} s", self.stage_name());
+            all.push(self.renew(&new, &format!("s.alive AND {}", self.on_stage()), Self::staged));
         }
         if merge {
             all.push(self.merge());
@@ -269,13 +302,7 @@ impl Writing<'_> {
         let old = format!("{}_old", self.stage);
         let stored = self.stored();
         let differs = self.differs(&stored, Self::staged);
-        let extra: Vec<String> = self
-            .table
-            .columns
-            .iter()
-            .filter(|c| !c.generated && !self.columns.contains(&c.name))
-            .map(|c| quote_ident(&c.name))
-            .collect();
+        let extra = self.extra();
         let comma = |prefix: &str| extra.iter().map(|c| format!(", {prefix}{c}")).collect::<String>();
         let values = stored.iter().map(|i| Self::staged(*i)).collect::<Vec<_>>().join(", ");
         let on_old = list(
@@ -362,6 +389,9 @@ impl Writing<'_> {
         let on = self.on(|i| format!("r.{}", quote_ident(&self.key[i])));
         let stored = self.stored();
         let mut all = Vec::new();
+        if only.is_empty() && self.has_fixed_identity() {
+            all.push(self.renew(&format!("USING {record}"), &on, value));
+        }
         if self.can_update() {
             let named = |i: &usize| only.is_empty() || only.contains(&self.columns[*i]);
             let which: Vec<usize> = self.settable().into_iter().filter(named).collect();

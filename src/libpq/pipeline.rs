@@ -7,7 +7,7 @@ use std::ptr;
 use super::conn::{Conn, Params, c_sql};
 use super::ffi;
 use super::result::Rows;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 
 impl Conn {
     /// Enters pipeline mode. The session must be idle on the wire.
@@ -30,7 +30,7 @@ impl Conn {
             ffi::PQsendQueryPrepared(self.raw, name.as_ptr(), given.len(), given.values(), given.lengths(), given.formats(), 0)
         };
         self.queued.push(true);
-        if sent == 0 { Err(self.lost()) } else { Ok(()) }
+        if sent == 0 { Err(self.unsent()) } else { Ok(()) }
     }
 
     /// Queues one statement that is planned now, for what it finds now, and not kept.
@@ -51,7 +51,7 @@ impl Conn {
             )
         };
         self.queued.push(true);
-        if sent == 0 { Err(self.lost()) } else { Ok(()) }
+        if sent == 0 { Err(self.unsent()) } else { Ok(()) }
     }
 
     fn statement(&mut self, sql: &str, types: &[u32]) -> Result<CString> {
@@ -63,11 +63,20 @@ impl Conn {
         let list = if types.is_empty() { ptr::null() } else { types.as_ptr() };
         // SAFETY: the texts are NUL-terminated and the array has the given length.
         if unsafe { ffi::PQsendPrepare(self.raw, name.as_ptr(), command.as_ptr(), types.len() as i32, list) } == 0 {
-            return Err(self.lost());
+            return Err(self.unsent());
         }
         self.queued.push(false);
         self.prepared.insert(sql.to_string(), name.clone());
         Ok(name)
+    }
+
+    /// The error for a statement that cannot be queued: what waits to be sent has its bounds too, and a member is not away
+    /// because of them.
+    fn unsent(&self) -> Error {
+        if self.is_broken() {
+            return self.lost();
+        }
+        Error::new(SqlState(*b"54000"), format!("too much at once for the connection: {}", self.wire_message()))
     }
 
     /// Ends the pipeline with a sync point and sends what can be sent at once.

@@ -4,6 +4,7 @@
 use crate::compare::literal;
 use crate::multi::Plan;
 use crate::net::{Capture, Net};
+use crate::wait::wait_until;
 
 for_both!(key_types, keys_in_their_own_words, names, lookalikes, unique_index_as_key, operators_of_extensions);
 
@@ -223,4 +224,29 @@ fn operators_of_extensions(capture: Capture) {
         "a B newest, b B newer, c again, x.e 0, x.f 0",
     );
     assert_eq!(m.count_conflicts("winner = 'B'"), 3);
+}
+
+/// A deferrable key refuses no second row while rows are applied: what a run has brought already, and cannot know, must not
+/// be brought again beside it.
+#[test]
+fn a_deferrable_key_doubles_no_row() {
+    let net = Net::together(Capture::Plain, 1);
+    net.on("A").exec("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    net.on("B").exec("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v text)");
+    net.add_sync("tables => 'public.t'");
+    net.control().exec("SELECT bucardo.fault_set('kid.before_mark', 'kill')");
+    net.on("A").exec("INSERT INTO t SELECT g, 'new' FROM generate_series(1, 1000) g");
+    net.wait_served();
+    assert_eq!(net.on("B").one("SELECT count(*) || ' ' || count(DISTINCT id) FROM t"), "1000 1000");
+    net.settle(&["t"]);
+    // Nor what an application stores at the same time.
+    let mut other = net.on("B");
+    other.exec("BEGIN; INSERT INTO t VALUES (2000, 'B')");
+    net.on("A").exec("INSERT INTO t VALUES (2000, 'A')");
+    wait_until("the run to be over, or to wait", || {
+        net.pending() == 0 || net.on("B").number("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0
+    });
+    other.exec("COMMIT");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(v, ',') FROM t WHERE id = 2000"), "A");
 }

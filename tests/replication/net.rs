@@ -247,6 +247,17 @@ impl Net {
         text
     }
 
+    /// How much memory, in kB, a kid that lives has had at most.
+    pub fn kid_memory(&self) -> u64 {
+        let kids = self.control().query("SELECT pid FROM pg_stat_activity WHERE backend_type = 'bucardo kid'");
+        let peak = |pid: &str| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:").map(str::to_owned));
+            line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        };
+        kids.iter().filter_map(|row| peak(row[0].as_deref()?)).max().expect("no kid lives")
+    }
+
     #[track_caller]
     pub fn wait_sql_on_control(&self, what: &str, condition: &str) {
         let mut conn = self.control();

@@ -176,6 +176,74 @@ fn generated_and_identity(capture: Capture) {
     assert_eq!(net.on("B").number("SELECT count(*) FROM t WHERE twice = a * 2"), 10);
 }
 
+/// A run of few rows holds them all; but not if they are that wide.
+#[test]
+fn a_few_wide_rows_are_not_held_at_once() {
+    let net =
+        Net::together(Capture::Plain, 1).with_table("CREATE TABLE t (id int PRIMARY KEY, n int, v text, j jsonb)", "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, g, 'small', '{}' FROM generate_series(1, 80) g");
+    net.settle(&["t"]);
+    let wide = "repeat(id || ' wide ', 500000)";
+    a.exec(&format!("UPDATE t SET v = {wide}, n = NULL WHERE id <= 60"));
+    net.settle(&["t"]);
+    a.exec(&format!("UPDATE t SET v = {wide} WHERE id = 70; UPDATE t SET n = 0 WHERE id > 70; DELETE FROM t WHERE id < 10; INSERT INTO t (id) VALUES (100)"));
+    net.settle(&["t"]);
+    // Not too wide, but too much for one round trip.
+    a.exec("UPDATE t SET v = repeat('x', 100000) WHERE id BETWEEN 20 AND 50; DELETE FROM t WHERE id = 60");
+    net.settle(&["t"]);
+    a.exec(&format!("UPDATE t SET v = {wide}, j = jsonb_build_array({wide}) WHERE id = 80"));
+    net.settle(&["t"]);
+    assert!(net.kid_memory() < 200_000, "a kid has taken {} kB", net.kid_memory());
+}
+
+/// An identity column that always generates takes a value at INSERT only. It travels all the same, whether few rows change
+/// or many, and a column that only the target has keeps its values.
+#[test]
+fn an_identity_column_beside_the_key() {
+    let net = Net::together(Capture::Plain, 1);
+    let columns = "id int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY UNIQUE, v text";
+    net.on("A").exec(&format!("CREATE TABLE t ({columns})"));
+    net.on("B").exec(&format!("CREATE TABLE t ({columns}, \"Own\" text DEFAULT 'new')"));
+    net.add_sync("tables => 'public.t', strict_checking => false");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t (id, v) SELECT g, 'start' FROM generate_series(1, 500) g");
+    let same = || {
+        net.wait_served();
+        let rows = "SELECT md5(string_agg(concat_ws(' ', id, n, v), ',' ORDER BY id)) FROM t";
+        assert_eq!(net.on("A").one(rows), net.on("B").one(rows), "{}", net.report());
+    };
+    same();
+    net.on("B").exec("UPDATE t SET \"Own\" = 'own ' || id");
+    let own = |changed: i64| {
+        same();
+        assert_eq!(net.on("B").number("SELECT count(*) FROM t WHERE \"Own\" <> 'own ' || id"), changed);
+    };
+    // Few.
+    a.exec("UPDATE t SET n = DEFAULT, v = 'few' WHERE id <= 5");
+    own(0);
+    a.exec("BEGIN; DELETE FROM t WHERE id <= 5; INSERT INTO t (id, v) SELECT g, 'anew' FROM generate_series(1, 5) g; COMMIT");
+    own(0);
+    a.exec("UPDATE t SET v = 'plain' WHERE id <= 5");
+    own(0);
+    // Many.
+    a.exec("UPDATE t SET v = 'many' WHERE id <= 300");
+    own(0);
+    a.exec("UPDATE t SET n = DEFAULT, v = 'anew' WHERE id <= 300");
+    own(0);
+    // The values move between rows.
+    a.exec(
+        "BEGIN; CREATE TEMP TABLE old AS SELECT id, n FROM t; DELETE FROM t; \
+         INSERT INTO t OVERRIDING SYSTEM VALUE SELECT 501 - id, n, 'moved' FROM old; COMMIT",
+    );
+    own(0);
+    a.exec(
+        "BEGIN; CREATE TEMP TABLE two AS SELECT id, n FROM t WHERE id < 3; DELETE FROM t WHERE id < 3; \
+         INSERT INTO t OVERRIDING SYSTEM VALUE SELECT 3 - id, n, 'swapped' FROM two; COMMIT",
+    );
+    own(0);
+}
+
 #[test]
 fn values_of_a_secondary_unique_index_swap() {
     let net = Net::together(Capture::Native, 2);

@@ -89,7 +89,9 @@ impl Mesh<'_> {
         let mut rows: Vec<(i32, Written)> = Vec::new();
         let written = |key: Vec<String>, row: &Value, cleared: &[String]| {
             let row = Some(row).filter(|row| !row.is_null()).map(Value::to_string);
-            Written { key, row, cleared: cleared.to_vec(), towards }
+            // It may be an orphan's, and who has noted that has maybe not committed it.
+            let unasked = row.is_none() || !cleared.is_empty();
+            Written { key, row, cleared: cleared.to_vec(), towards, unasked }
         };
         for made in &doubt.made {
             let found = self.recorded_key(&made.relation, &made.key);

@@ -12,6 +12,7 @@ use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
 use crate::kid::apply::{Pass, Work};
+use crate::kid::few;
 use crate::kid::shape;
 use crate::libpq::{Conn, Rows};
 
@@ -83,6 +84,7 @@ impl Mesh<'_> {
     pub(super) fn is_few(&self, relation: i32) -> bool {
         let copied = self.offers.iter().flatten().any(|o| o.copy_all != 0 || o.copy_empty != 0);
         self.total(relation) <= FEW
+            && !self.wide.contains(&relation)
             && !copied
             && !self.noted().contains_key(&relation)
             && !self.care.thorough
@@ -168,6 +170,7 @@ impl Mesh<'_> {
             let tables = || relations.iter().filter_map(|r| shapes.get(r)).map(|t| t.oid);
             let (fingerprint, oids) = shape::fingerprint_query(tables());
             let window = self.offers[at].as_ref().map(super::offer::Offer::union);
+            let totals: HashMap<i32, u64> = few.iter().map(|(relation, _)| (*relation, self.total(*relation))).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 conn.pipeline_add(fingerprint, &[], &[Some(oids.as_bytes())])?;
@@ -175,8 +178,9 @@ impl Mesh<'_> {
                     if marked {
                         conn.pipeline_add(&marks, &[], &[Some(oids.as_bytes())])?;
                     }
-                    for (_, sql) in &few {
-                        conn.pipeline_add(sql, &[], &[Some(window.xmax.as_bytes()), Some(window.xip.as_bytes())])?;
+                    for (relation, sql) in &few {
+                        let widest = few::widest(totals[relation]);
+                        conn.pipeline_add(sql, &[], &[&window.xmax, &window.xip, &widest].map(|p| Some(p.as_bytes())))?;
                     }
                 }
                 conn.pipeline_send()
@@ -204,6 +208,9 @@ impl Mesh<'_> {
         }
         self.check()?;
         relations.iter().for_each(|r| self.find_late(*r));
+        let wide = rows.iter().filter(|((_, relation), rows)| few::is_wide(rows, self.key_of(*relation).len()));
+        self.wide = wide.map(|((_, relation), _)| *relation).collect();
+        rows.retain(|(_, relation), _| !self.wide.contains(relation));
         Ok(rows)
     }
 

@@ -66,9 +66,10 @@ impl Mesh<'_> {
         progress.phase(Phase::Apply);
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
         self.apply(&relations, progress)?;
-        self.move_sequences(moved);
         self.note_carried()?;
         self.note_progress(&relations, self.decides() || !self.carried.is_empty());
+        // Last, because a lock on a sequence holds up who takes numbers.
+        self.move_sequences(moved);
         self.check()?;
         progress.phase(Phase::Commit);
         self.commit(pool, progress)
@@ -314,6 +315,7 @@ impl Mesh<'_> {
         let key = self.key_of(relation);
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
+        self.note_unasked(at, relation, written);
         for some in written.chunks(AT_ONCE) {
             let mut sent = Vec::new();
             for (at, receiver) in self.members.iter_mut().enumerate() {
@@ -325,13 +327,14 @@ impl Mesh<'_> {
                 }
                 let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
                 receiver.attempt_on(&name, |conn| send_written(conn, &writing, &mine));
-                sent.push((at, mine, if writing.can_update() { 2 } else { 1 }));
+                sent.push((at, mine, writing.upsert_json(&[]).len(), 1 + usize::from(writing.can_update())));
             }
-            for (at, mine, statements) in sent {
+            for (at, mine, whole, cleared) in sent {
                 let receiver = &mut self.members[at];
                 let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
                 let mut answers = answers.iter().map(Rows::affected);
                 for one in mine {
+                    let statements = if one.cleared.is_empty() { whole } else { cleared };
                     match one.row {
                         Some(_) => receiver.counts.upserts += answers.by_ref().take(statements).sum::<u64>(),
                         None => receiver.counts.deletes += answers.next().unwrap_or(0),

@@ -206,7 +206,7 @@ impl Mesh<'_> {
             made: Some(kept.clone().unwrap_or_else(|| "null".to_string())),
             cleared: cleared.to_vec(),
         };
-        (relation, Written { cleared: cleared.to_vec(), ..Written::everywhere(key, kept) }, decision)
+        (relation, Written { cleared: cleared.to_vec(), unasked: true, ..Written::everywhere(key, kept) }, decision)
     }
 
     /// The columns that an orphan loses instead of going altogether; none: it goes, also where some member allows no null.

@@ -32,7 +32,7 @@ impl Mesh<'_> {
     }
 
     /// Has a statement sent to a member with the next question, or by [`Mesh::run_errands`].
-    fn errand(&mut self, at: usize, sql: String, params: Vec<String>) {
+    pub(super) fn errand(&mut self, at: usize, sql: String, params: Vec<String>) {
         self.errands.entry(self.members[at].index).or_default().push((sql, params));
     }
 

@@ -19,6 +19,7 @@ mod settle;
 mod thorough;
 mod unique;
 mod whole;
+mod written;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub(super) struct Mesh<'a> {
     kept: HashSet<(usize, i32)>,
     /// The relations for which a table of the keys that no truncation takes along is on every member.
     spared: HashSet<i32>,
+    /// The relations whose rows are too wide to travel at once, however few they are.
+    wide: HashSet<i32>,
     /// Statements for members (by their places in the sync) that go with the next question, each with its parameters.
     errands: HashMap<usize, Vec<Errand>>,
     /// Decisions that are not recorded yet, how many are, and since which number.

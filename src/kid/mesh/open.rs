@@ -73,6 +73,7 @@ impl<'a> Mesh<'a> {
             carried: Carried::default(),
             kept: HashSet::new(),
             spared: HashSet::new(),
+            wide: HashSet::new(),
             errands: HashMap::new(),
             decisions: Vec::new(),
             recorded: 0,

@@ -13,29 +13,11 @@ use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
 use super::keep::add_errands;
 use super::meet::PlainKey;
 use super::record::{self, Stand};
+pub(super) use super::written::Written;
 use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::kid::gather::text_array;
-
-/// A key that is written as it is said here, on every member.
-#[derive(Clone, Debug)]
-pub(super) struct Written {
-    pub key: Vec<String>,
-    /// As JSON; None: the row is deleted.
-    pub row: Option<String>,
-    /// The columns that are written where the row is there, null by then; none: all.
-    pub cleared: Vec<String>,
-    /// The members that need it, as bits.
-    pub towards: u64,
-}
-
-impl Written {
-    /// What all need.
-    pub fn everywhere(key: Vec<String>, row: Option<String>) -> Self {
-        Self { key, row, cleared: Vec::new(), towards: u64::MAX }
-    }
-}
 
 /// A decision, as `bucardo.conflict` keeps it.
 #[derive(Clone, Debug, Default)]
@@ -133,6 +115,8 @@ struct Question {
 
 /// How many contended keys are settled at first; then as many as their rows leave room for, up to the most.
 const PORTION: usize = 250;
+/// At first, where their rows are known to be wide.
+const NARROW: usize = 4;
 const MOST: usize = 2000;
 
 /// How a conflict was decided.
@@ -173,7 +157,7 @@ impl Mesh<'_> {
         let mut changed = HashSet::new();
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
         let room = guc::kid_work_mem() as usize * 1024 / 4;
-        let mut portion = PORTION;
+        let mut portion = if self.wide.contains(&relation) { NARROW } else { PORTION };
         let mut search = self.search(relation, few)?;
         let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?;
         asked.iter().for_each(|asked| self.ask(asked));

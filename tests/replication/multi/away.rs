@@ -168,6 +168,76 @@ fn a_row_that_lost_by_a_unique_value_goes_from_who_was_away() {
     assert_eq!(m.count_conflicts("true"), 1);
 }
 
+/// The row that lost takes along what refers to it, which nobody has changed: that too goes from who was away, from a source
+/// as from a target.
+#[test]
+fn what_referred_to_a_row_that_lost_goes_from_who_was_away() {
+    let m = Plan::new(3).targets(2).place(Place::Apart).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); \
+         CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent); \
+         CREATE TABLE grandchild (id text PRIMARY KEY, child int REFERENCES child); \
+         CREATE TABLE friend (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE SET NULL, val text)",
+    );
+    m.sync_over(&m.dbs(), "tables => 'public.parent,public.child,public.grandchild,public.friend'");
+    m.on("A").exec(
+        "INSERT INTO parent VALUES (1, 'one', 'start'), (2, 'two', 'start'); INSERT INTO child VALUES (10, 1), (20, 2); \
+         INSERT INTO grandchild VALUES ('it''s', 10), ('another', 20); INSERT INTO friend VALUES (100, 1, 'of 1'), (200, 2, 'of 2')",
+    );
+    let tables = ["parent", "child", "grandchild", "friend"];
+    m.settle(&tables);
+    ["C", "T"].iter().for_each(|away| m.server_of(away).stop(Stop::Fast));
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[
+        ("A", "UPDATE parent SET u = 'new', val = 'A' WHERE id = 1"),
+        ("B", "UPDATE parent SET u = 'new', val = 'B' WHERE id = 2"),
+    ]);
+    m.control().exec("SELECT bucardo.resume('s')");
+    tables.iter().for_each(|table| m.wait_equal(table, &["B", "U"]));
+    m.wait_sql("A", "the row that lost to be gone", "SELECT count(*) = 1 FROM parent");
+    m.wait_state("stalled");
+    ["C", "T"].iter().for_each(|back| m.server_of(back).launch());
+    m.settle(&tables);
+    m.expect_everywhere("SELECT string_agg(concat_ws(' ', id, u, val), ', ') FROM parent", "2 new B");
+    m.expect_everywhere("SELECT string_agg(id::text, ' ') FROM child", "20");
+    m.expect_everywhere("SELECT string_agg(id, ' ') FROM grandchild", "another");
+    m.expect_everywhere(
+        "SELECT string_agg(concat_ws(' ', id, parent, val), ', ' ORDER BY id) FROM friend",
+        "100 of 1, 200 2 of 2",
+    );
+    assert_eq!(m.count_conflicts("true"), 4, "the parent, the child, its child, and the friend, once each");
+}
+
+/// The same for a target that takes part and fails: the sources commit without it.
+#[test]
+fn what_referred_to_a_row_that_lost_goes_from_a_target_that_failed() {
+    let m = Plan::new(2).targets(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY, u text UNIQUE, val text); \
+         CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent)",
+    );
+    m.sync_over(&m.dbs(), "tables => 'public.parent,public.child'");
+    m.on("A")
+        .exec("INSERT INTO parent VALUES (1, 'one', 'start'), (2, 'two', 'start'); INSERT INTO child VALUES (10, 1), (20, 2)");
+    let tables = ["parent", "child"];
+    m.settle(&tables);
+    m.on("T").exec(
+        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$; \
+         CREATE TRIGGER stop BEFORE DELETE ON child FOR EACH ROW EXECUTE FUNCTION stop(); ALTER TABLE child ENABLE ALWAYS TRIGGER stop",
+    );
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.changes(&[
+        ("A", "UPDATE parent SET u = 'new', val = 'A' WHERE id = 1"),
+        ("B", "UPDATE parent SET u = 'new', val = 'B' WHERE id = 2"),
+    ]);
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql("U", "the child to be gone", "SELECT count(*) = 1 FROM child");
+    m.on("T").exec("DROP TRIGGER stop ON child");
+    m.settle(&tables);
+    m.expect_everywhere("SELECT string_agg(id::text, ' ') FROM child", "20");
+    assert_eq!(m.count_conflicts("true"), 2);
+}
+
 /// An application holds a row of one source for as long as it likes: the others go on among themselves.
 #[test]
 fn a_row_locked_on_one_source_holds_up_no_other() {

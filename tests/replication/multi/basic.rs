@@ -157,3 +157,24 @@ fn a_reader_of_any_member_sees_all_of_a_run_or_nothing() {
     });
     m.settle(&["t", "u"]);
 }
+
+/// As between one source and its targets: a few rows are held together, unless they are wide.
+#[test]
+fn a_few_wide_rows_of_several_sources() {
+    let m = Plan::new(2).start().with(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text); CREATE TABLE u (id int PRIMARY KEY, v text)",
+        "tables => 'public.t,public.u'",
+    );
+    m.on("A").exec("INSERT INTO t SELECT g, g, 'small' FROM generate_series(1, 80) g");
+    m.drain_equal(&["t", "u"]);
+    let wide = "repeat(id || ' wide ', 500000)";
+    m.changes(&[
+        ("A", &format!("UPDATE t SET v = {wide}, n = 1 WHERE id <= 40; INSERT INTO u VALUES (1, 'A')")),
+        ("B", &format!("UPDATE t SET v = 'B', n = 2 WHERE id BETWEEN 40 AND 60; DELETE FROM t WHERE id = 61; INSERT INTO u VALUES (2, 'B')")),
+    ]);
+    m.drain_equal(&["t", "u"]);
+    m.expect_everywhere("SELECT count(*) || ' ' || sum(n) FILTER (WHERE id <= 60) FROM t", "79 81");
+    assert_eq!(m.count_conflicts("winner = 'B'"), 1);
+    assert_eq!(m.count_conflicts("true"), 1);
+    assert!(m.kid_memory() < 200_000, "a kid has taken {} kB", m.kid_memory());
+}

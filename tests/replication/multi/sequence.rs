@@ -3,6 +3,7 @@
 
 use super::{Multi, Plan};
 use crate::net::Capture;
+use crate::wait::wait_until;
 
 crate::for_both!(never_backwards);
 
@@ -46,6 +47,59 @@ fn never_backwards(capture: Capture) {
     assert_eq!(m.kick(), "good");
     expect(&m, "fresh", "7 true");
     assert_eq!(m.on("A").number("SELECT nextval('fresh')"), 8);
+}
+
+/// The number handed out last by the first source, after its application has taken some while a run was under way.
+fn takes_numbers_during_a_run(m: &Multi, take: &str) {
+    let hits = || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')");
+    let before = hits();
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    std::thread::scope(|threads| {
+        let kick = threads.spawn(|| m.kick());
+        wait_until("the run to have read the sequences", || hits() > before);
+        m.on("A").exec(take);
+        m.on("B").exec(take);
+        m.control().exec("SELECT bucardo.fault_clear()");
+        assert_eq!(kick.join().unwrap(), "good");
+    });
+}
+
+/// A run takes its time; meanwhile the application goes beyond what the run is about to set.
+#[test]
+fn no_number_comes_twice_from_a_source_that_was_busy_during_a_run() {
+    let m = ready(Capture::Plain);
+    m.on("A").exec("SELECT nextval('up'), nextval('down'), nextval('steps') FROM generate_series(1, 10)");
+    m.on("B").exec("SELECT nextval('up'), nextval('down'), nextval('steps') FROM generate_series(1, 30)");
+    takes_numbers_during_a_run(&m, "SELECT nextval('up'), nextval('down'), nextval('steps') FROM generate_series(1, 100)");
+    assert_eq!(m.on("A").number("SELECT nextval('up')"), 111);
+    assert_eq!(m.on("A").number("SELECT nextval('down')"), -111);
+    assert_eq!(m.on("A").number("SELECT nextval('steps')"), 1105);
+    m.kick();
+    expect(&m, "up", "130 true");
+    expect(&m, "down", "-130 true");
+    expect(&m, "steps", "1295 true");
+    // Far behind.
+    m.on("B").exec("SELECT setval('up', 10000000), setval('down', -10000000)");
+    m.kick();
+    expect(&m, "up", "10000000 true");
+    expect(&m, "down", "-10000000 true");
+}
+
+/// The same where a sequence is made like the first source's.
+#[test]
+fn no_number_comes_twice_when_a_sequence_gets_other_attributes() {
+    let m = ready(Capture::Plain);
+    m.on("A").exec("ALTER SEQUENCE up MAXVALUE 1000000");
+    m.on("B").exec("SELECT nextval('up') FROM generate_series(1, 30)");
+    takes_numbers_during_a_run(&m, "SELECT nextval('up') FROM generate_series(1, 100)");
+    assert_eq!(m.on("B").number("SELECT nextval('up')"), 131);
+    m.kick();
+    expect(&m, "up", "131 true");
+    m.expect_everywhere("SELECT max_value FROM pg_sequences WHERE sequencename = 'up'", "1000000");
+    // What B has handed out lies beyond what it may hand out now.
+    m.on("A").exec("ALTER SEQUENCE up INCREMENT -1 MINVALUE -50 MAXVALUE -1 START -1 RESTART -3");
+    m.kick();
+    expect(&m, "up", "-3 false");
 }
 
 /// A target that is ahead by itself is brought in line only as far as nothing goes backwards.
