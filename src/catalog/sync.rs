@@ -90,7 +90,9 @@ impl Sync {
 
     /// Its tables whose changes wait for the next run, as `bucardo.capture_pending` leaves them out.
     pub fn quiet(&self) -> impl Iterator<Item = [String; 3]> {
-        self.tables().filter(|r| self.sometimes_kicks() && !r.autokick).map(|r| [self.capture_name(), r.schema.clone(), r.name.clone()])
+        self.tables()
+            .filter(|r| self.sometimes_kicks() && !r.autokick)
+            .map(|r| [self.capture_name(), r.schema.clone(), r.name.clone()])
     }
 
     /// The name under which sources keep its capture and progress. The number makes it another one when a sync is removed

@@ -114,7 +114,11 @@ pub fn agree(sync: &Sync, sources: &[&Rows], mine: &Rows, is_source: bool) -> Ve
             let set = format!("SELECT pg_catalog.setval({literal}::pg_catalog.regclass, {}, {})", want.last, want.called);
             // An application may have gone on since it was read: what it was given must not be handed out again.
             let behind = if want.increment > 0 { "<" } else { ">" };
-            let still = format!(" FROM {name} s WHERE s.last_value {behind} {last} OR s.last_value = {last} AND s.is_called < {}", want.called, last = want.last);
+            let still = format!(
+                " FROM {name} s WHERE s.last_value {behind} {last} OR s.last_value = {last} AND s.is_called < {}",
+                want.called,
+                last = want.last
+            );
             all.push(if is_source && want.last != have.last { set + &still } else { set });
         }
     }

@@ -25,7 +25,9 @@ impl Master {
     pub(super) fn hear(&mut self, now: Instant) -> Result<()> {
         let entries = &self.entries;
         // What is committed while the only sync that it concerns runs is told at the end of the run.
-        let deaf = |name: &str, source: &Source| source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.always_kicks() && e.controller.runs());
+        let deaf = |name: &str, source: &Source| {
+            source.watcher.is_dirty() && only_one(entries, name).is_some_and(|e| e.sync.always_kicks() && e.controller.runs())
+        };
         let heard: Vec<(String, News)> = self
             .sources
             .iter_mut()
@@ -58,7 +60,8 @@ impl Master {
     /// Something was committed on a source: where that can concern one sync only, and nothing is known that speaks against
     /// it, its run starts without asking the source first.
     fn starts_at_once(&mut self, source: &str) -> bool {
-        let id = only_one(&self.entries, source).filter(|e| e.sync.always_kicks() && e.controller.is_at_rest()).map(|e| e.sync.id);
+        let id =
+            only_one(&self.entries, source).filter(|e| e.sync.always_kicks() && e.controller.is_at_rest()).map(|e| e.sync.id);
         let Some(entry) = id.and_then(|id| self.entries.get_mut(&id)) else { return false };
         entry.controller.changed = true;
         true

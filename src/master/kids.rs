@@ -96,7 +96,9 @@ impl Kids {
 
     /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
     pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
-        let idle = |kid: &Kid| kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle);
+        let idle = |kid: &Kid| {
+            kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle)
+        };
         let Some(kid) = self.kids.iter_mut().find(|kid| idle(kid)) else {
             self.launch(waiting, now);
             return false;
@@ -138,7 +140,16 @@ impl Kids {
         });
         match launched {
             Some((slot, worker)) => {
-                self.kids.push(Kid { slot, worker, started: now, runs: 0, idle_since: now, job: None, lifetime: None, leaving: false });
+                self.kids.push(Kid {
+                    slot,
+                    worker,
+                    started: now,
+                    runs: 0,
+                    idle_since: now,
+                    job: None,
+                    lifetime: None,
+                    leaving: false,
+                });
                 self.trouble = None;
             }
             None => {

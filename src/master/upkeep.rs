@@ -163,8 +163,10 @@ pub fn forget_history() -> Result<()> {
     let seconds = guc::history_retention().as_secs_f64();
     let old = xact::transaction(|| {
         spi::value::<bool>(
-            &format!("SELECT EXISTS (SELECT {OLD_RUNS}) \
-             OR (SELECT decided_at FROM bucardo.conflict ORDER BY id LIMIT 1) < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)"),
+            &format!(
+                "SELECT EXISTS (SELECT {OLD_RUNS}) \
+             OR (SELECT decided_at FROM bucardo.conflict ORDER BY id LIMIT 1) < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)"
+            ),
             &[seconds.into()],
         )
     })?;

@@ -114,7 +114,8 @@ fn tables_that_kick_and_tables_that_do_not(capture: Capture) {
     net.wait_equal("other", &["B"]);
     assert_eq!(net.pending(), 1);
     // The other way round.
-    control.exec("SELECT bucardo.update_sync('s', autokick => false), bucardo.update_table('public.loud', 's', autokick => true)");
+    control
+        .exec("SELECT bucardo.update_sync('s', autokick => false), bucardo.update_table('public.loud', 's', autokick => true)");
     a.exec("INSERT INTO quiet VALUES (12)");
     a.exec("INSERT INTO other VALUES (2)");
     net.wait_equal("other", &["B"]);
