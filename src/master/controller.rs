@@ -116,7 +116,7 @@ impl Controller {
                 let again = self.ready(now, Kind::Refused) & free;
                 if again != 0 && self.whole.as_ref().is_none_or(|t| now >= t.next_try) {
                     // All of them: two that have lost commits can only be mended together, and must not miss each other.
-                    return Some(Job { members: healthy | (self.refused() & free), main: true });
+                    return Some(Job { members: healthy | (self.those(|t| t.kind == Kind::Refused) & free), main: true });
                 }
             }
             let timed = self.checktime.is_some_and(|t| now >= self.last_run + t);
@@ -134,29 +134,26 @@ impl Controller {
 
     /// The members in such trouble whose time has come.
     fn ready(&self, now: Instant, kind: Kind) -> u64 {
-        let due = |t: &Option<Trouble>| t.as_ref().is_some_and(|t| t.kind == kind && now >= t.next_try);
-        self.troubles.iter().enumerate().filter(|(_, t)| due(t)).fold(0, |bits, (i, _)| bits | (1 << i))
+        self.those(|t| t.kind == kind && now >= t.next_try)
     }
 
-    /// The members that refused.
-    fn refused(&self) -> u64 {
-        let refused = |t: &Option<Trouble>| t.as_ref().is_some_and(|t| t.kind == Kind::Refused);
-        self.troubles.iter().enumerate().filter(|(_, t)| refused(t)).fold(0, |bits, (i, _)| bits | (1 << i))
+    /// The members whose trouble is such.
+    fn those(&self, such: impl Fn(&Trouble) -> bool) -> u64 {
+        let bits = self.troubles.iter().enumerate().filter(|(_, t)| t.as_ref().is_some_and(&such)).map(|(i, _)| 1 << i);
+        bits.fold(0, |all, bit| all | bit)
     }
 
-    /// When to ask [`Controller::due`] again if nothing happens before.
-    pub fn next_time(&self) -> Option<Instant> {
+    /// When to ask [`Controller::due`] again if nothing happens before, after it has said that nothing is due `now`: at one of
+    /// the times that are still to come. What has its time behind it waits for something to happen, and not for the clock.
+    pub fn next_time(&self, now: Instant) -> Option<Instant> {
         if !self.active || self.paused {
             return None;
         }
-        let timed = self.checktime.filter(|_| self.main.is_none()).map(|t| self.last_run + t);
-        let whole = self.whole.as_ref().filter(|_| self.main.is_none()).map(|t| t.next_try);
-        let held = (self.changed && self.main.is_none() && self.whole.is_none()).then_some(self.hold);
-        let busy = self.recovering | self.main.map_or(0, |j| j.members);
-        // Whoever waits for the others' run is looked at when that ends.
-        let waits = |t: &Trouble| self.mesh && t.kind == Kind::Refused && self.main.is_some();
-        let troubles = self.troubles.iter().enumerate().filter(|(i, t)| busy & (1 << i) == 0 && !t.as_ref().is_some_and(waits));
-        troubles.filter_map(|(_, t)| t.as_ref().map(|t| t.next_try)).chain(timed).chain(whole).chain(held).min()
+        let timed = self.checktime.map(|t| self.last_run + t);
+        let whole = self.whole.as_ref().map(|t| t.next_try);
+        let held = self.changed.then_some(self.hold);
+        let troubles = self.troubles.iter().flatten().map(|t| t.next_try);
+        troubles.chain(timed).chain(whole).chain(held).filter(|t| *t > now).min()
     }
 
     /// Whether nothing runs, nobody is in trouble, and one of the last two runs that were started for changes found some.
@@ -242,7 +239,7 @@ impl Controller {
 
     /// The members that are left out of the runs of the others.
     pub fn troubled(&self) -> u64 {
-        self.troubles.iter().enumerate().filter(|(_, t)| t.is_some()).fold(0, |bits, (i, _)| bits | (1 << i))
+        self.those(|_| true)
     }
 
     /// Why a member is not in this run: it catches up, or is being tried, in one of its own.
@@ -299,7 +296,7 @@ mod tests {
         let now = Instant::now();
         let c = controller(now);
         assert_eq!(c.due(now + MAX), None);
-        assert_eq!(c.next_time(), None);
+        assert_eq!(c.next_time(now), None);
     }
 
     #[test]
@@ -330,7 +327,7 @@ mod tests {
         c.changed = false;
         assert_eq!(c.due(now), None);
         let later = now + MIN;
-        assert_eq!(c.next_time(), Some(later));
+        assert_eq!(c.next_time(now), Some(later));
         let alone = c.due(later).unwrap();
         assert_eq!(alone, Job { members: 0b100, main: false });
         c.started(alone);
@@ -366,7 +363,7 @@ mod tests {
         for wait in [MIN, MIN * 2, MIN * 4] {
             c.started(job);
             c.finished(job, &bad, now, MIN, MAX);
-            assert_eq!(c.next_time(), Some(now + wait));
+            assert_eq!(c.next_time(now), Some(now + wait));
             assert_eq!(c.due(now), None);
             assert_eq!(c.due(now + wait), Some(job));
         }
@@ -404,7 +401,7 @@ mod tests {
         let all = c.due(later).unwrap();
         c.started(all);
         c.finished(all, &report(Outcome::Bad, 0, 0b110), later, MIN, MAX);
-        let at = c.next_time().unwrap();
+        let at = c.next_time(later).unwrap();
         assert!(c.troubles.iter().flatten().any(|t| t.next_try > at), "they are at the same time");
         let job = c.due(at).unwrap();
         assert_eq!(job.members & 0b110, 0b110);
@@ -415,18 +412,45 @@ mod tests {
         let now = Instant::now();
         let mut c = controller(now);
         let idle = Report { idle: true, ..report(Outcome::Empty, 0, 0) };
+        let mut at = now;
         for wait in [Duration::ZERO, IDLE_MIN, IDLE_MIN * 2, IDLE_MIN * 4] {
             c.changed = true;
-            let at = c.next_time().unwrap();
             let job = c.due(at).unwrap();
             c.started(job);
             c.finished(job, &idle, at, MIN, MAX);
             c.changed = true;
             assert_eq!(c.due(at).is_none(), wait > Duration::ZERO);
-            assert_eq!(c.next_time(), Some(at + wait));
+            assert_eq!(c.next_time(at), (wait > Duration::ZERO).then_some(at + wait));
+            at += wait;
         }
         c.kicked = true;
         assert!(c.due(now).is_some());
+    }
+
+    /// Else the master would turn without a pause.
+    #[test]
+    fn what_cannot_start_now_does_not_call_for_it() {
+        let now = Instant::now();
+        let rests = |c: &Controller, at: Instant| {
+            assert_eq!(c.due(at), None);
+            assert!(c.next_time(at).is_none_or(|t| t > at));
+        };
+        let mut c = Controller::new(now);
+        (c.changed, c.checktime) = (true, Some(MIN));
+        rests(&c, now + MAX);
+        c.set_members(0b10);
+        let job = c.due(now).unwrap();
+        c.started(job);
+        rests(&c, now + MAX);
+        c.finished(job, &report(Outcome::Bad, 0b10, 0), now, MIN, MAX);
+        c.changed = true;
+        rests(&c, now);
+        let alone = c.due(now + MIN).unwrap();
+        c.started(alone);
+        let later = now + MIN * 3;
+        rests(&c, later);
+        c.finished(alone, &Report { whole: true, ..report(Outcome::Bad, 1, 0) }, later, MIN, MAX);
+        rests(&c, later);
     }
 
     #[test]
@@ -472,8 +496,7 @@ mod tests {
     fn a_paused_sync_runs_in_no_case() {
         let now = Instant::now();
         let mut c = controller(now);
-        c.kicked = true;
-        c.paused = true;
+        (c.kicked, c.paused) = (true, true);
         assert_eq!(c.due(now), None);
     }
 }

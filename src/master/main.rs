@@ -332,8 +332,7 @@ impl Master {
             commits: 0,
             last: Outcome::None,
         });
-        let sources_active = sync.sources().any(|m| m.db.active);
-        entry.controller.active = sync.active && sources_active;
+        entry.controller.active = sync.active && sync.asleep().is_empty();
         entry.controller.paused = sync.paused;
         entry.controller.checktime = sync.checktime;
         entry.controller.changed |= sync.onetimecopy != 0 && sync.autokick;
@@ -467,7 +466,9 @@ impl Master {
         let watchers = || self.sources.values().map(|s| &s.watcher).chain(self.removals.values().map(|r| &r.watcher));
         let sockets: Vec<i32> = watchers().map(Watcher::socket).filter(|s| *s >= 0).collect();
         let timers = watchers().filter_map(|w| w.next_time(now));
-        let controllers = self.entries.values().filter_map(|e| e.controller.next_time());
+        // What is due and has no kid waits for one: its end wakes us.
+        let waits = |e: &&Entry| e.controller.due(now).is_none();
+        let controllers = self.entries.values().filter(waits).filter_map(|e| e.controller.next_time(now));
         let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.compare_at, Some(s.inspect_at)]).flatten();
         let removals = self.removals.values().filter_map(|r| r.again_at);
         let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
