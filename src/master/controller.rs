@@ -441,16 +441,13 @@ mod tests {
         c.set_members(0b10);
         let job = c.due(now).unwrap();
         c.started(job);
-        rests(&c, now + MAX);
         c.finished(job, &report(Outcome::Bad, 0b10, 0), now, MIN, MAX);
         c.changed = true;
         rests(&c, now);
         let alone = c.due(now + MIN).unwrap();
         c.started(alone);
-        let later = now + MIN * 3;
-        rests(&c, later);
-        c.finished(alone, &Report { whole: true, ..report(Outcome::Bad, 1, 0) }, later, MIN, MAX);
-        rests(&c, later);
+        c.finished(alone, &Report { whole: true, ..report(Outcome::Bad, 1, 0) }, now + MIN * 3, MIN, MAX);
+        rests(&c, now + MIN * 3);
     }
 
     #[test]
