@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::contend::{FewRows, Key};
 use super::record::{self, Run, Stand};
 use super::settle::{Outcome, Written};
+use super::written::portions;
 use super::{Broken, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
@@ -28,8 +29,6 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
 /// Tables whose file is not the one that this transaction's snapshot knows.
 const REPLACED: &str = "SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c WHERE c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid) \
     AND c.oid IN (SELECT o FROM unnest($1::pg_catalog.oid[]) o UNION SELECT p.relid FROM unnest($1::pg_catalog.oid[]) o, pg_catalog.pg_partition_tree(o) p)";
-/// How many rows are written by one round trip.
-const AT_ONCE: usize = 500;
 
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
@@ -319,7 +318,7 @@ impl Mesh<'_> {
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
         self.note_unasked(at, relation, written);
-        for some in written.chunks(AT_ONCE) {
+        for some in portions(written) {
             let mut sent = Vec::new();
             for (at, receiver) in self.members.iter_mut().enumerate() {
                 let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };
