@@ -293,7 +293,7 @@ fn a_failed_purge_is_told() {
     let net = Net::together_with(Capture::Native, 1, "bucardo.purge_interval = '1s'");
     net.everywhere("CREATE TABLE t (id int PRIMARY KEY)");
     net.add_sync("tables => 'public.t'");
-    net.on("A").exec("CREATE OR REPLACE FUNCTION bucardo.capture_purge() RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'out of order'; END $$");
+    net.on("A").exec("CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN RAISE 'out of order'; END $$");
     net.on("A").exec("INSERT INTO t VALUES (1)");
     wait_until("the log to tell", || net.servers[0].log().contains("what was captured on db \"A\" could not be purged"));
 }

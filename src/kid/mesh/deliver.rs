@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::contend::{FewRows, Key};
 use super::record::{self, Run, Stand};
 use super::settle::{Outcome, Written};
+use super::written::portions;
 use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::fault;
@@ -24,9 +25,6 @@ const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, sourc
     SELECT $1, $2, u.source, $3, u.served, u.identity, $4::pg_catalog.int8 \
     FROM unnest($5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[]) u(source, served, identity) \
     ON CONFLICT (control, sync, source, member) DO UPDATE SET served = excluded.served, identity = excluded.identity, run = excluded.run";
-
-/// How many rows are written by one round trip.
-const AT_ONCE: usize = 500;
 
 impl Mesh<'_> {
     /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
@@ -316,7 +314,7 @@ impl Mesh<'_> {
         let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let name = self.relation_name(relation);
         self.note_unasked(at, relation, written);
-        for some in written.chunks(AT_ONCE) {
+        for some in portions(written) {
             let mut sent = Vec::new();
             for (at, receiver) in self.members.iter_mut().enumerate() {
                 let Some(table) = receiver.shapes.get(&relation).cloned() else { continue };

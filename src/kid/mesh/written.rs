@@ -27,6 +27,26 @@ impl Written {
     }
 }
 
+/// How many rows, and bytes of them, are written by one round trip.
+const AT_ONCE: usize = 500;
+const BYTES: usize = 1024 * 1024;
+
+/// The rows in parts for one round trip each.
+pub(super) fn portions(written: &[Written]) -> Vec<&[Written]> {
+    let (mut all, mut rest) = (Vec::new(), written);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |one: &&Written| {
+            bytes += one.row.as_ref().map_or(0, String::len);
+            bytes <= BYTES
+        };
+        let (some, more) = rest.split_at(rest.iter().take(AT_ONCE).take_while(fits).count().max(1));
+        all.push(some);
+        rest = more;
+    }
+    all
+}
+
 impl Mesh<'_> {
     /// Has a source capture, as changes of its own, what the run does to rows that nobody has changed: a member that is away,
     /// or that fails in this run, gets it from there. If all take part and are sources, they commit it together.
@@ -48,5 +68,19 @@ impl Mesh<'_> {
         let sql = "SELECT bucardo.capture_note($1::pg_catalog.oid, $2::pg_catalog.text[], $3, NULL)";
         let oid = table.oid.to_string();
         self.errand(at, sql.to_string(), vec![oid, names, query]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AT_ONCE, BYTES, Written, portions};
+
+    #[test]
+    fn portions_are_bounded_and_hold_all() {
+        let row = |size: usize| Written::everywhere(Vec::new(), Some("x".repeat(size)));
+        let sizes = |all: &[Written]| portions(all).iter().map(|p| p.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&[]), Vec::<usize>::new());
+        assert_eq!(sizes(&vec![row(1); AT_ONCE + 1]), [AT_ONCE, 1]);
+        assert_eq!(sizes(&[row(1), row(BYTES), row(BYTES + 1), row(BYTES / 2), row(BYTES / 2)]), [1, 1, 1, 2]);
     }
 }

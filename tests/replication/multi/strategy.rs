@@ -253,3 +253,18 @@ fn an_unknown_strategy_is_refused() {
     }
     assert_eq!(m.control().number("SELECT count(*) FROM bucardo.sync"), 0);
 }
+
+/// The winner has changed nothing: its row is written by its JSON, also in what an UPDATE cannot set.
+#[test]
+fn a_winner_that_has_changed_nothing_gives_its_identity_column_too() {
+    let m = Plan::new(3).start().with(
+        "CREATE TABLE t (id int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, val text)",
+        "tables => 'public.t', conflict_strategy => 'C'",
+    );
+    m.on("A").exec("INSERT INTO t VALUES (1, DEFAULT, 'start'), (2, DEFAULT, 'start')");
+    m.drain_equal(&["t"]);
+    let change = "ALTER TABLE t ALTER n RESTART 100; UPDATE t SET n = DEFAULT, val = 'changed' WHERE id = 1";
+    m.changes(&[("A", change), ("B", change)]);
+    m.drain_equal(&["t"]);
+    m.expect_everywhere("SELECT string_agg(concat_ws(' ', id, n, val), ', ' ORDER BY id) FROM t", "1 1 start, 2 2 start");
+}
