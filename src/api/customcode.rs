@@ -10,7 +10,8 @@ use super::{Answer, required};
 use crate::catalog::customcode::{self, Fields};
 use crate::catalog::{Noun, options};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::{check_name, shown};
+use crate::ident::{check_name, quote_literal, shown};
+use crate::kid::hook;
 use crate::master::notify;
 use crate::pg::{role, spi};
 
@@ -182,13 +183,34 @@ fn outside(function: &str) -> Error {
 /// Within a customcode: the rows of a query in the run's own transaction on a member.
 #[pg_extern]
 fn member_query(db: Option<&str>, sql: Option<&str>) -> Result<SetOfIterator<'static, pgrx::JsonB>, ErrorReport> {
-    let _ = (db, sql);
-    Err(outside("member_query").into())
+    let (db, sql) = (required(db, "db")?, bare(required(sql, "sql")?));
+    // On a line of its own what follows is not part of a comment.
+    let sql = format!("WITH q AS (\n{sql}\n) SELECT pg_catalog.to_jsonb(q) FROM q");
+    let rows = hook::on_member(db, |conn| conn.query_params(&sql, &[])).unwrap_or_else(|| Err(outside("member_query")))?;
+    let row = |i| serde_json::from_str(rows.get(i, 0).unwrap_or("null")).map(pgrx::JsonB);
+    let all = (0..rows.len()).map(row).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(|e| Error::internal(format!("a row of db \"{db}\" cannot be read: {e}")))?;
+    Ok(SetOfIterator::new(all))
+}
+
+/// Without the semicolon at its end.
+fn bare(sql: &str) -> &str {
+    sql.trim_end_matches(|c: char| c == ';' || c.is_whitespace())
+}
+
+/// How many rows a statement has written. Inside of a block nothing can end the transaction.
+fn block(sql: &str) -> String {
+    let body = format!(
+        "DECLARE n pg_catalog.int8; BEGIN EXECUTE {}; GET DIAGNOSTICS n = ROW_COUNT; PERFORM pg_catalog.set_config('bucardo_code.rows', n::pg_catalog.text, true); END",
+        quote_literal(sql)
+    );
+    format!("DO {}; SELECT pg_catalog.current_setting('bucardo_code.rows')", quote_literal(&body))
 }
 
 /// Within a customcode: a statement in the run's own transaction on a member; how many rows.
 #[pg_extern]
 fn member_exec(db: Option<&str>, sql: Option<&str>) -> Result<i64, ErrorReport> {
-    let _ = (db, sql);
-    Err(outside("member_exec").into())
+    let (db, sql) = (required(db, "db")?, required(sql, "sql")?);
+    let rows = hook::on_member(db, |conn| conn.query(&block(sql))).unwrap_or_else(|| Err(outside("member_exec")))?;
+    Ok(rows.number(0, 0).unwrap_or(0))
 }

@@ -2,12 +2,16 @@
 //! of the role that registered it, and reads its answer. What the answer means is decided by the step that asks. It
 //! must never take an answer that it does not understand for none.
 
+use std::cell::RefCell;
+
 use pgrx::{log, warning};
 use serde_json::{Map, Value};
 
+use super::apply::Receiver;
 use crate::catalog::customcode::Code;
 use crate::error::{Error, Result, SqlState};
 use crate::ident::shown;
+use crate::libpq::Conn;
 use crate::pg::{role, spi, xact};
 
 /// What the row of one key shall be.
@@ -45,11 +49,63 @@ struct Said {
     answer: Answer,
 }
 
+/// The members of the run that asks, for as long as it does.
+struct Lent {
+    members: Vec<Receiver>,
+    /// The names of all members of the sync, in its order.
+    names: Vec<String>,
+    role: u32,
+}
+
+thread_local! {
+    static LENT: RefCell<Option<Lent>> = const { RefCell::new(None) };
+}
+
 /// Asks a customcode. To be called outside of any transaction of the control database; what the function wrote there
-/// is kept unless it fails, or says that the run shall.
-pub fn ask(code: &Code, context: &Value) -> Result<Answer> {
+/// is kept unless it fails, or says that the run shall. Meanwhile it may use the members' transactions, so nothing may be
+/// under way on them.
+pub fn ask(code: &Code, context: &Value, members: &mut Vec<Receiver>, names: Vec<String>) -> Result<Answer> {
     let named = |error: Error| error.at(format_args!("customcode \"{}\"", code.name));
-    xact::transaction(|| hear(code, parse(call(code, context)?.as_deref())?)).map_err(named)
+    LENT.set(Some(Lent { members: std::mem::take(members), names, role: code.role }));
+    let answer = xact::transaction(|| hear(code, parse(call(code, context)?.as_deref())?)).map_err(named);
+    if let Some(lent) = LENT.take() {
+        *members = lent.members;
+    }
+    answer
+}
+
+/// Does something in the run's transaction on a member, for the customcode that is being asked. What fails there is undone
+/// there, and the function may go on. None: no customcode is being asked.
+pub fn on_member<T>(db: &str, action: impl FnOnce(&mut Conn) -> Result<T>) -> Option<Result<T>> {
+    LENT.with_borrow_mut(|lent| Some(lent.as_mut()?.on(db, action)))
+}
+
+impl Lent {
+    fn on<T>(&mut self, db: &str, action: impl FnOnce(&mut Conn) -> Result<T>) -> Result<T> {
+        // Whoever else is led into the call has not registered the code.
+        if role::current() != self.role {
+            return Err(Error::new(
+                SqlState::NOT_ALLOWED,
+                "only the role that registered the customcode may use its run's transactions",
+            )
+            .hint("Call it from the registered function itself, not from one that is SECURITY DEFINER."));
+        }
+        let usable = |m: &&mut Receiver| self.names[m.index] == db && m.failed.is_none() && !m.spoilt;
+        let Some(member) = self.members.iter_mut().find(usable) else {
+            return Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("db \"{}\" takes no part in this run", shown(db)))
+                .hint("The context's dbs are those that do."));
+        };
+        // What it may have set there lasts no longer than this run.
+        member.session.never_again();
+        let conn = &mut member.session.conn;
+        let done = conn.query("SAVEPOINT bucardo_code").and_then(|_| action(conn));
+        let end = if done.is_ok() { "RELEASE SAVEPOINT bucardo_code" } else { "ROLLBACK TO SAVEPOINT bucardo_code" };
+        if let Err(error) = conn.query(end) {
+            member.failed = Some(error.clone());
+            return Err(error);
+        }
+        done.map_err(|error| error.at(format_args!("db \"{db}\"")))
+    }
 }
 
 /// Calls the function; the text of its answer. Inside a transaction.

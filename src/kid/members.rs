@@ -48,6 +48,13 @@ pub struct Session {
     kept_as: String,
 }
 
+impl Session {
+    /// It is not kept for another run.
+    pub fn never_again(&mut self) {
+        self.key.clear();
+    }
+}
+
 impl Pool {
     /// A session on the member: a kept one if it is whole and its conninfo is still the same, else a new one. A conninfo
     /// that leads to another database than the one that is known is refused.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::settle::{Conflict, Ruling, parsed};
 use super::{Broken, Mesh};
+use crate::catalog::customcode::Code;
 use crate::error::{Error, SqlState};
 use crate::kid::hook::{self, Answer};
 
@@ -29,21 +30,25 @@ impl<'a> Told<'a> {
 impl Mesh<'_> {
     /// Asks the codes that concern a relation about its conflicts. For each conflict the ruling and the code's name, or
     /// None where the strategy decides.
-    pub(super) fn ask_codes(&self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, Rc<str>)>>, Broken> {
+    pub(super) fn ask_codes(&mut self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, Rc<str>)>>, Broken> {
         let mut rulings: Vec<Option<(Ruling, Rc<str>)>> = vec![None; conflicts.len()];
-        let mut codes =
-            self.plan.sync.conflict_codes.iter().filter(|c| c.relation.is_none_or(|only| only == relation)).peekable();
-        if codes.peek().is_none() {
+        let codes: Vec<Code> = self.codes(relation).cloned().collect();
+        if codes.is_empty() {
             return Ok(rulings);
         }
         let conflicts = conflicts.iter().map(Told::of).collect::<Result<Vec<_>, Error>>()?;
-        for code in codes {
+        let names: Vec<String> = self.plan.sync.members.iter().map(|m| m.db.name.clone()).collect();
+        for code in &codes {
             let open: Vec<usize> = (0..conflicts.len()).filter(|i| rulings[*i].is_none()).collect();
             if open.is_empty() {
                 break;
             }
             let told: Vec<&Told> = open.iter().map(|i| &conflicts[*i]).collect();
-            let answer = hook::ask(code, &self.context(relation, &told))?;
+            let context = self.context(relation, &told);
+            let answer = hook::ask(code, &context, &mut self.members, names.clone());
+            // A member that failed under its hands ends the attempt as if it had failed under ours.
+            self.check()?;
+            let answer = answer?;
             if answer.end {
                 return Err(Broken::Ended);
             }
@@ -59,6 +64,11 @@ impl Mesh<'_> {
             }
         }
         Ok(rulings)
+    }
+
+    /// The codes that are asked about a relation.
+    pub(super) fn codes(&self, relation: i32) -> impl Iterator<Item = &Code> {
+        self.plan.sync.conflict_codes.iter().filter(move |c| c.relation.is_none_or(|only| only == relation))
     }
 
     fn context(&self, relation: i32, conflicts: &[&Told<'_>]) -> Value {

@@ -150,7 +150,7 @@ impl Mesh<'_> {
     }
 
     /// Decides all contended keys of a relation, some at a time: while they are decided here, the sources fetch the rows of
-    /// the next.
+    /// the next, but where codes are asked, which may use the sources themselves.
     pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
         let mut outcome = Outcome::default();
         // Of the rows that runs which died have left, those that somebody has changed since.
@@ -158,6 +158,7 @@ impl Mesh<'_> {
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
         let room = guc::kid_work_mem() as usize * 1024 / 4;
         let mut portion = if self.wide.contains(&relation) { NARROW } else { PORTION };
+        let codes = self.codes(relation).next().is_some();
         let mut search = self.search(relation, few)?;
         let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?;
         asked.iter().for_each(|asked| self.ask(asked));
@@ -176,13 +177,14 @@ impl Mesh<'_> {
                 Some(next) => next?,
                 None => self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?,
             };
-            asked.iter().for_each(|asked| self.ask(asked));
+            asked.iter().filter(|_| !codes).for_each(|asked| self.ask(asked));
             let chosen = self.choose_all(relation, conflicts, &mut outcome).and_then(|()| self.hand_over(&mut outcome, room));
             if let Err(broken) = chosen {
                 // Whatever comes of it, the answers must be fetched.
-                asked.map(|asked| self.take_some(asked));
+                asked.filter(|_| !codes).map(|asked| self.take_some(asked));
                 return Err(broken);
             }
+            asked.iter().filter(|_| codes).for_each(|asked| self.ask(asked));
         }
         self.put_away(relation, &mut outcome)?;
         self.run_errands()?;

@@ -61,6 +61,46 @@ fn a_merged_row_goes_to_everybody() {
     m.expect_everywhere("SELECT n FROM t WHERE id = 1", "112");
 }
 
+/// Within the function the run's own transactions on the members are there, for a role that has no rights of its own either.
+#[test]
+fn a_code_reads_and_writes_in_the_runs_transactions() {
+    let m = contested(2);
+    m.everywhere("CREATE TABLE note (n int)");
+    let mut control = m.control();
+    control.exec(
+        "CREATE ROLE judge; GRANT USAGE ON SCHEMA bucardo TO judge; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA bucardo TO judge; \
+         GRANT CREATE ON SCHEMA public TO judge; CREATE FUNCTION trap() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS \
+         $$SELECT bucardo.member_exec('T', 'INSERT INTO public.note VALUES (0)')$$",
+    );
+    control.exec(
+        "SET ROLE judge; CREATE FUNCTION decide(context jsonb) RETURNS jsonb LANGUAGE plpgsql AS $body$ \
+         DECLARE who text; n bigint; \
+         BEGIN \
+           SELECT q->>'val' INTO who FROM bucardo.member_query('A', 'SELECT val, 1.50 AS n FROM public.t ORDER BY id DESC LIMIT 1 -- last') q \
+             WHERE q->>'n' = '1.50'; \
+           n := bucardo.member_exec('T', 'INSERT INTO public.note SELECT generate_series(1, 3)'); \
+           n := n + bucardo.member_exec('B', 'INSERT INTO public.note VALUES (1)'); \
+           BEGIN PERFORM bucardo.member_exec('B', 'DELETE FROM public.note; SELECT 1/0'); RAISE 'no error'; EXCEPTION WHEN division_by_zero THEN NULL; END; \
+           BEGIN PERFORM bucardo.member_exec('B', 'COMMIT'); RAISE 'committed'; EXCEPTION WHEN feature_not_supported THEN NULL; END; \
+           BEGIN PERFORM bucardo.member_query('nobody', 'SELECT 1;'); RAISE 'found'; EXCEPTION WHEN undefined_object THEN NULL; END; \
+           BEGIN PERFORM public.trap(); RAISE 'trapped'; EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+           IF context->'conflicts' @> '[{\"key\": {\"id\": 2}}]' THEN RAISE 'not this one'; END IF; \
+           RETURN jsonb_build_object('winner', CASE WHEN who = 'A' AND n = 4 THEN 'A' END); \
+         END $body$; SELECT bucardo.add_customcode('judge', 'conflict', 'public.decide(jsonb)'); RESET ROLE",
+    );
+    insert_on_all(&m, "1");
+    assert_eq!(m.kick(), "good");
+    m.expect_everywhere("SELECT val FROM t", "A");
+    let notes = || ["A", "B", "T"].map(|name| m.on(name).number("SELECT count(*) FROM note"));
+    assert_eq!(notes(), [0, 1, 3]);
+    // What it did goes with the run.
+    insert_on_all(&m, "2");
+    assert!(m.try_kick().unwrap_err().message.contains("not this one"));
+    assert_eq!(notes(), [0, 1, 3]);
+    let rights = "SET ROLE judge; SELECT bucardo.member_exec('A', 'SELECT 1')";
+    control.expect_error(rights, "55000");
+}
+
 #[test]
 fn a_merged_row_where_one_source_deleted() {
     let m = Plan::new(2).start();
