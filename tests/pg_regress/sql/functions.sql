@@ -7,7 +7,9 @@ SELECT p.proname || '(' || pg_get_function_arguments(p.oid) || ') -> ' || pg_get
 -- Nobody may call anything without a grant.
 SELECT count(*) AS open_to_public
   FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
- WHERE p.pronamespace = 'bucardo'::regnamespace AND a.grantee = 0;
+ WHERE p.pronamespace = 'bucardo'::regnamespace AND a.grantee = 0
+   -- Whoever makes a partition of a captured table must have the right to its row trigger.
+   AND p.oid <> 'bucardo.capture()'::regprocedure;
 -- Members, and the errors of calls that need no second server.
 SELECT bucardo.add_db('A');
 SELECT bucardo.add_db('A');
