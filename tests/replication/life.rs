@@ -1,0 +1,74 @@
+//! The life of the workers where somebody gets in their way: networks that swallow everything, databases that are set
+//! strangely, sessions that hold rows, servers without the usual databases.
+//!
+//! The master must wait for nobody, start with the server, and do as its owner's rights allow, whatever it meets.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use crate::cluster::Stop;
+use crate::multi::Plan;
+use crate::net::{CONTROL, Capture, Net};
+use crate::wait::wait_until;
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+const MASTER: &str = "SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'";
+
+/// A port of this machine that answers nobody: its queue is full, so that whoever connects hears nothing at all.
+struct Silent {
+    process: Child,
+    port: String,
+}
+
+const SILENT: &str = "
+import socket, sys, time
+listener = socket.socket()
+listener.bind(('127.0.0.1', 0))
+listener.listen(0)
+kept = []
+for _ in range(8):
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(listener.getsockname())
+    kept.append(one)
+time.sleep(0.5)
+print(listener.getsockname()[1], end='', flush=True)
+sys.stdout.close()
+sys.stdin.read()
+";
+
+impl Silent {
+    fn start() -> Silent {
+        let mut python = Command::new("python3");
+        python.args(["-c", SILENT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = python.spawn().expect("python3 can be run");
+        let mut port = String::new();
+        process.stdout.take().unwrap().read_to_string(&mut port).expect("it says its port");
+        Silent { process, port }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _gone = self.process.wait();
+    }
+}
+
+#[test]
+fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.connect_timeout = '600s'").with_table(T, "public.t");
+    let silent = Silent::start();
+    let conninfo = format!("host=127.0.0.1 port={} dbname=postgres tcp_user_timeout=0", silent.port);
+    let mut control = net.control();
+    control.exec(&format!("SELECT bucardo.add_db('Z', '{conninfo}', check_connection => false)"));
+    // A new master asks every member what it captures.
+    control.exec(MASTER);
+    for id in 1..=3 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.kick();
+    }
+    net.assert_equal("t");
+    assert_eq!(control.one("SELECT bucardo.stop('test', '60s')"), "stopped");
+}
+
