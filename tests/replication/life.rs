@@ -72,3 +72,41 @@ fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
     assert_eq!(control.one("SELECT bucardo.stop('test', '60s')"), "stopped");
 }
 
+/// What the owner of the control database may do to it without being a superuser.
+#[test]
+fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec(
+        "CREATE FUNCTION public.spy(name, name) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+           RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
+           RETURN $1 OPERATOR(pg_catalog.=) $2; END $$; \
+         CREATE FUNCTION public.spy(text, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+           RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
+           RETURN $1 OPERATOR(pg_catalog.=) $2; END $$; \
+         CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = name, FUNCTION = public.spy); \
+         CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = text, FUNCTION = public.spy)",
+    );
+    for setting in [
+        "search_path = public, pg_catalog",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "lock_timeout = '1ms'",
+        "statement_timeout = '1ms'",
+    ] {
+        control.exec(&format!("ALTER DATABASE {CONTROL} SET {setting}"));
+    }
+    control.exec(MASTER);
+    let mut a = net.on("A");
+    a.exec("SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; SET search_path = public");
+    for id in 1..=3 {
+        a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        assert!(matches!(control.one("SELECT bucardo.kick('s', '80s')").as_str(), "good" | "empty"));
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 3);
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
+    let log = net.servers[0].log();
+    assert!(!log.contains("spied by bucardo"), "a worker found an operator of the database's owner");
+}
+
