@@ -110,3 +110,20 @@ fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
     assert!(!log.contains("spied by bucardo"), "a worker found an operator of the database's owner");
 }
 
+#[test]
+fn more_dbs_than_a_sync_can_have_are_refused() {
+    let net = Net::together(Capture::Native, 0);
+    net.on("A").exec(T);
+    let mut control = net.control();
+    let names: Vec<String> = (0..65).map(|i| format!("m{i}")).collect();
+    for name in &names {
+        control.exec(&format!("SELECT bucardo.add_db('{name}', check_connection => false)"));
+    }
+    let sql = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'public.t')", names.join(","));
+    let error = control.expect_error(&sql, "22023");
+    assert!(error.full().contains("65 dbs are too many") && error.full().contains("at most 64"), "{}", error.full());
+    let sql = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'public.t')", names[..64].join(","));
+    let error = control.expect_error(&sql, "22023");
+    assert!(!error.full().contains("too many"), "{}", error.full());
+}
+
