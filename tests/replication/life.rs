@@ -127,3 +127,19 @@ fn more_dbs_than_a_sync_can_have_are_refused() {
     assert!(!error.full().contains("too many"), "{}", error.full());
 }
 
+#[test]
+fn a_run_that_was_cancelled_is_in_the_history() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut locker, mut control) = (net.on("B"), net.control());
+    locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql("B", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    control.exec("SELECT pg_cancel_backend(pid) FROM bucardo.activity WHERE kind = 'kid' AND run IS NOT NULL");
+    net.wait_sql_on_control(
+        "the run that was cancelled",
+        "SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE state = 'bad' AND sqlstate = '57014' AND sync = 's' AND started < ended)",
+    );
+    locker.exec("COMMIT");
+    net.settle(&["t"]);
+}
+
