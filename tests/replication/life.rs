@@ -143,3 +143,16 @@ fn a_run_that_was_cancelled_is_in_the_history() {
     net.settle(&["t"]);
 }
 
+#[test]
+fn a_stop_that_is_rolled_back_to_a_savepoint_was_none() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec("BEGIN; SAVEPOINT a; SELECT bucardo.stop(); ROLLBACK TO a; COMMIT");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    control.exec("BEGIN; SELECT bucardo.stop(); SAVEPOINT a; ROLLBACK TO a; COMMIT");
+    net.wait_state("stopped");
+    net.control().expect_error("SELECT bucardo.kick('s')", "55000");
+    wait_until("nobody to run", || control.number("SELECT count(*) FROM bucardo.activity") == 0);
+}
+
