@@ -156,3 +156,20 @@ fn a_stop_that_is_rolled_back_to_a_savepoint_was_none() {
     wait_until("nobody to run", || control.number("SELECT count(*) FROM bucardo.activity") == 0);
 }
 
+/// The master notes by itself that a sync is paused: not while somebody holds the sync's row, and it waits for nobody.
+#[test]
+fn a_session_that_holds_a_sync_does_not_hold_the_master() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t', conflict_strategy => 'bucardo_abort'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (1, 'B')")]);
+    let mut holder = m.control();
+    holder.exec("BEGIN; SELECT bucardo.update_sync('s', checktime => '1h')");
+    m.try_kick().expect_err("a kick that ends in an abort raises");
+    m.control().exec("SELECT bucardo.ping('80s')");
+    assert_eq!(m.control().one("SELECT paused FROM bucardo.sync WHERE name = 's'"), "f");
+    let runs = "SELECT count(*) FROM bucardo.syncrun";
+    let before = m.control().number(runs);
+    holder.exec("COMMIT");
+    m.wait_state("paused");
+    assert_eq!(m.control().number(runs), before, "it is paused from the run on that wanted it");
+}
+
