@@ -66,18 +66,21 @@ unsafe extern "C-unwind" fn run_at_exit(_code: i32, _arg: pg_sys::Datum) {
 }
 
 /// Sets a parameter for the rest of this process.
-pub fn set_for_session(name: &std::ffi::CStr, value: &std::ffi::CStr) {
+pub fn set_for_session(name: &CStr, value: &CStr) {
     // SAFETY: both texts are NUL-terminated; a worker may set its own parameters.
     unsafe {
         pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE)
     };
 }
 
-/// Connects to a database by name. For the one worker that does not know an oid.
-pub fn start_by_name(database: &std::ffi::CStr) {
+/// Connects to a database by name, also to one that takes no connections. For the one worker that does not know an oid.
+pub fn start_by_name(database: &CStr) {
     start(None);
     // SAFETY: once per process, after the signals are unblocked.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), std::ptr::null(), 0) };
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), std::ptr::null(), pg_sys::BGWORKER_BYPASS_ALLOWCONN);
+    }
+    pin_settings();
 }
 
 /// Re-reads the configuration when SIGHUP asked for it.

@@ -173,3 +173,20 @@ fn a_session_that_holds_a_sync_does_not_hold_the_master() {
     assert_eq!(m.control().number(runs), before, "it is paused from the run on that wanted it");
 }
 
+#[test]
+fn the_master_starts_with_a_server_that_lacks_the_usual_databases() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec("ALTER DATABASE postgres ALLOW_CONNECTIONS false");
+    let drop =
+        |db: &str| wait_until("nobody to be connected", || net.control().try_query(&format!("DROP DATABASE {db}")).is_ok());
+    for (id, gone) in [(1, None), (2, Some("postgres")), (3, Some("template1"))] {
+        control.exec("UPDATE pg_database SET datistemplate = false WHERE datname = 'template1'");
+        gone.into_iter().for_each(drop);
+        net.servers[0].restart(Stop::Fast);
+        control = net.control();
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.wait_equal("t", &["B"]);
+    }
+}
+
