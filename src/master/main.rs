@@ -178,7 +178,11 @@ impl Master {
             let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
             Ok((catalog::control_id()?, stopped, database))
         })?;
-        let for_drop = shmem::read(|s| s.masters[slot].for_drop);
+        // Who was to be dropped while no master ran need not have been stopped.
+        let for_drop = shmem::with(|s| {
+            s.masters[slot].for_drop &= stopped;
+            s.masters[slot].for_drop
+        });
         if stopped && !for_drop {
             return Ok(None);
         }

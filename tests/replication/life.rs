@@ -190,3 +190,13 @@ fn the_master_starts_with_a_server_that_lacks_the_usual_databases() {
     }
 }
 
+/// While no master runs, a DROP EXTENSION asks for one that only takes capture off.
+#[test]
+fn a_drop_that_is_rolled_back_while_the_master_is_away_leaves_no_trace() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec(&format!("{MASTER}; BEGIN; DROP EXTENSION bucardo; ROLLBACK"));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("good|empty");
+}
