@@ -77,13 +77,19 @@ pub struct Error {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// The values of a row that was refused, as the server tells them. Only its key may be shown: see [`Error::with_key`].
+    row: Option<String>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    const NOT_NULL: SqlState = SqlState(*b"23502");
+    const CHECK: SqlState = SqlState(*b"23514");
+    const CHECK_OPTION: SqlState = SqlState(*b"44000");
+
     pub fn new(code: SqlState, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: None, hint: None }
+        Self { code, message: message.into(), detail: None, hint: None, row: None }
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
@@ -100,12 +106,49 @@ impl Error {
         self
     }
 
+    /// Takes what a server says beside its message. `function` is the place in its source. Whoever may read errors may not
+    /// read rows: a detail that shows a whole row is kept back, and of the context the data of a COPY is cut off.
+    pub fn said_by_server(mut self, function: Option<&str>, detail: Option<String>, context: Option<String>) -> Self {
+        let refused = matches!(self.code, Self::NOT_NULL | Self::CHECK | Self::CHECK_OPTION);
+        // The words of a trigger are its author's; a partition that is missing is told by its key.
+        let whole = refused && !matches!(function, Some("exec_stmt_raise" | "ExecFindPartition"));
+        let (row, detail) = if whole { (detail, None) } else { (None, detail) };
+        self.row = row.and_then(|row| Some(row[row.find('(')? + 1..row.rfind(')')?].to_string()));
+        self.detail = detail.or_else(|| context.map(|context| without_data(&context)));
+        self
+    }
+
+    /// Names the row that was refused by its key, given the columns of the key if the table begins with them. Where a value
+    /// holds what stands between values, less than the key is shown, never more.
+    pub fn with_key(mut self, key: &[String]) -> Self {
+        if let Some(row) = self.row.take().filter(|row| !key.is_empty() && !row.contains(") = (")) {
+            let values: Vec<&str> = row.split(", ").take(key.len()).collect();
+            self.detail = Some(format!("Key ({})=({}).", key.join(", "), values.join(", ")));
+        }
+        self
+    }
+
     /// Puts where it happened before the message: `member "B": …`.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         // A place is made of names, which may hold anything.
         self.message = format!("{}: {}", one_line(&place.to_string()), self.message);
         self
     }
+}
+
+/// A context without the data of a COPY: `COPY t, line 3, column v: "…"` up to the colon. It is the outermost line, and what
+/// follows belongs to the data.
+fn without_data(context: &str) -> String {
+    let mut kept = String::new();
+    for line in context.lines() {
+        let end = line.find(": ").filter(|_| line.contains("COPY"));
+        kept.push_str(if kept.is_empty() { "" } else { "\n" });
+        kept.push_str(&line[..end.unwrap_or(line.len())]);
+        if end.is_some() {
+            break;
+        }
+    }
+    kept
 }
 
 impl fmt::Display for Error {
@@ -141,7 +184,50 @@ impl From<pgrx::spi::Error> for Error {
 
 #[cfg(test)]
 mod tests {
-    use super::SqlState;
+    use super::{Error, SqlState};
+
+    fn said(code: &str, function: &str, detail: Option<&str>, context: Option<&str>) -> Error {
+        let own = |text: &str| text.to_string();
+        Error::new(SqlState::parse(code), "no").said_by_server(Some(function), detail.map(own), context.map(own))
+    }
+
+    #[test]
+    fn a_row_that_was_refused_is_named_by_its_key_only() {
+        let row = Some("Failing row contains (7, a, b), 4111).");
+        let key = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        for code in ["23502", "23514"] {
+            let error = said(code, "ExecConstraints", row, None);
+            assert_eq!(error.to_string(), "no");
+            assert_eq!(error.clone().with_key(&key(&["id"])).to_string(), "no (Key (id)=(7).)");
+            assert_eq!(error.clone().with_key(&key(&["id", "name"])).to_string(), "no (Key (id, name)=(7, a).)");
+            assert_eq!(error.with_key(&[]).to_string(), "no");
+        }
+        let only = said("23502", "ExecConstraints", Some("Failing row contains (7)."), None);
+        assert_eq!(only.with_key(&key(&["id"])).to_string(), "no (Key (id)=(7).)");
+        let columns = said("23502", "ExecConstraints", Some("Failing row contains (id, v) = (7, x)."), None);
+        assert_eq!(columns.with_key(&key(&["id"])).to_string(), "no");
+        let raised = said("23514", "exec_stmt_raise", Some("Ask (the) owner"), None);
+        assert_eq!(raised.with_key(&key(&["id"])).to_string(), "no (Ask (the) owner)");
+        assert_eq!(
+            said("23505", "_bt_check_unique", Some("Key (id)=(7) already exists."), None).to_string(),
+            "no (Key (id)=(7) already exists.)"
+        );
+    }
+
+    #[test]
+    fn the_data_of_a_copy_is_not_in_the_context() {
+        let shown = |context: &str| said("22P02", "pg_strtoint32", None, Some(context)).to_string();
+        assert_eq!(shown("COPY t, line 3, column v: \"4111\n1111\""), "no (COPY t, line 3, column v)");
+        assert_eq!(shown("COPY t, line 3: \"7\t4111\""), "no (COPY t, line 3)");
+        assert_eq!(shown("COPY t, line 3"), "no (COPY t, line 3)");
+        assert_eq!(
+            shown("PL/pgSQL function f() line 3 at RAISE\nCOPY t, line 1: \"7\""),
+            "no (PL/pgSQL function f() line 3 at RAISE\nCOPY t, line 1)"
+        );
+        let refused =
+            said("23514", "ExecConstraints", Some("Failing row contains (7, 4111)."), Some("COPY t, line 1: \"7\t4111\""));
+        assert_eq!(refused.to_string(), "no (COPY t, line 1)");
+    }
 
     #[test]
     fn a_sqlstate_survives_packing() {

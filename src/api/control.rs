@@ -73,7 +73,7 @@ fn stop(
 fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> {
     notify::require_preload()?;
     if !spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false) {
-        notify::want_master_at_abort();
+        notify::want_master_unless_stopped();
     }
     spi::execute("UPDATE bucardo.control SET stopped = true, stop_reason = $1", &[reason.into()])?;
     let db = shmem::my_database();

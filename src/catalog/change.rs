@@ -12,6 +12,7 @@ use super::{Noun, db, group, interleave, pick, relation};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::master::notify;
+use crate::master::slot::MAX_MEMBERS;
 use crate::pg::spi;
 
 /// What a sync must be whatever its members look like: first what is plainly wrong, then what is not built yet.
@@ -25,6 +26,10 @@ pub fn check_shape(sync: &Sync) -> Result<()> {
     }
     if sync.members.len() < 2 {
         return Err(bad("there is no db to send to"));
+    }
+    if sync.members.len() > MAX_MEMBERS {
+        return Err(bad(&format!("{} dbs are too many", sync.members.len()))
+            .hint(format!("A sync has at most {MAX_MEMBERS} dbs: make a second sync of the same tables for the others.")));
     }
     let sources: Vec<String> = sync.sources().map(|m| m.db.name.clone()).collect();
     let own: Vec<&str> = std::iter::once(sync.conflict_strategy.as_str())

@@ -320,8 +320,10 @@ impl<'a> Pass<'a> {
         if self.goes_straight(item, receivers) {
             let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
-            for receiver in receivers.iter_mut().filter(|r| r.failed.is_none()) {
-                receiver.counts.upserts += receiver.copied;
+            for receiver in receivers.iter_mut() {
+                let key = receiver.table(item.change.relation).map(|t| t.begins_with(&item.change.key)).unwrap_or_default();
+                receiver.failed = receiver.failed.take().map(|error| error.with_key(&key));
+                receiver.counts.upserts += if receiver.failed.is_none() { receiver.copied } else { 0 };
             }
         } else {
             self.through_stage(item, binary, source, receivers)?;

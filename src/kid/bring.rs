@@ -10,6 +10,8 @@ use crate::libpq::{Conn, Rows};
 pub struct Bringing {
     /// The relation, for messages.
     relation: String,
+    /// The columns of the key, if the table begins with them: a row that is refused is named by them.
+    key: Vec<String>,
     /// What goes first and is not counted: how keys find their rows, and the capture of what is staged.
     before: Vec<String>,
     statements: Vec<String>,
@@ -42,7 +44,8 @@ impl Pass<'_> {
             let renewed = deletes + usize::from(writing.has_fixed_identity());
             statements.splice(renewed..renewed, settings(Join::Lookup));
         }
-        Ok(Bringing { relation: item.name.clone(), before, statements, deletes, silent })
+        let key = writing.table.begins_with(writing.key);
+        Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent })
     }
 }
 
@@ -90,7 +93,7 @@ pub fn collect(all: &[&Bringing], receiver: &mut Receiver) {
                 Some(*end)
             });
             let failed = ends.zip(all).find(|(end, _)| conn.failed_at < *end);
-            failed.map_or(error.clone(), |(_, one)| error.at(&one.relation))
+            failed.map_or(error.clone(), |(_, one)| error.with_key(&one.key).at(&one.relation))
         })
     });
     let mut answers = answers.as_deref().unwrap_or_default();

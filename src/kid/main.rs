@@ -106,7 +106,7 @@ impl Kid {
             Err(error) => {
                 xact::recover();
                 self.plans.remove(&job.sync);
-                failed(&error)
+                self.lost(&error)
             }
         };
         if job.close {
@@ -164,7 +164,7 @@ impl Kid {
             }
             plan = match self.renew(job.sync, plan) {
                 Ok(plan) => plan,
-                Err(error) => return failed(&error),
+                Err(error) => return self.lost(&error),
             };
         }
         plan.renewals = 0;
@@ -176,6 +176,12 @@ impl Kid {
         }
         self.plans.insert(job.sync, plan);
         progress.report()
+    }
+
+    /// The report of a run that has ended before it could record itself: the master does.
+    fn lost(&self, error: &Error) -> Report {
+        let (lost, since) = shmem::read(|s| (s.kids[self.slot].run, s.kids[self.slot].since));
+        Report { lost, since, ..failed(error) }
     }
 
     /// The sync as the catalog has it now; read anew only when the catalog changed.

@@ -15,7 +15,7 @@ use crate::libpq::Conn;
 const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
     SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
-    SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; \
+    SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; SET log_parameter_max_length_on_error = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SET deadlock_timeout = '100ms'; \

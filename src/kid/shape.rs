@@ -161,6 +161,12 @@ impl Table {
         self.columns.iter().find(|c| c.name == name)
     }
 
+    /// The columns of a key in the table's order, if the table begins with them.
+    pub fn begins_with(&self, key: &[String]) -> Vec<String> {
+        let first: Vec<String> = self.columns.iter().take(key.len()).map(|c| c.name.clone()).collect();
+        if first.iter().all(|name| key.contains(name)) { first } else { vec![] }
+    }
+
     /// The operator that compares a key column.
     pub fn equal(&self, column: &str) -> &str {
         self.equals.get(column).map_or("OPERATOR(pg_catalog.=)", String::as_str)

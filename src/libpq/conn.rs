@@ -46,6 +46,7 @@ pub struct Opening {
     /// What the socket must be ready for before the next step.
     pub ready: Ready,
     pub deadline: Instant,
+    began: Instant,
 }
 
 /// What a step of connecting came to.
@@ -59,10 +60,19 @@ impl Opening {
         self.conn.socket()
     }
 
-    /// Goes on connecting after the socket became ready, or fails when the deadline has passed.
+    /// When to call [`Opening::step`] again for who cannot wait for the socket: connecting is short, or it takes long.
+    pub fn look_again(&self) -> Duration {
+        (self.began.elapsed() / 4).clamp(Duration::from_millis(2), Duration::from_millis(100))
+    }
+
+    /// Goes on connecting as far as the socket is ready for it, or fails when the deadline has passed. libpq must not be
+    /// called before that: it would send over a socket that is not connected, and wait there for as long as TCP tries.
     pub fn step(mut self) -> Result<Step> {
         if latch::left(self.deadline).is_none() {
             return Err(self.conn.refused("timeout expired"));
+        }
+        if self.socket() >= 0 && !latch::is_ready(self.socket(), self.ready) {
+            return Ok(Step::Opening(self));
         }
         // SAFETY: raw is a connection being made.
         match unsafe { ffi::PQconnectPoll(self.conn.raw) } {
@@ -157,7 +167,8 @@ impl Conn {
             return Err(conn.refused(&conn.wire_message()));
         }
         // As libpq says: wait as if the last poll had answered WRITING.
-        Ok(Opening { conn, ready: Ready::ReadWrite, deadline: Instant::now() + timeout })
+        let began = Instant::now();
+        Ok(Opening { conn, ready: Ready::ReadWrite, deadline: began + timeout, began })
     }
 
     /// The error for a connection that could not be made.

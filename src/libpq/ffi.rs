@@ -44,6 +44,7 @@ pub const PG_DIAG_MESSAGE_PRIMARY: c_int = b'M' as c_int;
 pub const PG_DIAG_MESSAGE_DETAIL: c_int = b'D' as c_int;
 pub const PG_DIAG_MESSAGE_HINT: c_int = b'H' as c_int;
 pub const PG_DIAG_CONTEXT: c_int = b'W' as c_int;
+pub const PG_DIAG_SOURCE_FUNCTION: c_int = b'R' as c_int;
 
 pub const PQTRANS_IDLE: c_int = 0;
 pub const PQTRANS_ACTIVE: c_int = 1;

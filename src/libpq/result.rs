@@ -97,9 +97,9 @@ impl Rows {
                 let code = code.map_or(SqlState::CONNECTION_FAILURE, |c| SqlState::parse(&c));
                 let message = self.field(ffi::PG_DIAG_MESSAGE_PRIMARY);
                 let mut error = Error::new(code, message.unwrap_or_else(|| "the connection was lost".into()));
-                error.detail = self.field(ffi::PG_DIAG_MESSAGE_DETAIL).or_else(|| self.field(ffi::PG_DIAG_CONTEXT));
                 error.hint = self.field(ffi::PG_DIAG_MESSAGE_HINT);
-                Some(error)
+                let (detail, context) = (self.field(ffi::PG_DIAG_MESSAGE_DETAIL), self.field(ffi::PG_DIAG_CONTEXT));
+                Some(error.said_by_server(self.field(ffi::PG_DIAG_SOURCE_FUNCTION).as_deref(), detail, context))
             }
         }
     }

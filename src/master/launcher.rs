@@ -4,6 +4,7 @@
 //! ended, so a standby runs masters only after its promotion.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::DynamicBackgroundWorker;
@@ -43,16 +44,21 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
     let mut masters: HashMap<u32, Started> = HashMap::new();
     let mut troubles: HashMap<u32, Trouble> = HashMap::new();
     let mut scout: Option<DynamicBackgroundWorker> = None;
+    let mut scouts = 0;
     let mut scout_after = Instant::now();
     loop {
         worker::reload_if_asked();
-        if scout.is_none() && latch::left(scout_after).is_none() {
-            scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", 0);
+        let out = scout.as_ref().is_some_and(|scout| worker::life(scout) != worker::Life::Gone);
+        if !out && latch::left(scout_after).is_none() && !shmem::read(|s| s.scouted) {
+            scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", scouts);
             let crowded = scout.is_none();
             shmem::with(|s| s.crowded = crowded);
             if crowded {
                 pgrx::warning!("bucardo: {CROWDED}");
                 scout_after = Instant::now() + RESTART_MAX;
+            } else {
+                scouts += 1;
+                scout_after = Instant::now() + back_off(scouts as u32, RESTART_MIN, RESTART_MAX);
             }
         }
         let wait = keep(&mut masters, &mut troubles, Instant::now());
@@ -108,11 +114,14 @@ fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble
     wait
 }
 
-/// The scout: reads which databases are control databases, and ends. Connects to `postgres`, which every server has.
+/// Where the scout reads the catalogs that all databases share: none of these must be there, but seldom all are missing.
+const ANYWHERE: [&CStr; 3] = [c"postgres", c"template1", c"template0"];
+
+/// The scout: reads which databases are control databases, and ends. One that could not is followed by another, elsewhere.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn bucardo_scout_main(_argument: pg_sys::Datum) {
-    worker::start_by_name(c"postgres");
+pub extern "C-unwind" fn bucardo_scout_main(argument: pg_sys::Datum) {
+    worker::start_by_name(ANYWHERE[argument.value() % ANYWHERE.len()]);
     let found = xact::transaction(|| {
         spi::select(
             "SELECT s.setdatabase FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase \
@@ -122,7 +131,10 @@ pub extern "C-unwind" fn bucardo_scout_main(_argument: pg_sys::Datum) {
         )
     });
     match found {
-        Ok(databases) => want(databases.into_iter().map(|db| db.to_u32())),
+        Ok(databases) => {
+            want(databases.into_iter().map(|db| db.to_u32()));
+            shmem::with(|s| s.scouted = true);
+        }
         Err(error) => pgrx::warning!("bucardo: the control databases could not be read: {error}"),
     }
     worker::exit(0)

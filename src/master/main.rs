@@ -27,6 +27,8 @@ use crate::libpq::{Conninfo, Target};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
+/// When to try again to note in the catalog that a sync is paused.
+const PAUSING: Duration = Duration::from_millis(500);
 /// How often a source is asked whether its capture is whole: triggers and tables may be dropped by anybody.
 pub(super) const INSPECT: Duration = Duration::from_secs(10);
 
@@ -38,6 +40,8 @@ pub(super) struct Entry {
     /// How often its sources had woken us when it began.
     pub(super) commits: u64,
     pub(super) last: Outcome,
+    /// It is paused, and the catalog does not say so yet.
+    pub(super) pausing: bool,
 }
 
 pub(super) struct Source {
@@ -174,7 +178,11 @@ impl Master {
             let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
             Ok((catalog::control_id()?, stopped, database))
         })?;
-        let for_drop = shmem::read(|s| s.masters[slot].for_drop);
+        // Who was to be dropped while no master ran need not have been stopped.
+        let for_drop = shmem::with(|s| {
+            s.masters[slot].for_drop &= stopped;
+            s.masters[slot].for_drop
+        });
         if stopped && !for_drop {
             return Ok(None);
         }
@@ -233,6 +241,9 @@ impl Master {
         self.hear(now)?;
         for (sync, job, report) in self.kids.reports(now) {
             self.finished(sync, job, &report, now)?;
+        }
+        for (id, entry) in self.entries.iter_mut().filter(|(_, e)| e.pausing) {
+            entry.pausing = !upkeep::pause(*id)?;
         }
         self.upkeep(now)?;
         self.assign(now)?;
@@ -331,9 +342,10 @@ impl Master {
             ticket: 0,
             commits: 0,
             last: Outcome::None,
+            pausing: false,
         });
         entry.controller.active = sync.active && sync.asleep().is_empty();
-        entry.controller.paused = sync.paused;
+        entry.controller.paused = sync.paused || entry.pausing;
         entry.controller.checktime = sync.checktime;
         entry.controller.changed |= sync.onetimecopy != 0 && sync.autokick;
         entry.controller.mesh = sync.sources().count() > 1;
@@ -424,11 +436,8 @@ impl Master {
             entry.last = report.outcome;
         }
         if report.pause {
-            let name = entry.sync.name.clone();
             entry.controller.paused = true;
-            xact::transaction(|| {
-                spi::execute("UPDATE bucardo.sync SET paused = true WHERE name = $1", &[name.as_str().into()]).map(drop)
-            })?;
+            entry.pausing = !upkeep::pause(id)?;
         }
         if report.whole {
             for member in entry.sync.sources() {
@@ -472,7 +481,8 @@ impl Master {
         let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.compare_at, Some(s.inspect_at)]).flatten();
         let removals = self.removals.values().filter_map(|r| r.again_at);
         let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
-        let idle = self.history_at.min(next.unwrap_or(self.history_at));
+        let pausing = self.entries.values().any(|e| e.pausing).then(|| now + PAUSING);
+        let idle = self.history_at.min(next.unwrap_or(self.history_at)).min(pausing.unwrap_or(self.history_at));
         latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));
     }
 }

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use pgrx::{PgXactCallbackEvent, register_xact_callback};
+use pgrx::{PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
 
 use super::slot::{Shared, Text, UndoSlot};
 use crate::error::{Error, Result, SqlState};
@@ -27,6 +27,8 @@ thread_local! {
     static HOLDING: Cell<bool> = const { Cell::new(false) };
     /// The undo slots of this transaction.
     static UNDO: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// Whether this transaction has rolled back to a savepoint since it called `stop`.
+    static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction has installed more than it has undo slots for.
     static UNNOTED: Cell<bool> = const { Cell::new(false) };
 }
@@ -249,10 +251,19 @@ pub fn want_master_at_commit() {
     register_xact_callback(PgXactCallbackEvent::Commit, || super::launcher::want(std::iter::once(shmem::my_database())));
 }
 
-/// A `stop` that is rolled back was none.
-pub fn want_master_at_abort() {
+/// A `stop` that is rolled back was none. Rolled back to a savepoint, it may have been one or not: a master that is started
+/// reads in the catalog which, and ends again.
+pub fn want_master_unless_stopped() {
     let db = shmem::my_database();
-    register_xact_callback(PgXactCallbackEvent::Abort, move || super::launcher::want(std::iter::once(db)));
+    ROLLED_BACK.set(false);
+    register_subxact_callback(PgSubXactCallbackEvent::AbortSub, |_, _| ROLLED_BACK.set(true));
+    let want = move || super::launcher::want(std::iter::once(db));
+    register_xact_callback(PgXactCallbackEvent::Abort, want);
+    register_xact_callback(PgXactCallbackEvent::Commit, move || {
+        if ROLLED_BACK.take() {
+            want();
+        }
+    });
 }
 
 /// Says that no master will run here. Within CREATE EXTENSION the server keeps notices back; at the commit it does not.

@@ -310,6 +310,8 @@ pub struct UndoSlot {
 /// Everything.
 pub struct Shared {
     pub launcher: i32,
+    /// The control databases were looked for, and found or not.
+    pub scouted: bool,
     /// No worker slot was free to look for control databases: no master can be started either.
     pub crowded: bool,
     pub masters: [MasterSlot; MAX_MASTERS],
@@ -322,6 +324,7 @@ impl Shared {
     pub const fn new() -> Self {
         Self {
             launcher: -1,
+            scouted: false,
             crowded: false,
             masters: [MasterSlot::FREE; MAX_MASTERS],
             syncs: [SyncSlot::FREE; MAX_SYNCS],

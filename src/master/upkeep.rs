@@ -160,6 +160,13 @@ const OLD_RUNS: &str = "FROM bucardo.syncrun WHERE ended < pg_catalog.clock_time
     AND run NOT IN (SELECT last.run FROM bucardo.sync s CROSS JOIN (VALUES ('good'), ('empty'), ('bad')) v(state) CROSS JOIN LATERAL \
         (SELECT r.run FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = v.state ORDER BY r.run DESC LIMIT 1) last)";
 
+/// Notes that a sync is paused. False: somebody holds its row, and the master must wait for nobody.
+pub fn pause(sync: i32) -> Result<bool> {
+    let sql = "WITH free AS MATERIALIZED (SELECT id FROM bucardo.sync WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED) \
+        UPDATE bucardo.sync s SET paused = true FROM free WHERE s.id = free.id";
+    xact::transaction(|| Ok(spi::execute(sql, &[sync.into()])? != 0))
+}
+
 /// Forgets runs and conflicts older than `bucardo.history_retention`; writes nothing when there are none. Decisions are
 /// found by their numbers, in the order of which they were made: an index by time would cost every one of them.
 pub fn forget_history() -> Result<()> {
@@ -177,7 +184,9 @@ pub fn forget_history() -> Result<()> {
         return Ok(());
     }
     xact::transaction(|| {
-        spi::execute(&format!("DELETE {OLD_RUNS}"), &[seconds.into()])?;
+        // What an open transaction holds is forgotten another time.
+        let sql = format!("DELETE FROM bucardo.syncrun WHERE run = ANY (ARRAY(SELECT run {OLD_RUNS} FOR UPDATE SKIP LOCKED))");
+        spi::execute(&sql, &[seconds.into()])?;
         spi::execute("SET LOCAL enable_seqscan = off", &[])?;
         spi::execute(
             "DELETE FROM bucardo.conflict WHERE decided_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \

@@ -208,8 +208,8 @@ impl Watcher {
         match &self.line {
             Line::Closed { .. } if self.only_upkeep && self.upkeep.is_empty() => None,
             Line::Closed { next_try } => Some(*next_try),
-            // A socket that must become writable is not in the master's wait set; connecting is short.
-            Line::Opening(opening) if opening.ready != crate::pg::latch::Ready::Read => Some(now + Duration::from_millis(2)),
+            // A socket that must become writable is not in the master's wait set.
+            Line::Opening(opening) if opening.ready != crate::pg::latch::Ready::Read => Some(now + opening.look_again()),
             Line::Opening(opening) => Some(opening.deadline),
             Line::Open(conn) if self.asked != Asked::Nothing => Some(now + conn.doubt_in()),
             Line::Open(_) if self.only_upkeep && self.upkeep.is_empty() => None,

@@ -1,5 +1,6 @@
 //! Background workers: start-up in the order of PostgreSQL's own, and the start of dynamic ones.
 
+use std::ffi::CStr;
 use std::time::Duration;
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
@@ -20,9 +21,24 @@ pub fn start(database: Option<u32>) {
         pg_sys::BackgroundWorkerUnblockSignals();
         if let Some(database) = database {
             pg_sys::BackgroundWorkerInitializeConnectionByOid(database.into(), pg_sys::InvalidOid, 0);
+            pin_settings();
         }
         pg_sys::before_shmem_exit(Some(cancel_members), pg_sys::Datum::null());
     }
+}
+
+/// What our statements rely on, whatever the database is set to: its owner may set that, and is no superuser as we are.
+const PINNED: [(&CStr, &CStr); 6] = [
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_read_only", c"off"),
+    (c"default_transaction_deferrable", c"off"),
+    (c"lock_timeout", c"0"),
+    (c"statement_timeout", c"0"),
+];
+
+fn pin_settings() {
+    PINNED.iter().for_each(|(name, value)| set_for_session(name, value));
 }
 
 /// A FATAL exit runs no destructors: what the members do for this process is cancelled here.
@@ -50,18 +66,21 @@ unsafe extern "C-unwind" fn run_at_exit(_code: i32, _arg: pg_sys::Datum) {
 }
 
 /// Sets a parameter for the rest of this process.
-pub fn set_for_session(name: &std::ffi::CStr, value: &std::ffi::CStr) {
+pub fn set_for_session(name: &CStr, value: &CStr) {
     // SAFETY: both texts are NUL-terminated; a worker may set its own parameters.
     unsafe {
         pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_OVERRIDE)
     };
 }
 
-/// Connects to a database by name. For the one worker that does not know an oid.
-pub fn start_by_name(database: &std::ffi::CStr) {
+/// Connects to a database by name, also to one that takes no connections. For the one worker that does not know an oid.
+pub fn start_by_name(database: &CStr) {
     start(None);
     // SAFETY: once per process, after the signals are unblocked.
-    unsafe { pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), std::ptr::null(), 0) };
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), std::ptr::null(), pg_sys::BGWORKER_BYPASS_ALLOWCONN);
+    }
+    pin_settings();
 }
 
 /// Re-reads the configuration when SIGHUP asked for it.

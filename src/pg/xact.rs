@@ -14,9 +14,8 @@ impl From<&CaughtError> for Error {
             CaughtError::RustPanic { ereport, .. } => ereport,
         };
         let mut error = Error::new(SqlState::unpack(report.sql_error_code() as i32), report.message());
-        error.detail = report.detail().map(str::to_string);
         error.hint = report.hint().map(str::to_string);
-        error
+        error.said_by_server(report.function_name(), report.detail().map(str::to_string), None)
     }
 }
 

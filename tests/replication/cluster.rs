@@ -129,7 +129,8 @@ impl Cluster {
         let mut gone = false;
         wait_until(&format!("cluster {} to accept connections", self.name), || {
             gone = matches!(child.try_wait(), Ok(Some(_)));
-            gone || self.try_connect("postgres").is_ok()
+            // That it has no such database any more, or lets nobody in there, is an answer too.
+            gone || self.try_connect("postgres").map_or_else(|e| matches!(e.sqlstate.as_str(), "3D000" | "55000"), |_| true)
         });
         if !gone {
             *self.server.lock().unwrap() = Some(child);

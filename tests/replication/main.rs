@@ -44,6 +44,7 @@ mod identity;
 mod joined;
 mod keys;
 mod late;
+mod life;
 mod lost;
 mod multi;
 mod oneway;

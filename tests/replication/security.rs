@@ -45,6 +45,36 @@ fn a_monitoring_role_sees_the_views_and_no_row_images() {
     watcher.expect_error("SELECT bucardo.pause('s')", "42501");
 }
 
+/// The errors of rows that a member refuses are in views that the monitoring role reads: they name the row by its key.
+#[test]
+fn an_error_shows_the_key_of_a_row_and_no_more() {
+    let net = Net::together(Capture::Native, 2);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, card text, v text)");
+    net.on("B").exec("ALTER TABLE t ADD CONSTRAINT refused CHECK (v <> 'no')");
+    net.on("C").exec("ALTER TABLE t ALTER v SET NOT NULL; ALTER TABLE t DROP CONSTRAINT IF EXISTS refused");
+    net.add_sync("tables => 'public.t', strict_checking => false");
+    let row = "(4711, '4111-1111', 'no'), (4712, '4111-1111', NULL)";
+    let many = "SELECT g, '4111-1111', 'yes' FROM generate_series(10001, 20000) g";
+    for (what, sql) in [
+        ("one by one", format!("INSERT INTO t VALUES {row}")),
+        ("by COPY", format!("INSERT INTO t {many}; INSERT INTO t VALUES {row}")),
+        ("staged", format!("UPDATE t SET v = v || '!' WHERE id > 5000; INSERT INTO t VALUES {row}")),
+    ] {
+        net.on("A").exec(&format!("BEGIN; {sql}; COMMIT"));
+        for (member, key) in [("B", "4711"), ("C", "4712")] {
+            let error = format!("error ~ 'db \"{member}\"' AND error ~ '[(]id[)]=[(]{key}[)]'");
+            net.control().exec("SELECT bucardo.kick('s')");
+            net.wait_sql_on_control(what, &format!("SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE {error})"));
+        }
+        let mut control = net.control();
+        let said = "SELECT count(*) FROM (SELECT error FROM bucardo.syncrun UNION ALL SELECT last_error FROM bucardo.status) x(e) WHERE e ~ '4111'";
+        assert_eq!(control.number(said), 0, "{what}: {:?}", control.query("SELECT DISTINCT error FROM bucardo.syncrun"));
+        net.on("A").exec("DELETE FROM t WHERE id < 5000");
+        net.wait_state("good|empty");
+        control.exec("DELETE FROM bucardo.syncrun");
+    }
+}
+
 /// A target behind a password, and the whole text of everything that can be read about it.
 fn everything_said(net: &Net, guarded: &Cluster) -> String {
     let mut text = net.servers[0].log() + &guarded.log();

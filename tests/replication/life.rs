@@ -1,0 +1,202 @@
+//! The life of the workers where somebody gets in their way: networks that swallow everything, databases that are set
+//! strangely, sessions that hold rows, servers without the usual databases.
+//!
+//! The master must wait for nobody, start with the server, and do as its owner's rights allow, whatever it meets.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use crate::cluster::Stop;
+use crate::multi::Plan;
+use crate::net::{CONTROL, Capture, Net};
+use crate::wait::wait_until;
+
+const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+const MASTER: &str = "SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'";
+
+/// A port of this machine that answers nobody: its queue is full, so that whoever connects hears nothing at all.
+struct Silent {
+    process: Child,
+    port: String,
+}
+
+const SILENT: &str = "
+import socket, sys, time
+listener = socket.socket()
+listener.bind(('127.0.0.1', 0))
+listener.listen(0)
+kept = []
+for _ in range(8):
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(listener.getsockname())
+    kept.append(one)
+time.sleep(0.5)
+print(listener.getsockname()[1], end='', flush=True)
+sys.stdout.close()
+sys.stdin.read()
+";
+
+impl Silent {
+    fn start() -> Silent {
+        let mut python = Command::new("python3");
+        python.args(["-c", SILENT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = python.spawn().expect("python3 can be run");
+        let mut port = String::new();
+        process.stdout.take().unwrap().read_to_string(&mut port).expect("it says its port");
+        Silent { process, port }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _gone = self.process.wait();
+    }
+}
+
+#[test]
+fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.connect_timeout = '600s'").with_table(T, "public.t");
+    let silent = Silent::start();
+    let conninfo = format!("host=127.0.0.1 port={} dbname=postgres tcp_user_timeout=0", silent.port);
+    let mut control = net.control();
+    control.exec(&format!("SELECT bucardo.add_db('Z', '{conninfo}', check_connection => false)"));
+    // A new master asks every member what it captures.
+    control.exec(MASTER);
+    for id in 1..=3 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.kick();
+    }
+    net.assert_equal("t");
+    assert_eq!(control.one("SELECT bucardo.stop('test', '60s')"), "stopped");
+}
+
+/// What the owner of the control database may do to it without being a superuser.
+#[test]
+fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec(
+        "CREATE FUNCTION public.spy(name, name) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+           RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
+           RETURN $1 OPERATOR(pg_catalog.=) $2; END $$; \
+         CREATE FUNCTION public.spy(text, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+           RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
+           RETURN $1 OPERATOR(pg_catalog.=) $2; END $$; \
+         CREATE OPERATOR public.= (LEFTARG = name, RIGHTARG = name, FUNCTION = public.spy); \
+         CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = text, FUNCTION = public.spy)",
+    );
+    for setting in [
+        "search_path = public, pg_catalog",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_deferrable = on",
+        "lock_timeout = '1ms'",
+        "statement_timeout = '1ms'",
+    ] {
+        control.exec(&format!("ALTER DATABASE {CONTROL} SET {setting}"));
+    }
+    control.exec(MASTER);
+    let mut a = net.on("A");
+    a.exec("SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; SET search_path = public");
+    for id in 1..=3 {
+        a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        assert!(matches!(control.one("SELECT bucardo.kick('s', '80s')").as_str(), "good" | "empty"));
+    }
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 3);
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
+    let log = net.servers[0].log();
+    assert!(!log.contains("spied by bucardo"), "a worker found an operator of the database's owner");
+}
+
+#[test]
+fn more_dbs_than_a_sync_can_have_are_refused() {
+    let net = Net::together(Capture::Native, 0);
+    net.on("A").exec(T);
+    let mut control = net.control();
+    let names: Vec<String> = (0..65).map(|i| format!("m{i}")).collect();
+    for name in &names {
+        control.exec(&format!("SELECT bucardo.add_db('{name}', check_connection => false)"));
+    }
+    let sql = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'public.t')", names.join(","));
+    let error = control.expect_error(&sql, "22023");
+    assert!(error.full().contains("65 dbs are too many") && error.full().contains("at most 64"), "{}", error.full());
+    let sql = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'public.t')", names[..64].join(","));
+    let error = control.expect_error(&sql, "22023");
+    assert!(!error.full().contains("too many"), "{}", error.full());
+}
+
+#[test]
+fn a_run_that_was_cancelled_is_in_the_history() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut locker, mut control) = (net.on("B"), net.control());
+    locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql("B", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    control.exec("SELECT pg_cancel_backend(pid) FROM bucardo.activity WHERE kind = 'kid' AND run IS NOT NULL");
+    net.wait_sql_on_control(
+        "the run that was cancelled",
+        "SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE state = 'bad' AND sqlstate = '57014' AND sync = 's' AND started < ended)",
+    );
+    locker.exec("COMMIT");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn a_stop_that_is_rolled_back_to_a_savepoint_was_none() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec("BEGIN; SAVEPOINT a; SELECT bucardo.stop(); ROLLBACK TO a; COMMIT");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    control.exec("BEGIN; SELECT bucardo.stop(); SAVEPOINT a; ROLLBACK TO a; COMMIT");
+    net.wait_state("stopped");
+    net.control().expect_error("SELECT bucardo.kick('s')", "55000");
+    wait_until("nobody to run", || control.number("SELECT count(*) FROM bucardo.activity") == 0);
+}
+
+/// The master notes by itself that a sync is paused: not while somebody holds the sync's row, and it waits for nobody.
+#[test]
+fn a_session_that_holds_a_sync_does_not_hold_the_master() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t', conflict_strategy => 'bucardo_abort'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (1, 'B')")]);
+    let mut holder = m.control();
+    holder.exec("BEGIN; SELECT bucardo.update_sync('s', checktime => '1h')");
+    m.try_kick().expect_err("a kick that ends in an abort raises");
+    m.control().exec("SELECT bucardo.ping('80s')");
+    assert_eq!(m.control().one("SELECT paused FROM bucardo.sync WHERE name = 's'"), "f");
+    let runs = "SELECT count(*) FROM bucardo.syncrun";
+    let before = m.control().number(runs);
+    holder.exec("COMMIT");
+    m.wait_state("paused");
+    assert_eq!(m.control().number(runs), before, "it is paused from the run on that wanted it");
+}
+
+#[test]
+fn the_master_starts_with_a_server_that_lacks_the_usual_databases() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec("ALTER DATABASE postgres ALLOW_CONNECTIONS false");
+    let drop =
+        |db: &str| wait_until("nobody to be connected", || net.control().try_query(&format!("DROP DATABASE {db}")).is_ok());
+    for (id, gone) in [(1, None), (2, Some("postgres")), (3, Some("template1"))] {
+        control.exec("UPDATE pg_database SET datistemplate = false WHERE datname = 'template1'");
+        gone.into_iter().for_each(drop);
+        net.servers[0].restart(Stop::Fast);
+        control = net.control();
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.wait_equal("t", &["B"]);
+    }
+}
+
+/// While no master runs, a DROP EXTENSION asks for one that only takes capture off.
+#[test]
+fn a_drop_that_is_rolled_back_while_the_master_is_away_leaves_no_trace() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let mut control = net.control();
+    control.exec(&format!("{MASTER}; BEGIN; DROP EXTENSION bucardo; ROLLBACK"));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.wait_state("good|empty");
+}
