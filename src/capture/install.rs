@@ -21,9 +21,11 @@ pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
 const VERSION: i32 = 8;
+/// Whoever waits for us while we wait for him shall not be the one who is ended: we look for that first, and try again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; \
     SET LOCAL client_min_messages = error; SET LOCAL statement_timeout = 0; SELECT pg_catalog.set_config('transaction_timeout', '0', true) \
-    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL";
+    WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL; \
+    SELECT pg_catalog.set_config('deadlock_timeout', '1ms', true) WHERE pg_catalog.current_setting('is_superuser') = 'on'";
 /// So many tables are captured with one statement.
 const BATCH: usize = 100;
 /// How often a busy table is tried, and the pause in between: some ten seconds in all.

@@ -90,7 +90,8 @@ pub struct Watcher {
 const SESSION: &str = "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
     SET default_transaction_deferrable = off; SET statement_timeout = 0; SET lock_timeout = 0; \
     SELECT pg_catalog.set_config(s, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::pg_catalog.text[]) s \
-    WHERE pg_catalog.current_setting(s, true) IS NOT NULL";
+    WHERE pg_catalog.current_setting(s, true) IS NOT NULL; \
+    SELECT pg_catalog.set_config('deadlock_timeout', '1ms', false) WHERE pg_catalog.current_setting('is_superuser') = 'on'";
 
 /// Tells what kind of source this is: whether it is this very server (and which database of it), and what it has.
 const KIND: &str = "SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
