@@ -170,7 +170,10 @@ fn a_few_wide_rows_of_several_sources() {
     let wide = "repeat(id || ' wide ', 500000)";
     m.changes(&[
         ("A", &format!("UPDATE t SET v = {wide}, n = 1 WHERE id <= 40; INSERT INTO u VALUES (1, 'A')")),
-        ("B", "UPDATE t SET v = 'B', n = 2 WHERE id BETWEEN 40 AND 60; DELETE FROM t WHERE id = 61; INSERT INTO u VALUES (2, 'B')"),
+        (
+            "B",
+            "UPDATE t SET v = 'B', n = 2 WHERE id BETWEEN 40 AND 60; DELETE FROM t WHERE id = 61; INSERT INTO u VALUES (2, 'B')",
+        ),
     ]);
     m.drain_equal(&["t", "u"]);
     m.expect_everywhere("SELECT count(*) || ' ' || sum(n) FILTER (WHERE id <= 60) FROM t", "79 81");
