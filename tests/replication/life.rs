@@ -3,7 +3,7 @@
 //!
 //! The master must wait for nobody, start with the server, and do as its owner's rights allow, whatever it meets.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::cluster::Stop;
@@ -32,8 +32,7 @@ for _ in range(8):
     one.connect_ex(listener.getsockname())
     kept.append(one)
 time.sleep(0.5)
-print(listener.getsockname()[1], end='', flush=True)
-sys.stdout.close()
+print(listener.getsockname()[1], flush=True)
 sys.stdin.read()
 ";
 
@@ -43,8 +42,8 @@ impl Silent {
         python.args(["-c", SILENT]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = python.spawn().expect("python3 can be run");
         let mut port = String::new();
-        process.stdout.take().unwrap().read_to_string(&mut port).expect("it says its port");
-        Silent { process, port }
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut port).expect("it says its port");
+        Silent { process, port: port.trim().to_owned() }
     }
 }
 
