@@ -21,7 +21,7 @@ struct Silent {
 }
 
 const SILENT: &str = "
-import socket, sys, time
+import socket, sys
 listener = socket.socket()
 listener.bind(('127.0.0.1', 0))
 listener.listen(0)
@@ -31,7 +31,6 @@ for _ in range(8):
     one.setblocking(False)
     one.connect_ex(listener.getsockname())
     kept.append(one)
-time.sleep(0.5)
 print(listener.getsockname()[1], flush=True)
 sys.stdin.read()
 ";
