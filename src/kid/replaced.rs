@@ -3,6 +3,7 @@
 //! written, and so cannot be replaced any more before the transaction ends; nothing may be committed by what was read of one
 //! that was.
 
+use super::shape::oid_array;
 use super::who;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Rows};
@@ -18,12 +19,12 @@ const REPLACED: &str = "SELECT p.oid::pg_catalog.regclass FROM unnest((SELECT $1
 
 /// Puts the question into a pipeline; the answer is for [`judge`].
 pub fn queue(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<()> {
-    conn.pipeline_add(REPLACED, &[], &[Some(array(oids).as_bytes())])
+    conn.pipeline_add(REPLACED, &[], &[Some(oid_array(oids).as_bytes())])
 }
 
 /// Asks at once.
 pub fn check(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<()> {
-    judge(Some(&conn.query_params(REPLACED, &[Some(&array(oids))])?))
+    judge(Some(&conn.query_params(REPLACED, &[Some(&oid_array(oids))])?))
 }
 
 /// An error that makes the run begin again, if any was.
@@ -39,7 +40,7 @@ const UNLESS: &str = "SELECT 1 / CASE WHEN EXISTS (";
 
 /// Puts a COMMIT into a pipeline that is not carried out if any was, and the question where the log is after it.
 pub fn queue_commit(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<()> {
-    conn.pipeline_add(&format!("{UNLESS}{REPLACED}) THEN 0 ELSE 1 END"), &[], &[Some(array(oids).as_bytes())])?;
+    conn.pipeline_add(&format!("{UNLESS}{REPLACED}) THEN 0 ELSE 1 END"), &[], &[Some(oid_array(oids).as_bytes())])?;
     who::queue_commit(conn)
 }
 
@@ -54,8 +55,4 @@ pub fn committed(conn: &mut Conn) -> Result<String> {
 
 fn replaced(table: &str) -> Error {
     Error::new(SqlState(*b"40001"), format!("{table} was emptied or rewritten during the run"))
-}
-
-fn array(oids: impl Iterator<Item = u32>) -> String {
-    format!("{{{}}}", oids.map(|o| o.to_string()).collect::<Vec<_>>().join(","))
 }

@@ -295,7 +295,8 @@ fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
     all
 }
 
-fn oid_array(oids: impl Iterator<Item = u32>) -> String {
+/// Oids as an array literal of PostgreSQL.
+pub fn oid_array(oids: impl Iterator<Item = u32>) -> String {
     format!("{{{}}}", oids.map(|o| o.to_string()).collect::<Vec<_>>().join(","))
 }
 
