@@ -110,6 +110,7 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
     at     timestamptz NOT NULL,
     origin text
 );
+CREATE INDEX IF NOT EXISTS capture_mark_relid ON bucardo.capture_mark (relid, xid);
 COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was truncated, or every row of it may have changed.';
 
 -- Native capture names here each segment that it writes into, in the transaction that does, so that idle tables cost a
@@ -136,7 +137,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 8 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 9 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -159,12 +160,15 @@ BEGIN
 END
 $body$;
 
--- Every row of the table may have changed, in a way that single deltas cannot say.
+-- Every row of the table may have changed, in a way that single deltas cannot say. Once for each transaction, unless it
+-- truncates the table in between: what marks may be called for each row.
 CREATE OR REPLACE FUNCTION bucardo.capture_whole(p_rel oid) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at)
     SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp() FROM bucardo.capture c
-     WHERE c.relid = p_rel OR c.relid IN (SELECT a.relid FROM pg_partition_ancestors(p_rel) a)
+     WHERE (c.relid = p_rel OR c.relid IN (SELECT a.relid FROM pg_partition_ancestors(p_rel) a))
+       AND (SELECT m.kind FROM bucardo.capture_mark m WHERE m.relid = c.relid AND m.xid = pg_current_xact_id()::text::bigint AND m.origin IS NULL
+             ORDER BY m.id DESC LIMIT 1) IS DISTINCT FROM 'whole'
 $body$;
 
 -- Captures what a run writes here, for whom else it concerns: other syncs, or members that its source cannot reach any
@@ -378,13 +382,13 @@ BEGIN
     RETURN NULL;
 EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
     OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
-    INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (%1$s, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
+    PERFORM bucardo.capture_whole(%1$s);
     RETURN NULL;
 END
 $f$, p_capture.relid, body, p_capture.active::regclass,
         CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END,
         -- Everybody may call that one in a trigger of his own table, where types and casts are his.
-        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) IS DISTINCT FROM pg_partition_root(%1$s) THEN
+        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) = pg_partition_root(%1$s) IS NOT TRUE THEN
         RETURN NULL;
     END IF;
 $f$, p_capture.relid) ELSE '' END);
@@ -408,7 +412,7 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
         called, bucardo.capture_body(c));
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
-    IF c.by_row THEN
+    IF EXISTS (SELECT FROM pg_class r WHERE r.oid = c.relid AND r.relkind = 'p') THEN
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', called);
     END IF;
     RETURN called;
@@ -514,8 +518,8 @@ BEGIN
            WHEN a.atttypid THEN format('t.%I', u.k) ELSE format('t.%I::%s', u.k, format_type(bucardo.capture_base(a.atttypid), -1)) END) v(plain);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
-        -- Arrays stay in the row as far as a page goes, and are never compressed.
-        EXECUTE format('CREATE TABLE %s WITH (autovacuum_enabled = false, toast_tuple_target = 8160) AS SELECT %s, NULL::bigint AS xid, '
+        -- Arrays stay in the row as far as a page goes, and are never compressed. The native writer knows heaps only.
+        EXECUTE format('CREATE TABLE %s USING heap WITH (autovacuum_enabled = false, toast_tuple_target = 8160) AS SELECT %s, NULL::bigint AS xid, '
             'NULL::timestamptz AS at, NULL::text AS origin, NULL::boolean AS existed%s FROM %s t WITH NO DATA', base, columns,
             CASE WHEN c.batched THEN arrays ELSE '' END, p_rel::regclass);
         IF c.batched THEN
@@ -823,7 +827,7 @@ $body$;
 
 -- Takes listed capture off again. How many tables were too busy.
 CREATE OR REPLACE FUNCTION bucardo.capture_release(p_control text, p_stale json) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $body$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $body$
 DECLARE
     s record;
     busy integer := 0;
@@ -968,7 +972,8 @@ $body$;
 
 -- Empties the segments that everybody has been served from, of tables with so many bytes of them. Never waits for a writer
 -- and lets none wait: it switches writers to an empty segment first, and takes a lock only on segments that they have left,
--- at once or not at all. A large one that was left just now waits for the next purge: somebody may be on his way to it.
+-- at once or not at all. One that was left just now waits for the next purge: somebody may be on his way to it. Where all is
+-- wanted (0 bytes), only a large one does.
 CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
@@ -1019,6 +1024,7 @@ BEGIN
         END IF;
         FOR i IN 1 .. 3 LOOP
             CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
+            CONTINUE WHEN i = left_now AND p_least > 0;
             IF pg_relation_size(c.segments[i]) > large THEN
                 CONTINUE WHEN i = left_now;
                 -- What is still wanted is found without keeping anybody out.

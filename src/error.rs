@@ -23,6 +23,7 @@ impl SqlState {
     pub const WRONG_STATE: Self = Self(*b"55000");
     pub const READ_ONLY: Self = Self(*b"25006");
     pub const LOCK_NOT_AVAILABLE: Self = Self(*b"55P03");
+    pub const OBJECT_IN_USE: Self = Self(*b"55006");
     pub const TIMED_OUT: Self = Self(*b"57014");
     pub const NOT_ALLOWED: Self = Self(*b"42501");
     pub const NOT_SUPPORTED: Self = Self(*b"0A000");

@@ -20,10 +20,11 @@ const CAPTURE_READ: &str = include_str!("../../sql/capture_read.sql");
 pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
-const VERSION: i32 = 8;
+const VERSION: i32 = 9;
 /// Whoever waits for us while we wait for him shall not be the one who is ended: we look for that first, and try again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; \
-    SET LOCAL client_min_messages = error; SET LOCAL statement_timeout = 0; SELECT pg_catalog.set_config('transaction_timeout', '0', true) \
+    SET LOCAL client_min_messages = error; SET LOCAL default_table_access_method = heap; \
+    SET LOCAL statement_timeout = 0; SELECT pg_catalog.set_config('transaction_timeout', '0', true) \
     WHERE pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL; \
     SELECT pg_catalog.set_config('deadlock_timeout', '1ms', true) WHERE pg_catalog.current_setting('is_superuser') = 'on'";
 /// So many tables are captured with one statement.
@@ -53,19 +54,40 @@ pub struct Captured {
 /// moment without writers on each table. Whoever waits for a lock makes those behind it wait too, so each try is short;
 /// when a table stays too busy, nothing is installed (55P03). `whole`: rows may have been written while nothing captured.
 pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
-    let mut tries = 0;
+    let mut tries = 1;
     loop {
-        conn.query(BEGIN)?;
-        let installed = install_objects(conn).and_then(|()| install_tables(conn, owner, tables, whole));
-        let Err(error) = installed else { return conn.query("COMMIT").map(drop) };
-        let _rolled_back = conn.query("ROLLBACK");
-        tries += 1;
-        let unlucky = matches!(error.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK);
-        if !unlucky || tries >= TRIES {
-            return Err(explained(error, owner));
+        match install_once(conn, owner, tables, whole) {
+            Err(error) if unlucky(&error) && tries < TRIES => {
+                tries += 1;
+                latch::wait(None, Some(PAUSE));
+            }
+            done => return done.map_err(|error| explained(error, owner)),
         }
-        latch::wait(None, Some(PAUSE));
     }
+}
+
+/// The same for whom nobody waits: it tries once, because trying again keeps everybody else from the table each time. Whether
+/// and when it is tried again is for the sync's own back-off to say (55006).
+pub fn install_at_once(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
+    install_once(conn, owner, tables, whole).map_err(|error| {
+        let busy = unlucky(&error);
+        let mut error = explained(error, owner);
+        if busy {
+            error.code = SqlState::OBJECT_IN_USE;
+            error = error.hint("A table is locked by another transaction. Let it end: it is tried again by itself.");
+        }
+        error
+    })
+}
+
+fn unlucky(error: &Error) -> bool {
+    matches!(error.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK)
+}
+
+fn install_once(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {
+    conn.query(BEGIN)?;
+    let installed = install_objects(conn).and_then(|()| install_tables(conn, owner, tables, whole));
+    conn.query(if installed.is_ok() { "COMMIT" } else { "ROLLBACK" }).and(installed)
 }
 
 fn explained(error: Error, owner: &Owner<'_>) -> Error {

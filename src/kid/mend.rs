@@ -46,5 +46,5 @@ pub fn mend(conn: &mut Conn, asker: &Asker<'_>, shapes: &Shapes) -> Result<()> {
         return Ok(());
     }
     let owner = Owner { control: asker.control, sync: &name, source, receivers: &receivers };
-    install::install(conn, &owner, &broken, !broken.is_empty())
+    install::install_at_once(conn, &owner, &broken, !broken.is_empty())
 }

@@ -2,15 +2,16 @@
 //! tuples) into a delta segment. No SPI, no plan, no look-up per row. Written inside the statement, so a rolled-back
 //! subtransaction takes its deltas along.
 //!
-//! The loops call the server's functions raw, inside one guard: an ERROR jumps over their frames, which therefore own
-//! nothing but memory of the server.
+//! All of it runs inside one guard, where the server is called as in `raw` only: an ERROR jumps over these frames, which
+//! therefore own nothing but memory of the server.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use pgrx::pg_sys::{self, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
 
 use super::captured::{Captured, Key, MAX_KEYS};
+use super::raw;
 use super::touched::Segment;
 
 /// How many rows are written at once.
@@ -23,42 +24,21 @@ const BATCH_BYTES: usize = 6000;
 const EXTRA: usize = 4;
 const COLUMNS: usize = 2 * MAX_KEYS + EXTRA;
 
-unsafe extern "C-unwind" {
-    fn tuplestore_gettupleslot(state: *mut Tuplestorestate, forward: bool, copy: bool, slot: *mut TupleTableSlot) -> bool;
-    fn slot_getsomeattrs_int(slot: *mut TupleTableSlot, attnum: c_int);
-    fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, isnull: *mut bool) -> HeapTuple;
-    fn ExecStoreHeapTuple(tuple: HeapTuple, slot: *mut TupleTableSlot, should_free: bool) -> *mut TupleTableSlot;
-    fn heap_multi_insert(
-        rel: Relation,
-        slots: *mut *mut TupleTableSlot,
-        n: c_int,
-        cid: pg_sys::CommandId,
-        options: c_int,
-        bistate: pg_sys::BulkInsertState,
-    );
-    fn datum_image_eq(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;
-    #[link_name = "datumCopy"]
-    fn datum_copy(value: Datum, by_value: bool, length: c_int) -> Datum;
-    #[link_name = "datumGetSize"]
-    fn datum_size(value: Datum, by_value: bool, length: c_int) -> usize;
-    fn construct_array(values: *mut Datum, n: c_int, kind: Oid, length: c_int, by_value: bool, align: c_char) -> *mut c_void;
-}
-
 /// Which segment writers use now: the sequence's last value, read from its page, past every snapshot and privilege.
 fn active_segment(sequence: Oid) -> usize {
     // SAFETY: a sequence has one page with one tuple whose first column is the int8 last_value; the buffer is pinned
     // and share-locked while it is read.
     let value = unsafe {
-        let rel = pg_sys::relation_open(sequence, pg_sys::AccessShareLock as i32);
-        let buffer = pg_sys::ReadBuffer(rel, 0);
-        pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+        let rel = raw::relation_open(sequence, pg_sys::AccessShareLock as i32);
+        let buffer = raw::read_buffer(rel, 0);
+        raw::lock_buffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
         let page = pg_sys::BufferGetPage(buffer).cast::<u8>();
         let line = (*page.cast::<pg_sys::PageHeaderData>()).pd_linp.as_ptr();
         let tuple = page.add((*line).lp_off() as usize);
         let header = usize::from((*tuple.cast::<pg_sys::HeapTupleHeaderData>()).t_hoff);
         let value = tuple.add(header).cast::<i64>().read_unaligned();
-        pg_sys::UnlockReleaseBuffer(buffer);
-        pg_sys::relation_close(rel, pg_sys::AccessShareLock as i32);
+        raw::unlock_release_buffer(buffer);
+        raw::relation_close(rel, pg_sys::AccessShareLock as i32);
         value
     };
     (value - 1).clamp(0, 2) as usize
@@ -95,17 +75,17 @@ impl Writer {
     unsafe fn new(captured: &Captured, existed: bool) -> Self {
         // SAFETY: opens a heap of ours with the lock that every INSERT takes, kept to the end of the transaction.
         unsafe {
-            let rel = pg_sys::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
+            let rel = raw::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
             let n = captured.keys.len();
             let desc = (*rel).rd_att;
             let mut values = [Datum::null(); COLUMNS];
             let mut nulls = [false; COLUMNS];
-            values[n] = Datum::from(pg_sys::GetTopFullTransactionId().value as i64);
-            values[n + 1] = Datum::from(pg_sys::GetCurrentTimestamp());
+            values[n] = Datum::from(raw::top_full_transaction_id().value as i64);
+            values[n + 1] = Datum::from(raw::current_timestamp());
             nulls[n + 2] = true;
             values[n + 3] = Datum::from(true);
             nulls[n + 3] = !existed;
-            let memory = pg_sys::AllocSetContextCreateExtended(
+            let memory = raw::create_memory_context(
                 pg_sys::CurrentMemoryContext,
                 c"bucardo deltas".as_ptr(),
                 0,
@@ -119,15 +99,15 @@ impl Writer {
                 desc,
                 keys: captured.keys.as_ptr(),
                 key_count: n,
-                slots: pg_sys::palloc(ROWS * size_of::<*mut TupleTableSlot>()).cast(),
+                slots: raw::palloc(ROWS * size_of::<*mut TupleTableSlot>()).cast(),
                 made: 0,
                 filled: 0,
                 batched,
-                waiting: if batched { pg_sys::palloc(n * BATCH * size_of::<Datum>()).cast() } else { std::ptr::null_mut() },
+                waiting: if batched { raw::palloc(n * BATCH * size_of::<Datum>()).cast() } else { std::ptr::null_mut() },
                 waits: 0,
                 bytes: 0,
                 keyless: false,
-                cid: pg_sys::GetCurrentCommandId(true),
+                cid: raw::current_command_id(true),
                 memory,
                 values,
                 nulls,
@@ -148,7 +128,7 @@ impl Writer {
             for i in 0..self.key_count {
                 let key = &*self.keys.add(i);
                 if (*slot).tts_nvalid < key.attnum {
-                    slot_getsomeattrs_int(slot, c_int::from(key.attnum));
+                    raw::deform(slot, c_int::from(key.attnum));
                 }
                 let at = key.attnum as usize - 1;
                 let value = *(*slot).tts_values.add(at);
@@ -190,10 +170,10 @@ impl Writer {
             } else {
                 let outer = pg_sys::CurrentMemoryContext;
                 pg_sys::CurrentMemoryContext = self.memory;
-                *place = datum_copy(value, false, c_int::from(key.length));
+                *place = raw::datum_copy(value, false, c_int::from(key.length));
                 pg_sys::CurrentMemoryContext = outer;
                 // With the room that alignment and a longer header may take.
-                self.bytes += datum_size(value, false, c_int::from(key.length)) + 8;
+                self.bytes += raw::datum_size(value, false, c_int::from(key.length)) + 8;
             }
         }
     }
@@ -220,8 +200,14 @@ impl Writer {
                     self.values[i] = *values;
                 } else {
                     let key = &*self.keys.add(i);
-                    let array =
-                        construct_array(values, self.waits as c_int, key.kind, c_int::from(key.length), key.by_value, key.align);
+                    let array = raw::construct_array(
+                        values,
+                        self.waits as c_int,
+                        key.kind,
+                        c_int::from(key.length),
+                        key.by_value,
+                        key.align,
+                    );
                     self.values[arrays + i] = Datum::from(array.cast::<u8>());
                 }
             }
@@ -244,13 +230,13 @@ impl Writer {
         unsafe {
             let outer = pg_sys::CurrentMemoryContext;
             if self.filled == self.made {
-                *self.slots.add(self.made) = pg_sys::MakeSingleTupleTableSlot(self.desc, &pg_sys::TTSOpsHeapTuple);
+                *self.slots.add(self.made) = raw::make_slot(self.desc, &pg_sys::TTSOpsHeapTuple);
                 self.made += 1;
             }
             pg_sys::CurrentMemoryContext = self.memory;
-            let tuple = heap_form_tuple(self.desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
+            let tuple = raw::heap_form_tuple(self.desc, self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
             pg_sys::CurrentMemoryContext = outer;
-            ExecStoreHeapTuple(tuple, *self.slots.add(self.filled), false);
+            raw::store_heap_tuple(tuple, *self.slots.add(self.filled), false);
             self.filled += 1;
             if self.filled == ROWS {
                 self.write();
@@ -268,9 +254,9 @@ impl Writer {
         unsafe {
             let outer = pg_sys::CurrentMemoryContext;
             pg_sys::CurrentMemoryContext = self.memory;
-            heap_multi_insert(self.rel, self.slots, self.filled as c_int, self.cid, 0, std::ptr::null_mut());
+            raw::heap_multi_insert(self.rel, self.slots, self.filled as c_int, self.cid, 0, std::ptr::null_mut());
             pg_sys::CurrentMemoryContext = outer;
-            pg_sys::MemoryContextReset(self.memory);
+            raw::reset_memory_context(self.memory);
         }
         self.filled = 0;
     }
@@ -287,10 +273,10 @@ impl Writer {
             let (oid, file) = ((*self.rel).rd_id, (*self.rel).rd_node.relNode);
             let segment = Segment { capture: self.capture, oid, file, keyless: self.keyless };
             for i in 0..self.made {
-                pg_sys::ExecDropSingleTupleTableSlot(*self.slots.add(i));
+                raw::drop_slot(*self.slots.add(i));
             }
-            pg_sys::MemoryContextDelete(self.memory);
-            pg_sys::table_close(self.rel, pg_sys::NoLock as i32);
+            raw::delete_memory_context(self.memory);
+            raw::table_close(self.rel, pg_sys::NoLock as i32);
             segment
         }
     }
@@ -303,10 +289,10 @@ impl Writer {
 unsafe fn reader(store: *mut Tuplestorestate, desc: TupleDesc) -> *mut TupleTableSlot {
     // SAFETY: as PostgreSQL's own scans of transition tables do.
     unsafe {
-        let pointer = pg_sys::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as c_int);
-        pg_sys::tuplestore_select_read_pointer(store, pointer);
-        pg_sys::tuplestore_rescan(store);
-        pg_sys::MakeSingleTupleTableSlot(desc, &pg_sys::TTSOpsMinimalTuple)
+        let pointer = raw::tuplestore_alloc_read_pointer(store, pg_sys::EXEC_FLAG_REWIND as c_int);
+        raw::tuplestore_select_read_pointer(store, pointer);
+        raw::tuplestore_rescan(store);
+        raw::make_slot(desc, &pg_sys::TTSOpsMinimalTuple)
     }
 }
 
@@ -337,17 +323,17 @@ unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captu
     unsafe {
         let mut segment = None;
         let slot = reader(store, desc);
-        if tuplestore_gettupleslot(store, true, false, slot) {
+        if raw::tuplestore_gettupleslot(store, true, false, slot) {
             let mut writer = Writer::new(captured, existed);
             loop {
                 writer.add(slot);
-                if !tuplestore_gettupleslot(store, true, false, slot) {
+                if !raw::tuplestore_gettupleslot(store, true, false, slot) {
                     break;
                 }
             }
             segment = Some(writer.finish());
         }
-        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        raw::drop_slot(slot);
         segment
     }
 }
@@ -360,8 +346,8 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
         let (before, after) = (reader(old, desc), reader(new, desc));
         let mut writer = MaybeUninit::<Writer>::uninit();
         let mut begun = false;
-        while tuplestore_gettupleslot(new, true, false, after) {
-            let paired = tuplestore_gettupleslot(old, true, false, before);
+        while raw::tuplestore_gettupleslot(new, true, false, after) {
+            let paired = raw::tuplestore_gettupleslot(old, true, false, before);
             if paired && same_row(before, after) {
                 continue;
             }
@@ -376,8 +362,8 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
             }
         }
         let segment = begun.then(|| writer.assume_init_mut().finish());
-        pg_sys::ExecDropSingleTupleTableSlot(before);
-        pg_sys::ExecDropSingleTupleTableSlot(after);
+        raw::drop_slot(before);
+        raw::drop_slot(after);
         segment
     }
 }
@@ -409,13 +395,13 @@ unsafe fn same_key(a: *mut TupleTableSlot, b: *mut TupleTableSlot, keys: &[Key])
         keys.iter().all(|key| {
             let value = |slot: *mut TupleTableSlot| {
                 if (*slot).tts_nvalid < key.attnum {
-                    slot_getsomeattrs_int(slot, c_int::from(key.attnum));
+                    raw::deform(slot, c_int::from(key.attnum));
                 }
                 let at = key.attnum as usize - 1;
                 (*(*slot).tts_values.add(at), *(*slot).tts_isnull.add(at))
             };
             let ((x, x_null), (y, y_null)) = (value(a), value(b));
-            x_null == y_null && (x_null || datum_image_eq(x, y, key.by_value, c_int::from(key.length)))
+            x_null == y_null && (x_null || raw::datum_image_eq(x, y, key.by_value, c_int::from(key.length)))
         })
     }
 }
@@ -430,8 +416,8 @@ pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) -> Option<Segm
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             let desc = (*(*trigger).tg_relation).rd_att;
             let slot = |tuple: HeapTuple| {
-                let slot = pg_sys::MakeSingleTupleTableSlot(desc, &pg_sys::TTSOpsHeapTuple);
-                ExecStoreHeapTuple(tuple, slot, false)
+                let slot = raw::make_slot(desc, &pg_sys::TTSOpsHeapTuple);
+                raw::store_heap_tuple(tuple, slot, false)
             };
             let first = slot((*trigger).tg_trigtuple);
             let inserted = (*trigger).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_INSERT;
@@ -442,10 +428,10 @@ pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) -> Option<Segm
                 if !same_key(first, second, &captured.keys) {
                     writer.add(second);
                 }
-                pg_sys::ExecDropSingleTupleTableSlot(second);
+                raw::drop_slot(second);
             }
             let segment = writer.finish();
-            pg_sys::ExecDropSingleTupleTableSlot(first);
+            raw::drop_slot(first);
             Some(segment)
         })
     }

@@ -7,6 +7,7 @@ pub mod delta;
 pub mod fault;
 pub mod hook;
 pub mod latch;
+mod raw;
 pub mod role;
 pub mod shmem;
 pub mod spi;

@@ -30,6 +30,8 @@ thread_local! {
     /// Whether this transaction captured anything.
     static CAPTURED: Cell<bool> = const { Cell::new(false) };
     static WARNED: Cell<bool> = const { Cell::new(false) };
+    /// The tables that this transaction has marked, with the subtransaction that did: a statement calls for each row.
+    static MARKED: RefCell<HashMap<Oid, pg_sys::SubTransactionId>> = RefCell::new(HashMap::new());
 }
 
 /// The record by which the server knows the calling convention.
@@ -113,6 +115,8 @@ fn register_once() {
 /// A relation changed: what was resolved through it is looked up again. 0 means all.
 #[pg_guard]
 unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
+    // It may have been truncated: what changes afterwards is marked anew.
+    forget_marks();
     let _ = KNOWN.try_with(|known| {
         if let Ok(mut known) = known.try_borrow_mut() {
             let uses = |(table, _): &(Oid, Oid), entry: &Known| match entry {
@@ -129,6 +133,7 @@ unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    forget_marks();
     if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
         && CAPTURED.take()
         && event == XACT_EVENT_COMMIT
@@ -144,11 +149,24 @@ pub fn note_captured() {
     CAPTURED.set(true);
 }
 
+fn forget_marks() {
+    let _ = MARKED.try_with(|marked| marked.try_borrow_mut().map(|mut marked| marked.clear()));
+}
+
 /// The key changed under the triggers: single rows cannot be written down, so the whole table is.
 fn mark_whole(table: Oid) {
+    // SAFETY: both only read the state of the current transaction.
+    let alive = |sub| unsafe { pg_sys::SubTransactionIsActive(sub) };
+    if MARKED.with_borrow(|marked| marked.get(&table).is_some_and(|sub| alive(*sub))) {
+        return;
+    }
     let sql = format!("SELECT bucardo.capture_whole({}::pg_catalog.oid)", table.to_u32());
     if let Err(error) = role::with_rights_of(pg_sys::BOOTSTRAP_SUPERUSERID, || pgrx::Spi::run(&sql)) {
         warning!("bucardo: a changed table could not be marked: {error}");
+    } else {
+        // SAFETY: it only reads the state of the current transaction.
+        let sub = unsafe { pg_sys::GetCurrentSubTransactionId() };
+        MARKED.with_borrow_mut(|marked| marked.insert(table, sub));
     }
     CAPTURED.set(true);
 }

@@ -3,7 +3,7 @@
 //! All scenarios run twice: with the extension on the source (native trigger) and without (plain SQL objects). The
 //! application must notice nothing: no right needed, no `search_path` trusted, no statement refused.
 
-use crate::net::{Capture, Net};
+use crate::net::{CONTROL, Capture, Net};
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 
@@ -17,7 +17,10 @@ for_both!(
     emptied_segments,
     serializable_writers,
     partitions_made_by_their_owner,
-    everything_is_published
+    everything_is_published,
+    a_writer_that_does_not_get_the_segment,
+    an_altered_key_is_marked_once,
+    segments_are_heaps
 );
 
 fn statements(capture: Capture) {
@@ -280,7 +283,7 @@ fn partitions_made_by_their_owner(capture: Capture) {
     let mut a = net.on("A");
     a.exec("CREATE ROLE app LOGIN; GRANT ALL ON SCHEMA public TO app; ALTER TABLE p OWNER TO app");
     net.on("B").exec("CREATE TABLE p_all PARTITION OF p DEFAULT");
-    let db = if capture == Capture::Native { crate::net::CONTROL } else { "a" };
+    let db = if capture == Capture::Native { CONTROL } else { "a" };
     let mut app = net.server_of("A").connect_as(db, "app");
     app.exec("CREATE TABLE p_1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE p_2 (LIKE p INCLUDING ALL)");
     app.exec("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES IN (2); INSERT INTO p VALUES (1, 1), (2, 2)");
@@ -321,6 +324,17 @@ fn a_strangers_trigger_captures_nothing() {
     ));
     assert_eq!(stranger.number("SELECT count(*) FROM caught"), 0, "the stranger's function was called with other rights");
     assert_eq!(net.pending(), 0);
+    // Of tables that only inherit nobody takes triggers over.
+    a.exec("CREATE TABLE i (id int PRIMARY KEY); CREATE TABLE i_1 () INHERITS (i)");
+    net.on("B").exec("CREATE TABLE i (id int PRIMARY KEY)");
+    net.control().exec("SELECT bucardo.add_table('public.i', 's')");
+    let called = a.one("SELECT tgfoid::regproc FROM pg_trigger WHERE tgrelid = 'i'::regclass AND tgtype & 1 = 1 LIMIT 1");
+    let trigger = format!("CREATE TRIGGER y AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {called}()");
+    stranger.expect_error(&trigger, "42501");
+    // An old grant does not help him either.
+    a.exec(&format!("GRANT EXECUTE ON FUNCTION {called}() TO PUBLIC"));
+    stranger.exec(&format!("DROP TRIGGER x ON mine; {trigger}; INSERT INTO mine VALUES ('x', 'x')"));
+    assert_eq!(stranger.number("SELECT count(*) FROM caught"), 0, "the stranger's function was called with other rights");
 }
 
 /// A publication that publishes deletes refuses them on tables without a replica identity, also on ours.
@@ -335,6 +349,103 @@ fn everything_is_published(capture: Capture) {
     net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
     assert_eq!(a.number(held), 0, "bytes of capture");
     net.control().exec("SELECT bucardo.remove_sync('s')");
+}
+
+/// An error while a key is written down is the application's like any other; the server goes on.
+fn a_writer_that_does_not_get_the_segment(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let (mut a, mut other) = (net.on("A"), net.on("A"));
+    a.exec("INSERT INTO t VALUES (1, 'x'), (2, 'x')");
+    net.settle(&["t"]);
+    let segments = a.one("SELECT string_agg(g::regclass::text, ', ') FROM bucardo.capture c, unnest(c.segments) g");
+    other.exec(&format!("BEGIN; LOCK TABLE {segments} IN SHARE MODE"));
+    a.exec("SET lock_timeout = '50ms'");
+    for sql in ["INSERT INTO t VALUES (3, 'y')", "UPDATE t SET v = 'y'", "DELETE FROM t"] {
+        a.expect_error(sql, "55P03");
+    }
+    a.exec("SET lock_timeout = 0; SET statement_timeout = '50ms'");
+    a.expect_error("UPDATE t SET v = 'y' WHERE id = 1", "57014");
+    a.exec("SET statement_timeout = 0");
+    other.exec("ROLLBACK");
+    a.exec("UPDATE t SET v = 'z'");
+    net.settle(&["t"]);
+    assert_eq!(net.server_of("A").crash_restarts(), 0);
+}
+
+/// What cannot be written down row by row is marked once, not for each row.
+fn an_altered_key_is_marked_once(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p DEFAULT",
+    );
+    net.add_sync("tables => 'public.p', autokick => false");
+    let mut a = net.on("A");
+    let marks = "SELECT count(*) FROM bucardo.capture_mark";
+    a.exec("BEGIN; ALTER TABLE p ALTER id TYPE text");
+    a.exec("INSERT INTO p SELECT 'k' || g, 1 FROM generate_series(1, 300) g");
+    a.exec("SAVEPOINT s; INSERT INTO p VALUES ('gone', 1); ROLLBACK TO s");
+    assert_eq!(a.number(marks), 1, "marks of one transaction");
+    a.exec("TRUNCATE p; INSERT INTO p SELECT 'm' || g, 1 FROM generate_series(1, 300) g; COMMIT");
+    let after = "SELECT string_agg(kind, ' ' ORDER BY id) FROM bucardo.capture_mark WHERE id > (SELECT max(id) FROM bucardo.capture_mark WHERE kind = 'truncate')";
+    assert_eq!(a.one(after), "whole", "marks after the TRUNCATE");
+    net.on("B").exec("ALTER TABLE p ALTER id TYPE text");
+    net.kick();
+    net.assert_equal("p");
+}
+
+/// The segments are heaps, whatever tables of the database are by default.
+fn segments_are_heaps(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(T);
+    let mut a = net.on("A");
+    a.exec("CREATE ACCESS METHOD other TYPE TABLE HANDLER heap_tableam_handler");
+    let db = a.one("SELECT quote_ident(current_database())");
+    a.exec(&format!("ALTER DATABASE {db} SET default_table_access_method = other"));
+    net.add_sync("tables => 'public.t'");
+    a.exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    let kinds = "SELECT string_agg(DISTINCT m.amname, ',') FROM bucardo.capture c, unnest(c.segments) g JOIN pg_class r ON r.oid = g JOIN pg_am m ON m.oid = r.relam";
+    assert_eq!(a.one(kinds), "heap");
+}
+
+/// A trigger of the native function that somebody puts on a table of his own, with names of his choice: nothing is written.
+#[test]
+fn a_strangers_native_trigger_writes_nothing() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE t (id text PRIMARY KEY)");
+    net.add_sync("tables => 'public.t', autokick => false");
+    let mut a = net.on("A");
+    a.exec("CREATE ROLE stranger LOGIN; GRANT pg_monitor TO stranger; GRANT ALL ON SCHEMA public TO stranger");
+    let segments = a.one("SELECT string_agg(quote_literal(r.relname), ', ' ORDER BY ord) FROM bucardo.capture c, unnest(c.segments) WITH ORDINALITY u (g, ord) JOIN pg_class r ON r.oid = u.g");
+    let active = a.one("SELECT quote_literal('seg' || id || '_active') FROM bucardo.capture");
+    let rows = "SELECT count(*) FROM bucardo.db";
+    let before = a.number(rows);
+    let mut stranger = net.server_of("A").connect_as(CONTROL, "stranger");
+    stranger.exec("CREATE TABLE mine (k text NOT NULL)");
+    for arguments in [format!("{active}, 'db', 'db', 'db', 'k'"), format!("{active}, {segments}, 'k'"), "'x', 'y'".to_string()] {
+        stranger.exec(&format!(
+            "CREATE TRIGGER x AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION bucardo.capture({arguments}); \
+             INSERT INTO mine VALUES ('a'); DROP TRIGGER x ON mine"
+        ));
+    }
+    assert_eq!((a.number(rows), net.pending()), (before, 0));
+    assert_eq!(net.server_of("A").crash_restarts(), 0);
+}
+
+/// Capture that is broken is not mended by keeping everybody from a table that somebody holds.
+#[test]
+fn a_held_table_is_captured_anew_later() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    let (mut a, mut other) = (net.on("A"), net.on("A"));
+    a.exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    other.exec("BEGIN; SELECT count(*) FROM t");
+    a.exec("CREATE TABLE child () INHERITS (t)");
+    let error = net.try_kick().expect_err("a table that is held");
+    assert_eq!(error.sqlstate, "55006", "{}", error.message);
+    other.exec("COMMIT");
+    a.exec("INSERT INTO t VALUES (2, 'y')");
+    net.settle(&["t"]);
 }
 
 fn prepared(capture: Capture) {
@@ -381,7 +492,7 @@ fn application_role(capture: Capture) {
         "CREATE ROLE app LOGIN; CREATE SCHEMA evil AUTHORIZATION app; GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON t TO app; \
          GRANT USAGE ON SCHEMA public TO app",
     );
-    let db = if capture == Capture::Native { crate::net::CONTROL } else { "a" };
+    let db = if capture == Capture::Native { CONTROL } else { "a" };
     let mut app = net.server_of("A").connect_as(db, "app");
     app.exec(
         "CREATE TABLE evil.caught (what text); \
