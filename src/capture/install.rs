@@ -61,9 +61,22 @@ pub fn install(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: b
                 tries += 1;
                 latch::wait(None, Some(PAUSE));
             }
-            done => return done.map_err(|error| explained(error, owner)),
+            Err(error) => return Err(explained(error, owner)),
+            Ok(()) => return warn_of_publications(conn, owner.source),
         }
     }
+}
+
+/// A publication of everything has taken our tables in as well, and a subscriber that lacks them stops, keeping the source's log.
+fn warn_of_publications(conn: &mut Conn, source: &str) -> Result<()> {
+    let names =
+        "SELECT string_agg(quote_ident(pubname), ', ' ORDER BY pubname) FROM pg_catalog.pg_publication WHERE puballtables";
+    if let Some(names) = conn.query(names)?.get(0, 0) {
+        pgrx::warning!(
+            "db \"{source}\" publishes all tables ({names}), from now on those of schema bucardo as well: give its subscribers these tables, or let the publication list its own"
+        );
+    }
+    Ok(())
 }
 
 /// The same for whom nobody waits: it tries once, because trying again keeps everybody else from the table each time. Whether

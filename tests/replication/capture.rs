@@ -342,6 +342,9 @@ fn everything_is_published(capture: Capture) {
     let net = Net::together(capture, 1).with_table(T, "public.t");
     let mut a = net.on("A");
     a.exec("CREATE PUBLICATION p FOR ALL TABLES");
+    net.everywhere("CREATE TABLE other (id int PRIMARY KEY)");
+    let told = net.control().try_query("SELECT bucardo.add_table('public.other', 's')").unwrap().notices;
+    assert!(told.iter().any(|n| n.message.contains("publishes all tables (p)")), "no warning that p publishes everything");
     a.exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 100) g; TRUNCATE t; INSERT INTO t VALUES (1, 'x')");
     net.settle(&["t"]);
     let held = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
