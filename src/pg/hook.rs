@@ -92,7 +92,13 @@ unsafe fn concerns_us(node: *mut pg_sys::Node) -> bool {
         !node.is_null()
             && match (*node).type_ {
                 T_DropdbStmt => true,
-                T_DropStmt => (*node.cast::<pg_sys::DropStmt>()).removeType == pg_sys::ObjectType::OBJECT_EXTENSION,
+                T_DropStmt => {
+                    let drop = &*node.cast::<pg_sys::DropStmt>();
+                    // The extension goes with its schema.
+                    drop.removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                        || drop.removeType == pg_sys::ObjectType::OBJECT_SCHEMA
+                            && drop.behavior == pg_sys::DropBehavior::DROP_CASCADE
+                }
                 T_TransactionStmt => {
                     (*node.cast::<pg_sys::TransactionStmt>()).kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
                 }

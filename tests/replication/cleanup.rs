@@ -118,6 +118,11 @@ fn drop_and_create_in_one_transaction() {
 }
 
 #[test]
+fn drop_of_the_extensions_schema() {
+    dropped_by(|_| (), "DROP SCHEMA bucardo CASCADE");
+}
+
+#[test]
 fn a_drop_extension_that_is_rolled_back_leaves_a_stopped_one_as_it_was() {
     let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
     net.control().exec("SELECT bucardo.stop()");
