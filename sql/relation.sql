@@ -1,4 +1,4 @@
--- Tables and sequences, and the named, ordered lists of them. Written by src/api/relgroup.rs and src/api/relation.rs.
+-- Tables and sequences, and the named, ordered lists of them. Written by src/api/relgroup.rs, table.rs and tables.rs.
 -- A relation stands here once, however many relgroups hold it; its options belong to its place in a relgroup.
 
 CREATE TABLE bucardo.relgroup (

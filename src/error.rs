@@ -37,7 +37,7 @@ impl SqlState {
 
     /// Reads the five characters that libpq gives; anything else is an internal error.
     pub fn parse(text: &str) -> Self {
-        <[u8; 5]>::try_from(text.as_bytes()).map_or(Self::INTERNAL, Self)
+        <[u8; 5]>::try_from(text.as_bytes()).ok().filter(|s| s.is_ascii()).map_or(Self::INTERNAL, Self)
     }
 
     pub fn as_str(&self) -> &str {
@@ -46,7 +46,7 @@ impl SqlState {
 
     /// The first two characters: the class, as `08` for connection exceptions.
     pub fn class(&self) -> &str {
-        &self.as_str()[..2]
+        self.as_str().get(..2).unwrap_or("XX")
     }
 
     /// The number by which the server packs the five characters (six bits each, the first lowest).
@@ -114,7 +114,7 @@ impl Error {
         // The words of a trigger are its author's; a partition that is missing is told by its key.
         let whole = refused && !matches!(function, Some("exec_stmt_raise" | "ExecFindPartition"));
         let (row, detail) = if whole { (detail, None) } else { (None, detail) };
-        self.row = row.and_then(|row| Some(row[row.find('(')? + 1..row.rfind(')')?].to_string()));
+        self.row = row.and_then(|row| Some(row.get(row.find('(')? + 1..row.rfind(')')?)?.to_string()));
         self.detail = detail.or_else(|| context.map(|context| without_data(&context)));
         self
     }
@@ -228,6 +228,19 @@ mod tests {
         let refused =
             said("23514", "ExecConstraints", Some("Failing row contains (7, 4111)."), Some("COPY t, line 1: \"7\t4111\""));
         assert_eq!(refused.to_string(), "no (COPY t, line 1)");
+    }
+
+    #[test]
+    fn what_a_server_makes_up_is_taken_as_it_comes() {
+        for row in [") and (", ")(", "(", ")", ""] {
+            let error = said("23502", "ExecConstraints", Some(row), None);
+            assert_eq!(error.with_key(&["id".to_string()]).to_string(), "no", "{row}");
+        }
+        for code in ["0é12", "€12", "é", "", "ééé"] {
+            assert_eq!(SqlState::parse(code).class(), "XX", "{code}");
+        }
+        assert_eq!(SqlState(*b"0\xc3\xa912").class(), "XX");
+        assert_eq!(SqlState::parse("08006").class(), "08");
     }
 
     #[test]

@@ -126,6 +126,12 @@ mod armed {
         Ok(fault::hits(number(point).ok_or_else(|| unknown(point))?))
     }
 
+    /// Whether somebody has met what was set, as often as it was. Passings before that do not count.
+    #[pg_extern]
+    fn fault_taken(point: &str) -> Result<bool, ErrorReport> {
+        Ok(fault::is_taken(number(point).ok_or_else(|| unknown(point))?))
+    }
+
     /// The names of all points.
     #[pg_extern]
     fn fault_points() -> SetOfIterator<'static, &'static str> {

@@ -1,6 +1,6 @@
 //! The map of the extension. A change travels through the folders in this order:
-//! `capture` (a row changes on a source), `master` (a kick becomes a kid), `kid` (one run of one sync)
-//! and `purge` (afterwards). `catalog` is what the user configured, `api` the SQL functions, `libpq` the
+//! `capture` (a row changes on a source), `master` (a kick becomes a kid; purging afterwards) and `kid` (one run of
+//! one sync). `catalog` is what the user configured, `api` the SQL functions, `libpq` the
 //! wire to the members and `pg` the server underneath. This file only lists and registers; it decides nothing.
 
 use pgrx::prelude::*;

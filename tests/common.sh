@@ -9,6 +9,8 @@
 # Must never: write outside of SCRATCH and the project's target folder; stop a server that it did not start.
 
 set -euo pipefail
+# What is built and installed here is read by the user that runs the servers.
+umask 022
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PG_MAJOR=${PG_MAJOR:-15}

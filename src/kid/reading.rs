@@ -6,10 +6,10 @@ use super::statements::{Join, Window, format_of, list};
 use crate::ident::{quote_ident, quote_literal};
 
 /// The condition of a window given as parameters: xmax, xip.
+const BY_PARAMETERS: &str = "(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_catalog.int8[]))";
 /// The same where the planner shall not see the values, so that it keeps one plan for all of them.
 const BY_HIDDEN_PARAMETERS: &str =
     "(xid >= (SELECT $1::pg_catalog.int8) OR xid = ANY ((SELECT $2::pg_catalog.int8[])::pg_catalog.int8[]))";
-const BY_PARAMETERS: &str = "(xid >= $1::pg_catalog.int8 OR xid = ANY ($2::pg_catalog.int8[]))";
 
 /// One table of a run: what is captured, and what is read from the source.
 pub struct Reading<'a> {

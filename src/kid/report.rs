@@ -48,6 +48,7 @@ impl Progress {
             kid.rows_done = 0;
             kid.rows_total = 0;
             kid.relation = Text::EMPTY;
+            kid.member = Text::EMPTY;
             kid.since = now;
         });
         Self {
@@ -87,7 +88,15 @@ impl Progress {
     pub fn phase(&mut self, phase: Phase) {
         self.clock();
         self.phase = (phase, Instant::now());
-        show(self.slot, |kid| kid.phase = phase);
+        show(self.slot, |kid| {
+            kid.phase = phase;
+            kid.member = Text::EMPTY;
+        });
+    }
+
+    /// Turns to one member, until the next phase, in which they work at the same time.
+    pub fn member(&self, name: &str) {
+        show(self.slot, |kid| kid.member = Text::new(name));
     }
 
     pub fn total(&self, rows: u64) {

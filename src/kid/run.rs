@@ -242,11 +242,12 @@ fn one_attempt(
     progress: &mut Progress,
 ) -> Result<Vec<Failure>, (Error, bool)> {
     progress.phase(Phase::Connect);
+    progress.member(&plan.sync.members[source].db.name);
     let mut from = pool.take(&plan.sync.members[source].db).map_err(|e| (e, true))?;
     let fresh = from.fresh;
     let fail = |e: Error| (e, fresh);
     let shapes = plan.source_shapes(source, &mut from).map_err(fail)?;
-    let (mut receivers, mut failures) = open_receivers(plan, pool, todo);
+    let (mut receivers, mut failures) = open_receivers(plan, pool, todo, progress);
     recognise(plan, source, &mut from, &mut receivers, &mut failures).map_err(fail)?;
     let encoding = members::common_encoding(std::iter::once(&from).chain(receivers.iter().map(|r| &r.session)));
     members::speak(&mut from.conn, encoding).map_err(fail)?;
@@ -306,10 +307,11 @@ fn recognise(
     }
 }
 
-fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64) -> (Vec<Receiver>, Vec<Failure>) {
+fn open_receivers(plan: &mut Plan, pool: &mut Pool, todo: u64, progress: &Progress) -> (Vec<Receiver>, Vec<Failure>) {
     let mut receivers = Vec::new();
     let mut failures = Vec::new();
     for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
+        progress.member(&plan.sync.members[index].db.name);
         let opened = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true)).and_then(|mut session| {
             let fresh = session.fresh;
             let shapes = plan.shapes(index, &mut session).map_err(|e| (e, fresh))?;

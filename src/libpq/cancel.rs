@@ -28,7 +28,8 @@ pub fn closed(raw: *mut ffi::PGconn) {
 pub fn cancel_all() {
     let open = OPEN.try_with(|o| o.try_borrow().map(|o| o.clone()).unwrap_or_default()).unwrap_or_default();
     for raw in open {
-        cancel(raw as *mut ffi::PGconn);
+        // SAFETY: whoever closes a connection takes it from the list first.
+        unsafe { cancel(raw as *mut ffi::PGconn) };
     }
 }
 
@@ -55,8 +56,11 @@ impl Drop for Request {
 
 /// Asks the member to stop the running statement; without effect when none runs. PQcancel blocks until the server hangs
 /// up, so a thread does it, which touches nothing else and is left alone when that takes too long.
-pub fn cancel(raw: *mut ffi::PGconn) {
-    // SAFETY: raw is an open connection of this process.
+///
+/// # Safety
+/// `raw` is an open connection of this process.
+pub unsafe fn cancel(raw: *mut ffi::PGconn) {
+    // SAFETY: the caller promises that raw is open.
     let request = unsafe {
         if ffi::PQtransactionStatus(raw) != ffi::PQTRANS_ACTIVE {
             return;
@@ -82,7 +86,7 @@ pub fn cancel(raw: *mut ffi::PGconn) {
 
 /// Runs the body with all signals held back: a thread that it starts never takes one, because the server's handlers
 /// belong to the main thread.
-fn without_signals(body: impl FnOnce()) {
+pub(super) fn without_signals(body: impl FnOnce()) {
     // SAFETY: both sets are filled before they are read; only this thread's mask is changed, and put back.
     unsafe {
         let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());

@@ -1,10 +1,9 @@
-//! One connection to one member: opened under a deadline, used without blocking, cancelled and closed in every way
+//! One connection to one member: opened under a deadline (see `opening`), used without blocking, cancelled and closed in every way
 //! out. After an error of the wire it is `broken` and must be replaced; it never reconnects by itself.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr;
-use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
@@ -40,140 +39,36 @@ pub struct Conn {
     pub failed_at: usize,
 }
 
-/// A connection that is being made. Dropped, it is closed.
-pub struct Opening {
-    conn: Conn,
-    /// What the socket must be ready for before the next step.
-    pub ready: Ready,
-    pub deadline: Instant,
-    began: Instant,
-}
-
-/// What a step of connecting came to.
-pub enum Step {
-    Open(Conn),
-    Opening(Opening),
-}
-
-impl Opening {
-    pub fn socket(&self) -> i32 {
-        self.conn.socket()
-    }
-
-    /// When to call [`Opening::step`] again for who cannot wait for the socket: connecting is short, or it takes long.
-    pub fn look_again(&self) -> Duration {
-        (self.began.elapsed() / 4).clamp(Duration::from_millis(2), Duration::from_millis(100))
-    }
-
-    /// Goes on connecting as far as the socket is ready for it, or fails when the deadline has passed. libpq must not be
-    /// called before that: it would send over a socket that is not connected, and wait there for as long as TCP tries.
-    pub fn step(mut self) -> Result<Step> {
-        if latch::left(self.deadline).is_none() {
-            return Err(self.conn.refused("timeout expired"));
-        }
-        if self.socket() >= 0 && !latch::is_ready(self.socket(), self.ready) {
-            return Ok(Step::Opening(self));
-        }
-        // SAFETY: raw is a connection being made.
-        match unsafe { ffi::PQconnectPoll(self.conn.raw) } {
-            ffi::PGRES_POLLING_FAILED => return Err(self.conn.refused(&self.conn.wire_message())),
-            ffi::PGRES_POLLING_READING => self.ready = Ready::Read,
-            ffi::PGRES_POLLING_OK => {
-                // SAFETY: raw is open.
-                unsafe {
-                    ffi::PQsetnonblocking(self.conn.raw, 1);
-                    ffi::PQsetNoticeReceiver(self.conn.raw, Some(ignore_notice), ptr::null_mut());
-                }
-                return Ok(Step::Open(self.conn));
-            }
-            _ => self.ready = Ready::ReadWrite,
-        }
-        Ok(Step::Opening(self))
-    }
-}
-
-fn refused(name: &str, info: &Conninfo, text: &str) -> Error {
-    // libpq's own words, on one line.
-    let text = info.scrub(text).split_whitespace().collect::<Vec<_>>().join(" ");
-    Error::new(SqlState::CANNOT_CONNECT, format!("could not connect to db \"{name}\": {text}"))
-        .hint(format!("See whether the server runs and takes this conninfo: {}", info.masked()))
-}
-
-/// Drops notices of a member: they belong to nobody's terminal.
-unsafe extern "C" fn ignore_notice(_arg: *mut std::ffi::c_void, _res: *const ffi::PGresult) {}
-
 impl Conn {
-    /// Connects within `timeout`; an error has libpq's own words under 08001.
-    pub fn open(target: &Target, application_name: &str, timeout: Duration) -> Result<Self> {
-        let mut opening = Self::start(target, application_name, timeout)?;
-        loop {
-            let wait = latch::left(opening.deadline);
-            if latch::wait(Some((opening.socket(), opening.ready)), wait) == Woken::Latch {
-                continue;
-            }
-            match opening.step()? {
-                Step::Open(conn) => return Ok(conn),
-                Step::Opening(again) => opening = again,
-            }
-        }
-    }
-
-    /// Begins to connect and returns at once: [`Opening::step`] goes on whenever the socket is ready.
-    pub fn start(target: &Target, application_name: &str, timeout: Duration) -> Result<Opening> {
-        let mut options = target.info.options.clone();
-        // Names in statements are UTF-8, whatever the conninfo or the server says.
-        options.retain(|(k, _)| k != "client_encoding");
-        options.push(("client_encoding".into(), "UTF8".into()));
-        options.push(("fallback_application_name".into(), application_name.into()));
-        for (keyword, value) in
-            [("keepalives_idle", "10"), ("keepalives_interval", "5"), ("keepalives_count", "3"), ("tcp_user_timeout", "30000")]
-        {
-            if target.info.get(keyword).is_none() {
-                options.push((keyword.into(), value.into()));
-            }
-        }
-        let fail = |text: &str| refused(&target.name, &target.info, text);
-        let c_text = |t: &String| CString::new(t.as_str()).map_err(|_| fail("a value holds a null byte"));
-        let keywords = options.iter().map(|(k, _)| c_text(k)).collect::<Result<Vec<_>>>()?;
-        let values = options.iter().map(|(_, v)| c_text(v)).collect::<Result<Vec<_>>>()?;
-        let mut k: Vec<*const c_char> = keywords.iter().map(|t| t.as_ptr()).collect();
-        let mut v: Vec<*const c_char> = values.iter().map(|t| t.as_ptr()).collect();
-        k.push(ptr::null());
-        v.push(ptr::null());
-        // SAFETY: no arguments; it only counts.
-        if !unsafe { pg_sys::AcquireExternalFD() } {
-            return Err(fail("too many open files in this server process"));
-        }
-        // SAFETY: both arrays end with NULL and outlive the call.
-        let raw = unsafe { ffi::PQconnectStartParams(k.as_ptr(), v.as_ptr(), 0) };
-        if raw.is_null() {
-            // SAFETY: pairs with AcquireExternalFD above.
-            unsafe { pg_sys::ReleaseExternalFD() };
-            return Err(fail("out of memory"));
-        }
-        cancel::opened(raw);
-        let conn = Self {
+    pub(super) fn new(raw: *mut ffi::PGconn, target: &Target, doubt: Doubt) -> Self {
+        Self {
             raw,
             name: target.name.clone(),
             info: target.info.clone(),
-            doubt: Doubt::new(timeout),
+            doubt,
             prepared: HashMap::new(),
             stale_prepared: false,
             queued: Vec::new(),
             failed_at: 0,
-        };
-        // SAFETY: raw is a connection being made.
-        if unsafe { ffi::PQstatus(raw) } == ffi::CONNECTION_BAD {
-            return Err(conn.refused(&conn.wire_message()));
         }
-        // As libpq says: wait as if the last poll had answered WRITING.
-        let began = Instant::now();
-        Ok(Opening { conn, ready: Ready::ReadWrite, deadline: began + timeout, began })
     }
 
-    /// The error for a connection that could not be made.
-    fn refused(&self, text: &str) -> Error {
-        refused(&self.name, &self.info, text)
+    /// The host and address that it leads to, of those that the conninfo may name.
+    pub(super) fn address(&self) -> [(&'static str, String); 3] {
+        // SAFETY: raw is live, so each is a NUL-terminated text that lives as long, or NULL when memory is short.
+        unsafe {
+            [("host", ffi::PQhost(self.raw)), ("hostaddr", ffi::PQhostaddr(self.raw)), ("port", ffi::PQport(self.raw))].map(
+                |(keyword, value)| {
+                    (keyword, if value.is_null() { String::new() } else { CStr::from_ptr(value).to_string_lossy().into_owned() })
+                },
+            )
+        }
+    }
+
+    /// The same for messages, as `db.example:5432 (10.0.0.1)`.
+    pub(super) fn place(&self) -> String {
+        let [(_, host), (_, address), (_, port)] = self.address();
+        if address.is_empty() || address == host { format!("{host}:{port}") } else { format!("{host}:{port} ({address})") }
     }
 
     pub(super) fn wire_message(&self) -> String {
@@ -240,7 +135,7 @@ impl Conn {
     pub fn query_params(&mut self, sql: &str, params: &[Option<&str>]) -> Result<Rows> {
         let values: Vec<Option<&[u8]>> = params.iter().map(|p| p.map(str::as_bytes)).collect();
         let command = c_sql(sql)?;
-        let given = Params::new(&values);
+        let given = Params::new(&values)?;
         // SAFETY: all arrays have the given length and outlive the call.
         let sent = unsafe {
             ffi::PQsendQueryParams(
@@ -364,7 +259,8 @@ impl Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        cancel::cancel(self.raw);
+        // SAFETY: raw is open until it is finished below.
+        unsafe { cancel::cancel(self.raw) };
         cancel::closed(self.raw);
         // SAFETY: raw is closed once; the descriptor was acquired in open.
         unsafe {
@@ -388,16 +284,18 @@ pub(super) struct Params {
 }
 
 impl Params {
-    /// Copies the values, because text parameters must end with a NUL. A value with a NUL inside is cut there by
-    /// libpq; PostgreSQL's text has none.
-    pub(super) fn new(values: &[Option<&[u8]>]) -> Self {
-        let terminated: Vec<Option<CString>> = values.iter().map(|v| v.map(|v| CString::new(v).unwrap_or_default())).collect();
-        Self {
+    /// Copies the values, because text parameters must end with a NUL; one inside would end them there.
+    pub(super) fn new(values: &[Option<&[u8]>]) -> Result<Self> {
+        let c_value = |v: &[u8]| {
+            CString::new(v).map_err(|_| Error::new(SqlState(*b"22021"), "a value for a statement must not contain a null byte"))
+        };
+        let terminated = values.iter().map(|v| v.map(c_value).transpose()).collect::<Result<Vec<Option<CString>>>>()?;
+        Ok(Self {
             values: terminated.iter().map(|v| v.as_ref().map_or(ptr::null(), |v| v.as_ptr())).collect(),
             lengths: terminated.iter().map(|v| v.as_ref().map_or(0, |v| v.as_bytes().len() as c_int)).collect(),
             formats: vec![0; values.len()],
             _terminated: terminated,
-        }
+        })
     }
 
     pub(super) fn len(&self) -> c_int {
@@ -414,5 +312,16 @@ impl Params {
 
     pub(super) fn formats(&self) -> *const c_int {
         self.formats.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Params;
+
+    #[test]
+    fn a_value_with_a_null_byte_is_refused() {
+        assert!(Params::new(&[Some(b"a\0b")]).is_err());
+        assert!(Params::new(&[Some(b"ab"), None]).is_ok());
     }
 }

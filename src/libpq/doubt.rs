@@ -2,11 +2,11 @@
 //! server, or a network that swallows everything, leaves a connection open for ever. So after some time of silence the
 //! server is asked over a second connection: if it says anything there, the wait goes on, else the first one is closed.
 
-use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
-use super::conn::{Conn, Opening, Step, Target};
+use super::conn::{Conn, Target};
 use super::ffi;
+use super::opening::{Opening, Step};
 use crate::error::Result;
 use crate::pg::latch::{self, Ready};
 
@@ -109,12 +109,7 @@ impl Conn {
     fn same_server(&self) -> Target {
         let mut info = self.info.clone();
         info.options.retain(|(keyword, _)| !["host", "hostaddr", "port"].contains(&keyword.as_str()));
-        // SAFETY: raw is live, so each is a NUL-terminated text that lives as long.
-        let address = unsafe {
-            [("host", ffi::PQhost(self.raw)), ("hostaddr", ffi::PQhostaddr(self.raw)), ("port", ffi::PQport(self.raw))]
-                .map(|(keyword, value)| (keyword, CStr::from_ptr(value).to_string_lossy().into_owned()))
-        };
-        for (keyword, value) in address.into_iter().filter(|(_, value)| !value.is_empty()) {
+        for (keyword, value) in self.address().into_iter().filter(|(_, value)| !value.is_empty()) {
             info.options.push((keyword.into(), value));
         }
         Target { name: self.name.clone(), info }

@@ -23,8 +23,8 @@ impl Conn {
 
     /// Queues one statement, prepared once per session. `types` names the parameters' types (empty: the server infers).
     pub fn pipeline_add(&mut self, sql: &str, types: &[u32], params: &[Option<&[u8]>]) -> Result<()> {
+        let given = Params::new(params)?;
         let name = self.statement(sql, types)?;
-        let given = Params::new(params);
         // SAFETY: all arrays have the given length and outlive the call.
         let sent = unsafe {
             ffi::PQsendQueryPrepared(self.raw, name.as_ptr(), given.len(), given.values(), given.lengths(), given.formats(), 0)
@@ -36,7 +36,7 @@ impl Conn {
     /// Queues one statement that is planned now, for what it finds now, and not kept.
     pub fn pipeline_add_unprepared(&mut self, sql: &str) -> Result<()> {
         let command = c_sql(sql)?;
-        let given = Params::new(&[]);
+        let given = Params::new(&[])?;
         // SAFETY: the text is NUL-terminated; there are no parameters.
         let sent = unsafe {
             ffi::PQsendQueryParams(

@@ -1,5 +1,6 @@
 //! The master of one control database: it holds the controllers of all syncs and wakes on latches and sockets only.
-//! It moves no row itself and waits for no member; what takes time is done by kids, or step by step by the watchers.
+//! It moves no row itself and waits for no member; what takes time is done by kids, or step by step by the watchers. Only
+//! when the extension is dropped (`farewell`) it waits for members, each within bounds.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

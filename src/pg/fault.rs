@@ -70,6 +70,11 @@ pub fn is_set(at: usize) -> bool {
     POINTS.get().0[at].action.load(Ordering::Acquire) != 0
 }
 
+/// Whether what was set has happened as often as it should.
+pub fn is_taken(at: usize) -> bool {
+    POINTS.get().0[at].times.load(Ordering::Acquire) == 0
+}
+
 pub fn clear() {
     for point in &POINTS.get().0 {
         point.times.store(0, Ordering::Release);

@@ -27,7 +27,7 @@ struct Watch {
 
 const MAX_WATCHES: usize = 128;
 
-/// All who watch, and the fault points of test builds.
+/// All who watch.
 pub struct Flags {
     watches: [Watch; MAX_WATCHES],
 }

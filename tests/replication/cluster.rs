@@ -140,6 +140,13 @@ impl Cluster {
 
     fn command(&self) -> Command {
         let clock = self.clock.load(Ordering::Relaxed);
+        // A scenario's own library, that goes before those of the system.
+        let preload = self.folder.join("preload.so");
+        if preload.exists() {
+            let mut env = scratch().server_command("/usr/bin/env");
+            env.arg(format!("LD_PRELOAD={}", preload.display())).arg(scratch().bindir.join("postgres"));
+            return env;
+        }
         if clock == 0 {
             return scratch().server_command("postgres");
         }

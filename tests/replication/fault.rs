@@ -49,47 +49,53 @@ fn nothing_doubled(net: &Net, what: &str) {
     }
 }
 
+fn await_point(net: &Net, point: &str) {
+    let mut control = net.control();
+    wait_until(&format!("{point} to be reached"), || {
+        control.one(&format!("SELECT bucardo.fault_taken('{point}')::text")) == "true"
+    });
+}
+
 /// Does `action` at every point, makes changes, and wants them all on both targets.
-fn at_every_point(action: &str, disturb: impl Fn(&Net, &str)) {
+fn at_every_point(action: &str, disturb: impl Fn(&Net)) {
     let net = ready();
-    let mut never = vec![];
     for (round, point) in points(&net).iter().enumerate() {
-        net.control().exec(&format!("SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', '{action}')"));
+        // While it is paused nobody passes a point too early; that it goes on is a change of the catalog, too.
+        net.control().exec("SELECT bucardo.pause('s')");
         change_everything(&net, round);
-        disturb(&net, point);
+        net.control().exec(&format!(
+            "SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', '{action}'); SELECT bucardo.resume('s')"
+        ));
+        if action == "panic" {
+            wait_until(&format!("{point} to crash the server"), || net.servers[0].crash_restarts() > round);
+        } else {
+            await_point(&net, point);
+        }
+        disturb(&net);
         net.settle(&["t"]);
         nothing_doubled(&net, &format!("{action} at {point}"));
-        let hits = net.control().number(&format!("SELECT bucardo.fault_hits('{point}')"));
-        if hits == 0 && action != "panic" {
-            never.push(point.clone());
-        }
     }
-    // Places that only a truncate, a full purge and so on would pass are proved elsewhere; the rest must have been met.
-    assert!(never.len() < 3, "never passed: {never:?}");
 }
 
 #[test]
 fn an_error_at_every_point() {
-    at_every_point("error", |_, _| ());
+    at_every_point("error", |_| ());
 }
 
 #[test]
 fn a_death_at_every_point() {
-    at_every_point("kill", |_, _| ());
+    at_every_point("kill", |_| ());
 }
 
 #[test]
 fn a_crash_of_the_server_at_every_point() {
-    at_every_point("panic", |net, _| wait_until("the server to be there", || net.servers[0].try_connect(CONTROL).is_ok()));
+    at_every_point("panic", |net| wait_until("the server to be there", || net.servers[0].try_connect(CONTROL).is_ok()));
 }
 
 #[test]
 fn a_termination_at_every_point() {
-    at_every_point("wait", |net, point| {
+    at_every_point("wait", |net| {
         let mut control = net.control();
-        wait_until(&format!("{point} to be reached"), || {
-            control.number(&format!("SELECT bucardo.fault_hits('{point}')")) > 0 || net.pending() == 0
-        });
         control.exec("SELECT count(pg_terminate_backend(pid, 30000)) FROM bucardo.activity");
         control.exec("SELECT bucardo.fault_clear()");
     });
@@ -97,11 +103,8 @@ fn a_termination_at_every_point() {
 
 #[test]
 fn a_target_crashes_at_every_point() {
-    at_every_point("wait", |net, point| {
+    at_every_point("wait", |net| {
         let mut control = net.control();
-        wait_until(&format!("{point} to be reached"), || {
-            control.number(&format!("SELECT bucardo.fault_hits('{point}')")) > 0 || net.pending() == 0
-        });
         net.server_of("B").restart(Stop::Immediate);
         control.exec("SELECT bucardo.fault_clear()");
     });
@@ -109,11 +112,8 @@ fn a_target_crashes_at_every_point() {
 
 #[test]
 fn the_source_crashes_at_every_point() {
-    at_every_point("wait", |net, point| {
+    at_every_point("wait", |net| {
         let mut control = net.control();
-        wait_until(&format!("{point} to be reached"), || {
-            control.number(&format!("SELECT bucardo.fault_hits('{point}')")) > 0 || net.pending() == 0
-        });
         net.server_of("A").restart(Stop::Immediate);
         control.exec("SELECT bucardo.fault_clear()");
     });
@@ -121,11 +121,8 @@ fn the_source_crashes_at_every_point() {
 
 #[test]
 fn stop_is_answered_at_every_point() {
-    at_every_point("wait", |net, point| {
+    at_every_point("wait", |net| {
         let mut control = net.control();
-        wait_until(&format!("{point} to be reached"), || {
-            control.number(&format!("SELECT bucardo.fault_hits('{point}')")) > 0 || net.pending() == 0
-        });
         assert_eq!(control.one("SELECT bucardo.stop('test', '60s')"), "stopped");
         control.exec("SELECT bucardo.fault_clear(); SELECT bucardo.start()");
     });

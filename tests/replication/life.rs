@@ -12,12 +12,12 @@ use crate::net::{CONTROL, Capture, Net};
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
-const MASTER: &str = "SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'";
+pub const MASTER: &str = "SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'";
 
 /// A port of this machine that answers nobody: its queue is full, so that whoever connects hears nothing at all.
-struct Silent {
+pub struct Silent {
     process: Child,
-    port: String,
+    pub port: String,
 }
 
 const SILENT: &str = "
@@ -36,7 +36,7 @@ sys.stdin.read()
 ";
 
 impl Silent {
-    fn start() -> Silent {
+    pub fn start() -> Silent {
         let mut python = Command::new("python3");
         python.args(["-c", SILENT]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = python.spawn().expect("python3 can be run");

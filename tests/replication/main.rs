@@ -40,6 +40,7 @@ mod ddl;
 mod fault;
 mod frozen;
 mod harness;
+mod hosts;
 mod identity;
 mod joined;
 mod keys;

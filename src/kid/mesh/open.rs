@@ -48,6 +48,7 @@ impl<'a> Mesh<'a> {
         let mut opened = Vec::new();
         let mut failures = Vec::new();
         for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
+            progress.member(&plan.sync.members[index].db.name);
             match open_one(plan, pool, index) {
                 Ok(receiver) => opened.push(receiver),
                 Err((error, fresh)) => failures.push(Failure { index, error, fresh }),
