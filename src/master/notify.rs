@@ -34,7 +34,7 @@ thread_local! {
 }
 
 fn at_end() {
-    if REGISTERED.replace(true) {
+    if !shmem::is_loaded() || REGISTERED.replace(true) {
         return;
     }
     register_xact_callback(PgXactCallbackEvent::Commit, ended);
@@ -70,13 +70,15 @@ fn ended() {
 
 /// Tells this database's master, when the transaction commits, that the catalog changed. Harmless when not preloaded.
 pub fn catalog_changed() {
-    if shmem::is_loaded() {
-        at_end();
-    }
+    at_end();
 }
 
-/// Kicks a sync when the transaction commits: before that the master does not know what has become of it.
+/// Kicks a sync when the transaction commits: before that the master does not know what has become of it. Nobody is there to be
+/// kicked when not preloaded.
 pub fn kick_at_commit(sync: i32) {
+    if !shmem::is_loaded() {
+        return;
+    }
     // First of all at the end the catalog has changed, and then there is a kick.
     at_end();
     let db = shmem::my_database();

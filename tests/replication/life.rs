@@ -198,3 +198,26 @@ fn a_drop_that_is_rolled_back_while_the_master_is_away_leaves_no_trace() {
     net.wait_equal("t", &["B"]);
     net.wait_state("good|empty");
 }
+
+#[test]
+fn without_the_preload_the_catalog_can_be_changed() {
+    let net = Net::together(Capture::Plain, 2).with_table(T, "public.t");
+    net.servers[0].configure("shared_preload_libraries = ''");
+    net.servers[0].restart(Stop::Fast);
+    let mut control = net.control();
+    for sql in [
+        "update_sync('s', checktime => '1h')",
+        "pause('s')",
+        "update_db('C', status => 'inactive')",
+        "remove_db('C', force => true)",
+        "remove_table('public.t', 's')",
+        "remove_db('A', force => true)",
+        "remove_sync('s')",
+        "remove_db('B')",
+    ] {
+        // What is refused is refused; nothing may end the server.
+        let _refused = control.try_query(&format!("SELECT bucardo.{sql}"));
+        assert_eq!(net.servers[0].crash_restarts(), 0, "{sql}");
+    }
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.sync"), 0);
+}
