@@ -25,6 +25,8 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
 
 /// Whoever waits on one member holds up the others, and rows that it has changed there: so for this long only.
 pub const PATIENCE: &str = "2s";
+/// Where nobody is held up, this long until it looks whether others wait for its kid.
+pub const LONG_PATIENCE: &str = "10s";
 
 /// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]

@@ -22,6 +22,8 @@ struct Kid {
     runs: i32,
     idle_since: Instant,
     job: Option<(i32, Job)>,
+    /// Whether that run is only tried again.
+    retry: bool,
     /// As long may it live, by the sync that it served last.
     lifetime: Option<Duration>,
     /// It was told that its run is the last one, or sent home: it takes no other.
@@ -95,7 +97,7 @@ impl Kids {
     }
 
     /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
-    pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
+    pub fn assign(&mut self, sync: i32, job: Job, retry: bool, manners: Manners, waiting: usize, now: Instant) -> bool {
         let idle = |kid: &Kid| {
             kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle)
         };
@@ -107,6 +109,7 @@ impl Kids {
         kid.lifetime = manners.lifetime;
         let last = !manners.kidsalive || kid.is_old(now) || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
         kid.job = Some((sync, job));
+        kid.retry = retry;
         kid.leaving = last;
         let procno = shmem::with(|shared| {
             let slot = &mut shared.kids[kid.slot];
@@ -147,6 +150,7 @@ impl Kids {
                     runs: 0,
                     idle_since: now,
                     job: None,
+                    retry: false,
                     lifetime: None,
                     leaving: false,
                 });

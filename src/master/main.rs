@@ -9,12 +9,12 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::farewell::{self, DropAwaited};
-use super::hear;
 use super::identity;
-use super::kids::{Kids, Manners};
+use super::kids::Kids;
 use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
 use super::slot::{Outcome, Report, Text};
+use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
 use crate::catalog;
@@ -91,6 +91,7 @@ pub(super) struct Master {
     pub(super) removals: HashMap<u64, Removal>,
     pub(super) next_token: u64,
     pub(super) kids: Kids,
+    pub(super) turns: Turns,
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
     pub(super) swept: bool,
@@ -205,6 +206,7 @@ impl Master {
             removals: HashMap::new(),
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
+            turns: Turns::default(),
             history_at: now + HISTORY,
             swept: false,
             members: Vec::new(),
@@ -388,42 +390,6 @@ impl Master {
         self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
     }
 
-    /// Gives due runs to kids: higher priority first.
-    fn assign(&mut self, now: Instant) -> Result<()> {
-        let mut due: Vec<(i32, i32)> =
-            self.entries.iter().filter(|(_, e)| e.controller.due(now).is_some()).map(|(id, e)| (-e.sync.priority, *id)).collect();
-        due.sort_unstable();
-        let waiting = due.len();
-        if waiting != 0 {
-            fault::point("master.before_assign")?;
-        }
-        for (_, id) in due {
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            while let Some(job) = entry.controller.due(now) {
-                let sync = &entry.sync;
-                let manners = Manners {
-                    kidsalive: sync.kidsalive,
-                    stayalive: sync.stayalive,
-                    lifetime: sync.lifetime,
-                    maxkicks: sync.maxkicks,
-                };
-                let ticket = shmem::with(|s| s.sync(self.db, id).map_or(0, |y| y.kicked));
-                let commits = hear::commits(&self.sources, sync);
-                if !self.kids.assign(id, job, manners, waiting, now) {
-                    break;
-                }
-                entry.controller.started(job);
-                if job.main {
-                    entry.ticket = ticket;
-                    entry.commits = commits;
-                    shmem::with(|s| s.sync(self.db, id).map(|y| y.begun = ticket));
-                }
-                fault::point("master.after_assign")?;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes in a run's report: the controller, the waiting kicks, the next look at the sources.
     fn finished(&mut self, id: i32, job: Job, report: &Report, now: Instant) -> Result<()> {
         fault::point("master.before_report")?;
@@ -480,7 +446,8 @@ impl Master {
         let controllers = self.entries.values().filter(waits).filter_map(|e| e.controller.next_time(now));
         let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.compare_at, Some(s.inspect_at)]).flatten();
         let removals = self.removals.values().filter_map(|r| r.again_at);
-        let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
+        let kids = self.kids.next_time(now).into_iter().chain(self.turns.next_time(now));
+        let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(kids).min();
         let pausing = self.entries.values().any(|e| e.pausing).then(|| now + PAUSING);
         let idle = self.history_at.min(next.unwrap_or(self.history_at)).min(pausing.unwrap_or(self.history_at));
         latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));

@@ -64,6 +64,8 @@ pub struct MasterSlot {
     pub for_drop: bool,
     /// Whether it has read the catalog since it started.
     pub loaded: bool,
+    /// Whether runs are due for more than a moment and have no kid: then no kid waits for long.
+    pub short: bool,
     /// How many open transactions have installed capture and found no undo slot; whether one has ended since: then all members
     /// are asked what they capture.
     pub unnoted: u32,
@@ -88,6 +90,7 @@ impl MasterSlot {
         ended_as_asked: false,
         for_drop: false,
         loaded: false,
+        short: false,
         unnoted: 0,
         unswept: false,
         held_by: 0,

@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::cluster::Stop;
+use crate::compare::literal;
 use crate::multi::Plan;
 use crate::net::{CONTROL, Capture, Net};
+use crate::proxy::Proxy;
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
@@ -221,3 +223,52 @@ fn without_the_preload_the_catalog_can_be_changed() {
     }
     assert_eq!(control.number("SELECT count(*) FROM bucardo.sync"), 0);
 }
+
+#[test]
+fn a_member_that_answers_nobody_leaves_kids_to_other_syncs() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 2");
+    net.servers[0].create_database("z", "");
+    net.servers[0].sql("z", T);
+    net.everywhere(T);
+    let (proxy, mut control) = (Proxy::to(&net.servers[0]), net.control());
+    control.exec(&format!("SELECT bucardo.add_db('Z', {})", literal(&proxy.conninfo("z"))));
+    for id in 1..=4 {
+        control.exec(&format!("SELECT bucardo.add_sync('z{id}', dbs => 'A:source,Z:target', tables => 'public.t')"));
+    }
+    net.add_sync("tables => 'public.t'");
+    proxy.stall();
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql_on_control(
+        "all that cannot be served to be tried again",
+        "SELECT count(*) = 4 FROM bucardo.status WHERE sync LIKE 'z%' AND state = 'stalled' AND last_error LIKE '%\"Z\"%'",
+    );
+    for id in 2..=9 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.kick();
+    }
+    net.assert_equal("t");
+}
+
+#[test]
+fn a_run_that_waits_for_a_lock_gives_its_kid_to_who_waits_for_one() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 1").with_table(T, "public.t");
+    net.everywhere("CREATE TABLE u (id int PRIMARY KEY)");
+    net.control().exec(&format!("SELECT bucardo.add_sync('u', dbs => '{}', tables => 'public.u')", net.dbs()));
+    let mut locker = net.on("B");
+    locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql("B", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    net.on("A").exec("INSERT INTO u VALUES (1)");
+    net.wait_sql_on_control(
+        "the status to say what it waits for",
+        "SELECT coalesce(last_error LIKE '%waits for a free kid%', false) FROM bucardo.status WHERE sync = 'u'",
+    );
+    net.wait_equal("u", &["B"]);
+    assert_eq!(net.on("A").number("SELECT count(*) FROM t"), 1);
+    locker.exec("COMMIT");
+    net.settle(&["t"]);
+}
+
+/// More kids than there are places in all, over the lives of several masters.
+/// A DROP that waits for the transaction of `stop` has a master started, which cannot see that it is stopped.
+/// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
