@@ -15,7 +15,7 @@ use super::run::{self, Plan};
 use crate::catalog;
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
-use crate::master::slot::{KidSlot, KidState, Outcome, Report, Text};
+use crate::master::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// An idle kid looks this often whether its master still lives.
@@ -23,9 +23,12 @@ const LOOK: Duration = Duration::from_secs(5);
 
 struct Kid {
     slot: usize,
+    master: i32,
     db: u32,
     pool: Pool,
     plans: HashMap<i32, Plan>,
+    /// The catalog's generation by which it was seen what is still needed.
+    tidied: u64,
     /// The number of the next run, fetched ahead.
     next_run: Option<i64>,
 }
@@ -42,21 +45,35 @@ struct Assignment {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn bucardo_kid_main(argument: pg_sys::Datum) {
-    let slot = argument.value();
-    let db = shmem::read(|s| s.kids[slot].db);
-    worker::at_exit(kid_gone, slot);
+    let Place { slot, master } = Place::unpack(argument.value());
+    // Its master may have ended meanwhile, and the slot be another one's.
+    let Some(db) = shmem::read(|s| Some(s.kids[slot].db).filter(|db| s.kids[slot].master == master && s.is_master(*db, master)))
+    else {
+        worker::exit(0)
+    };
+    worker::at_exit(kid_gone, argument.value());
     worker::start(Some(db));
     worker::set_for_session(c"synchronous_commit", c"off");
     let (pid, procno) = worker::me();
-    show(slot, |kid| {
-        kid.pid = pid;
-        kid.procno = procno;
-        kid.state = KidState::Idle;
+    let mine = shmem::with(|s| {
+        let mine = s.kids[slot].master == master && s.is_master(db, master);
+        if mine {
+            s.kids[slot] = KidSlot { pid, procno, state: KidState::Idle, ..s.kids[slot] };
+        }
+        mine
     });
+    if !mine {
+        worker::exit(0)
+    }
     wake_master(db);
-    let mut kid = Kid { slot, db, pool: Pool::default(), plans: HashMap::new(), next_run: None };
+    let mut kid = Kid { slot, master, db, tidied: generation(db), pool: Pool::default(), plans: HashMap::new(), next_run: None };
     while kid.serve_one() {}
     worker::exit(0)
+}
+
+/// The catalog's generation.
+fn generation(db: u32) -> u64 {
+    shmem::with(|s| s.master(db).map_or(0, |m| m.generation))
 }
 
 /// Tells the master that a kid has news.
@@ -66,11 +83,19 @@ fn wake_master(db: u32) {
 }
 
 /// However the process ends, its slot must not say that it lives. Runs no code that can fail.
-fn kid_gone(slot: usize) {
+fn kid_gone(place: usize) {
+    let Place { slot, master } = Place::unpack(place);
     let db = shmem::with(|shared| {
+        let db = shared.kids[slot].db;
+        let reads = shared.is_master(db, master);
         let kid = &mut shared.kids[slot];
-        let db = kid.db;
-        if matches!(kid.state, KidState::Busy | KidState::Assigned) {
+        if kid.master != master {
+            return 0;
+        }
+        if !reads {
+            // Nobody would read the report.
+            *kid = KidSlot::FREE;
+        } else if matches!(kid.state, KidState::Busy | KidState::Assigned) {
             kid.state = KidState::Reported;
             kid.report = Report {
                 outcome: Outcome::Bad,
@@ -99,7 +124,7 @@ impl Kid {
             worker::report_activity(false, "");
             latch::wait(None, Some(LOOK));
             worker::reload_if_asked();
-            return shmem::with(|s| s.master(self.db).is_some_and(|m| m.pid != 0));
+            return shmem::read(|s| s.is_master(self.db, self.master));
         };
         let report = match xact::caught(|| Ok(self.run(&job))) {
             Ok(report) => report,
@@ -186,7 +211,7 @@ impl Kid {
 
     /// The sync as the catalog has it now; read anew only when the catalog changed.
     fn plan(&mut self, sync: i32) -> Result<Plan> {
-        let generation = shmem::with(|s| s.master(self.db).map_or(0, |m| m.generation));
+        let generation = generation(self.db);
         match self.plans.remove(&sync) {
             Some(plan) if plan.generation == generation => return Ok(plan),
             _ => {}

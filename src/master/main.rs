@@ -156,6 +156,7 @@ fn master_gone(slot: usize) {
         for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
             kids[i] = kid.pid;
         }
+        s.forget_kids();
         kids
     });
     for pid in kids {

@@ -177,6 +177,7 @@ pub fn after_utility(statement: &Statement) {
             if let Some(master) = s.master(*db) {
                 master.db = 0;
             }
+            s.forget_kids();
         }),
         // Who prepared it cannot say so any more: everybody on this server looks once.
         Statement::CommitPrepared => shmem::committed(shmem::my_database()),

@@ -248,10 +248,31 @@ impl Report {
     };
 }
 
+/// What a kid is told at its start. Until it is up, its master may have ended, and another one may have taken the slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub slot: usize,
+    /// The pid of the master.
+    pub master: i32,
+}
+
+impl Place {
+    /// As a worker's argument.
+    pub fn pack(self) -> i32 {
+        self.master * MAX_KIDS as i32 + self.slot as i32
+    }
+
+    pub fn unpack(argument: usize) -> Self {
+        Self { slot: argument % MAX_KIDS, master: (argument / MAX_KIDS) as i32 }
+    }
+}
+
 /// One kid.
 #[derive(Clone, Copy)]
 pub struct KidSlot {
     pub db: u32,
+    /// The pid of its master.
+    pub master: i32,
     pub state: KidState,
     pub pid: i32,
     pub procno: i32,
@@ -277,6 +298,7 @@ pub struct KidSlot {
 impl KidSlot {
     pub const FREE: Self = Self {
         db: 0,
+        master: 0,
         state: KidState::Free,
         pid: 0,
         procno: -1,
@@ -362,6 +384,21 @@ impl Shared {
         Some(slot)
     }
 
+    /// Whether this master is there.
+    pub fn is_master(&self, db: u32, pid: i32) -> bool {
+        self.masters.iter().any(|m| m.db == db && m.pid == pid)
+    }
+
+    /// Frees the slots of kids that are gone, or not up yet, and whose master is gone: nobody else would.
+    pub fn forget_kids(&mut self) {
+        for at in 0..self.kids.len() {
+            let kid = &self.kids[at];
+            if kid.state != KidState::Free && kid.pid == 0 && !self.is_master(kid.db, kid.master) {
+                self.kids[at] = KidSlot::FREE;
+            }
+        }
+    }
+
     /// Frees the slots of syncs of a database that are not in `keep`; a fresh one the next time.
     pub fn keep_syncs(&mut self, db: u32, keep: &[i32]) {
         for slot in self.syncs.iter_mut().filter(|s| s.db == db) {
@@ -374,7 +411,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::{Shared, Text};
+    use super::{KidSlot, KidState, MAX_KIDS, MasterSlot, Place, Shared, Text};
 
     #[test]
     fn a_text_is_cut_at_a_character() {
@@ -384,10 +421,23 @@ mod tests {
     }
 
     #[test]
+    fn a_kid_finds_its_place() {
+        for place in [Place { slot: 0, master: 1 }, Place { slot: MAX_KIDS - 1, master: 4_194_304 }] {
+            assert_eq!(Place::unpack(place.pack() as usize), place);
+        }
+    }
+
+    #[test]
     fn slots_are_found_again_and_freed() {
         // The table is larger than a test thread's stack.
         let body = || {
             let mut shared = Box::new(Shared::new());
+            shared.masters[0] = MasterSlot { db: 5, pid: 77, ..MasterSlot::FREE };
+            for (at, (pid, master)) in [(0, 77), (0, 66), (99, 66)].into_iter().enumerate() {
+                shared.kids[at] = KidSlot { db: 5, master, pid, state: KidState::Reported, ..KidSlot::FREE };
+            }
+            shared.forget_kids();
+            assert_eq!([0, 1, 2].map(|at| shared.kids[at].state == KidState::Free), [false, true, false]);
             shared.sync(5, 1).unwrap().kicked = 7;
             assert_eq!(shared.sync(5, 1).unwrap().kicked, 7);
             assert_eq!(shared.sync(6, 1).unwrap().kicked, 0);

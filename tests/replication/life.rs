@@ -269,6 +269,43 @@ fn a_run_that_waits_for_a_lock_gives_its_kid_to_who_waits_for_one() {
     net.settle(&["t"]);
 }
 
+#[test]
+fn kids_that_die_at_their_start_are_told_of() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    let (mut control, mut a) = (net.control(), net.on("A"));
+    a.exec(&format!("ALTER DATABASE {CONTROL} ALLOW_CONNECTIONS false"));
+    control.exec("SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'kid'");
+    a.exec("INSERT INTO t VALUES (1, 'x')");
+    let error = "SELECT coalesce(last_error, '') FROM bucardo.status WHERE sync = 's'";
+    wait_until("the status to say so", || control.one(error).contains("kids end at their start"));
+    a.exec(&format!("ALTER DATABASE {CONTROL} ALLOW_CONNECTIONS true"));
+    net.wait_equal("t", &["B"]);
+}
+
 /// More kids than there are places in all, over the lives of several masters.
+#[test]
+fn kids_whose_master_is_gone_leave_their_places() {
+    let settings = "bucardo.max_kids = 16\nmax_worker_processes = 40\nmax_connections = 150";
+    let net = Net::together_with(Capture::Native, 1, settings);
+    let mut control = net.control();
+    let tables: Vec<String> = (1..=16).map(|id| format!("t{id}")).collect();
+    for t in &tables {
+        net.everywhere(&format!("CREATE TABLE {t} (id int PRIMARY KEY)"));
+        control.exec(&format!("SELECT bucardo.add_sync('s_{t}', dbs => '{}', tables => 'public.{t}')", net.dbs()));
+    }
+    let mut locker = net.on("B");
+    locker.exec(&format!("BEGIN; LOCK {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")));
+    tables.iter().for_each(|t| net.on("A").exec(&format!("INSERT INTO {t} VALUES (1)")));
+    for _ in 0..5 {
+        net.wait_sql_on_control(
+            "all kids to be busy",
+            "SELECT count(*) = 16 FROM bucardo.activity WHERE kind = 'kid' AND run IS NOT NULL",
+        );
+        control.exec(MASTER);
+    }
+    locker.exec("COMMIT");
+    tables.iter().for_each(|t| net.wait_equal(t, &["B"]));
+}
+
 /// A DROP that waits for the transaction of `stop` has a master started, which cannot see that it is stopped.
 /// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
