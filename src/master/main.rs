@@ -279,6 +279,9 @@ impl Master {
         if self.for_drop.is_some() {
             return self.learn_members(generation);
         }
+        if xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))? == Some(true) {
+            return self.stop();
+        }
         fault::point("master.before_reload")?;
         let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
         self.learn_members(generation)?;

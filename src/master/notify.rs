@@ -265,8 +265,26 @@ pub fn want_master_unless_stopped() {
     register_xact_callback(PgXactCallbackEvent::Commit, move || {
         if ROLLED_BACK.take() {
             want();
+        } else {
+            stop_now(db);
         }
     });
+}
+
+/// A master that has started since `stop` was called, and could not see it, ends.
+fn stop_now(db: u32) {
+    let procno = shmem::with(|s| {
+        s.master(db).map_or(-1, |m| {
+            // One that takes capture off, for a DROP EXTENSION in the same transaction, ends by itself.
+            if !m.for_drop {
+                m.wanted = false;
+                m.stop = m.pid != 0;
+                m.generation += 1;
+            }
+            m.procno
+        })
+    });
+    worker::set_latch(procno);
 }
 
 /// Says that no master will run here. Within CREATE EXTENSION the server keeps notices back; at the commit it does not.

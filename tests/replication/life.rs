@@ -308,4 +308,50 @@ fn kids_whose_master_is_gone_leave_their_places() {
 }
 
 /// A DROP that waits for the transaction of `stop` has a master started, which cannot see that it is stopped.
+#[test]
+fn a_master_that_starts_while_it_is_being_stopped_ends() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut stopper, mut dropper) = (net.control(), net.control());
+    stopper.exec("BEGIN; SELECT bucardo.stop()");
+    dropper.send("DROP EXTENSION bucardo").unwrap();
+    let masters = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'bucardo master'";
+    let mut other = net.servers[0].connect("postgres");
+    wait_until("a master, and the DROP to wait", || {
+        other.number(masters) == 1 && other.number("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0
+    });
+    other.exec(&format!("SELECT pg_cancel_backend({})", dropper.pid));
+    dropper.finish().expect_err("it was cancelled");
+    stopper.exec("COMMIT");
+    net.wait_state("stopped");
+    wait_until("the master to end", || other.number(masters) == 0);
+}
+
+#[test]
+fn a_session_that_holds_the_row_of_the_control_database_does_not_hold_the_master() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut control, mut holder) = (net.control(), net.control());
+    control.exec("UPDATE bucardo.control SET identity = NULL");
+    holder.exec("BEGIN; SELECT * FROM bucardo.control FOR UPDATE");
+    control.exec(MASTER);
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+}
+
+#[test]
+fn a_session_that_holds_old_decisions_does_not_hold_the_master() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t', conflict_strategy => 'bucardo_source'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (1, 'B')")]);
+    m.kick();
+    let (mut holder, mut control) = (m.control(), m.control());
+    holder.exec("BEGIN; SELECT * FROM bucardo.conflict FOR UPDATE");
+    control.exec("ALTER SYSTEM SET bucardo.history_retention = '1ms'");
+    // The last run of each state is kept in any case.
+    control.exec("INSERT INTO bucardo.syncrun (run, sync, state, started, ended) VALUES (-1, 's', 'good', now(), now())");
+    control.exec("SELECT pg_reload_conf()");
+    let old = "SELECT count(*) FROM bucardo.syncrun WHERE run = -1";
+    wait_until("old runs to be forgotten", || control.number(old) == 0);
+    control.exec("SELECT bucardo.ping('80s')");
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.conflict"), 1);
+}
+
 /// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
