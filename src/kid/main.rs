@@ -12,7 +12,7 @@ use super::members::Pool;
 use super::mesh;
 use super::report::{Progress, show};
 use super::run::{self, Plan};
-use crate::catalog;
+use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::master::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
@@ -122,6 +122,7 @@ impl Kid {
     fn serve_one(&mut self) -> bool {
         let Some(job) = self.assignment() else {
             worker::report_activity(false, "");
+            self.tidy();
             latch::wait(None, Some(LOOK));
             worker::reload_if_asked();
             return shmem::read(|s| s.is_master(self.db, self.master));
@@ -145,7 +146,23 @@ impl Kid {
         });
         wake_master(self.db);
         self.fetch_next_run();
+        self.tidy();
         !job.last
+    }
+
+    /// When the catalog has changed: closes the connections to whoever has no part in any sync any more, where they would keep a
+    /// database from being dropped, and forgets the syncs that are gone.
+    fn tidy(&mut self) {
+        let generation = generation(self.db);
+        if std::mem::replace(&mut self.tidied, generation) == generation {
+            return;
+        }
+        let read = || Ok((members_of_syncs()?, spi::select("SELECT id FROM bucardo.sync", &[], |row| row.get::<i32>(1))?));
+        // What cannot be read now is read at the next change; where the extension is gone, so is this process soon.
+        if let Ok((dbs, syncs)) = xact::transaction(read) {
+            self.pool.keep(&dbs);
+            self.plans.retain(|id, _| syncs.contains(id));
+        }
     }
 
     fn assignment(&self) -> Option<Assignment> {
@@ -251,6 +268,14 @@ impl Kid {
             self.next_run = next_run().ok();
         }
     }
+}
+
+/// The active members of all active syncs. To be called in a transaction.
+fn members_of_syncs() -> Result<Vec<Db>> {
+    let sql = "SELECT DISTINCT m.db FROM bucardo.dbmap m JOIN bucardo.sync s ON s.dbgroup = m.dbgroup WHERE s.status = 'active'";
+    let names = spi::select(sql, &[], |row| row.get::<String>(1))?;
+    let all = catalog::db::load_all()?;
+    Ok(all.into_iter().filter(|db| db.active && names.contains(&db.name)).collect())
 }
 
 fn next_run() -> Result<i64> {

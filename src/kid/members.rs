@@ -70,7 +70,7 @@ impl Pool {
     }
 
     fn take_as(&mut self, db: &Db, kept_as: String) -> Result<Session> {
-        let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
+        let key = key(db);
         let known = |who: &Who| db.identity.as_ref().is_none_or(|known| *known == who.identity);
         if let Some(kept) = self.idle.remove(&kept_as)
             && kept.key == key
@@ -103,10 +103,21 @@ impl Pool {
         }
     }
 
+    /// Closes those to others than these, as they are reached now.
+    pub fn keep(&mut self, dbs: &[Db]) {
+        let name = |kept_as: &str| kept_as.split('\0').next().unwrap_or_default().to_string();
+        self.idle.retain(|kept_as, session| dbs.iter().any(|db| db.name == name(kept_as) && key(db) == session.key));
+    }
+
     /// Closes all.
     pub fn clear(&mut self) {
         self.idle.clear();
     }
+}
+
+/// By what a member is reached.
+fn key(db: &Db) -> String {
+    db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect()
 }
 
 /// Held by a run's transaction for as long as it is open.

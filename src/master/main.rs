@@ -296,6 +296,7 @@ impl Master {
         }
         self.try_again_what_failed()?;
         self.watch_sources(now);
+        self.kids.wake_idle();
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
                 continue;

@@ -354,4 +354,19 @@ fn a_session_that_holds_old_decisions_does_not_hold_the_master() {
     assert_eq!(control.number("SELECT count(*) FROM bucardo.conflict"), 1);
 }
 
+#[test]
+fn who_is_in_no_sync_any_more_is_not_held_by_a_connection() {
+    let net = Net::together(Capture::Native, 2).with_table(T, "public.t");
+    let (mut control, mut other) = (net.control(), net.servers[0].connect("postgres"));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.kick();
+    let mut gone = |db: &str| {
+        wait_until("nobody to be connected", || other.try_query(&format!("DROP DATABASE {db}")).is_ok());
+    };
+    control.exec("SELECT bucardo.update_db('C', status => 'inactive')");
+    gone("c");
+    control.exec("SELECT bucardo.remove_sync('s'); SELECT bucardo.remove_db('B')");
+    gone("b");
+}
+
 /// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
