@@ -145,11 +145,11 @@ fn master_gone(slot: usize) {
         s.masters[slot].procno = -1;
         let wanted = s.masters[slot].wanted;
         for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
-            if wanted {
+            if wanted && !s.stopping {
                 sync.begun = sync.done;
             } else {
                 fail_kicks(sync, "55000", notify::STOPPED);
-                sync.hint = Text::new(notify::START);
+                sync.hint = if wanted { Text::EMPTY } else { Text::new(notify::START) };
             }
         }
         let mut kids = [0; super::slot::MAX_KIDS];
@@ -220,9 +220,10 @@ impl Master {
         worker::reload_if_asked();
         let now = Instant::now();
         let (stop, generation, held) = shmem::with(|s| {
+            let stopping = s.stopping;
             let master = &mut s.masters[self.slot];
             master.ping_answered = master.ping_asked;
-            (master.stop, master.generation, master.held_by != 0)
+            (master.stop || stopping, master.generation, master.held_by != 0)
         });
         if stop {
             return self.stop();

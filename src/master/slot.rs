@@ -339,6 +339,8 @@ pub struct Shared {
     pub scouted: bool,
     /// No worker slot was free to look for control databases: no master can be started either.
     pub crowded: bool,
+    /// The server is shutting down, and may be waiting for the connections of our workers to end.
+    pub stopping: bool,
     pub masters: [MasterSlot; MAX_MASTERS],
     pub syncs: [SyncSlot; MAX_SYNCS],
     pub kids: [KidSlot; MAX_KIDS],
@@ -351,6 +353,7 @@ impl Shared {
             launcher: -1,
             scouted: false,
             crowded: false,
+            stopping: false,
             masters: [MasterSlot::FREE; MAX_MASTERS],
             syncs: [SyncSlot::FREE; MAX_SYNCS],
             kids: [KidSlot::FREE; MAX_KIDS],

@@ -370,3 +370,13 @@ fn who_is_in_no_sync_any_more_is_not_held_by_a_connection() {
 }
 
 /// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
+#[test]
+fn a_smart_stop_of_a_server_with_members_ends() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.servers[0].stop(Stop::Smart);
+    net.servers[0].launch();
+    net.on("A").exec("INSERT INTO t VALUES (2, 'x')");
+    net.wait_equal("t", &["B"]);
+}
