@@ -78,6 +78,8 @@ fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> 
     spi::execute("UPDATE bucardo.control SET stopped = true, stop_reason = $1", &[reason.into()])?;
     let db = shmem::my_database();
     let deadline = Instant::now() + timeout;
+    // A master that waits for something by then is ended as any process is.
+    let mut firmly = Some(Instant::now() + timeout / 2);
     loop {
         let (pid, procno) = shmem::with(|s| {
             s.master(db).map_or((0, -1), |m| {
@@ -90,6 +92,9 @@ fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> 
             return Ok("stopped");
         }
         worker::set_latch(procno);
+        if firmly.take_if(|at| latch::left(*at).is_none()).is_some() {
+            worker::signal(pid, libc::SIGTERM);
+        }
         let Some(left) = latch::left(deadline) else {
             return Err(Error::new(SqlState::TIMED_OUT, "the master has not stopped in time")
                 .hint("It goes on; call bucardo.stop() again with a longer timeout."));

@@ -12,10 +12,10 @@ use super::members::Pool;
 use super::mesh;
 use super::report::{Progress, show};
 use super::run::{self, Plan};
-use crate::catalog;
+use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
-use crate::master::slot::{KidSlot, KidState, Outcome, Report, Text};
+use crate::master::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// An idle kid looks this often whether its master still lives.
@@ -23,9 +23,12 @@ const LOOK: Duration = Duration::from_secs(5);
 
 struct Kid {
     slot: usize,
+    master: i32,
     db: u32,
     pool: Pool,
     plans: HashMap<i32, Plan>,
+    /// The catalog's generation by which it was seen what is still needed.
+    tidied: u64,
     /// The number of the next run, fetched ahead.
     next_run: Option<i64>,
 }
@@ -42,21 +45,35 @@ struct Assignment {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn bucardo_kid_main(argument: pg_sys::Datum) {
-    let slot = argument.value();
-    let db = shmem::read(|s| s.kids[slot].db);
-    worker::at_exit(kid_gone, slot);
+    let Place { slot, master } = Place::unpack(argument.value());
+    // Its master may have ended meanwhile, and the slot be another one's.
+    let Some(db) = shmem::read(|s| Some(s.kids[slot].db).filter(|db| s.kids[slot].master == master && s.is_master(*db, master)))
+    else {
+        worker::exit(0)
+    };
+    worker::at_exit(kid_gone, argument.value());
     worker::start(Some(db));
     worker::set_for_session(c"synchronous_commit", c"off");
     let (pid, procno) = worker::me();
-    show(slot, |kid| {
-        kid.pid = pid;
-        kid.procno = procno;
-        kid.state = KidState::Idle;
+    let mine = shmem::with(|s| {
+        let mine = s.kids[slot].master == master && s.is_master(db, master);
+        if mine {
+            s.kids[slot] = KidSlot { pid, procno, state: KidState::Idle, ..s.kids[slot] };
+        }
+        mine
     });
+    if !mine {
+        worker::exit(0)
+    }
     wake_master(db);
-    let mut kid = Kid { slot, db, pool: Pool::default(), plans: HashMap::new(), next_run: None };
+    let mut kid = Kid { slot, master, db, tidied: generation(db), pool: Pool::default(), plans: HashMap::new(), next_run: None };
     while kid.serve_one() {}
     worker::exit(0)
+}
+
+/// The catalog's generation.
+fn generation(db: u32) -> u64 {
+    shmem::with(|s| s.master(db).map_or(0, |m| m.generation))
 }
 
 /// Tells the master that a kid has news.
@@ -66,11 +83,19 @@ fn wake_master(db: u32) {
 }
 
 /// However the process ends, its slot must not say that it lives. Runs no code that can fail.
-fn kid_gone(slot: usize) {
+fn kid_gone(place: usize) {
+    let Place { slot, master } = Place::unpack(place);
     let db = shmem::with(|shared| {
+        let db = shared.kids[slot].db;
+        let reads = shared.is_master(db, master);
         let kid = &mut shared.kids[slot];
-        let db = kid.db;
-        if matches!(kid.state, KidState::Busy | KidState::Assigned) {
+        if kid.master != master {
+            return 0;
+        }
+        if !reads {
+            // Nobody would read the report.
+            *kid = KidSlot::FREE;
+        } else if matches!(kid.state, KidState::Busy | KidState::Assigned) {
             kid.state = KidState::Reported;
             kid.report = Report {
                 outcome: Outcome::Bad,
@@ -97,9 +122,10 @@ impl Kid {
     fn serve_one(&mut self) -> bool {
         let Some(job) = self.assignment() else {
             worker::report_activity(false, "");
+            self.tidy();
             latch::wait(None, Some(LOOK));
             worker::reload_if_asked();
-            return shmem::with(|s| s.master(self.db).is_some_and(|m| m.pid != 0));
+            return shmem::read(|s| s.is_master(self.db, self.master));
         };
         let report = match xact::caught(|| Ok(self.run(&job))) {
             Ok(report) => report,
@@ -120,7 +146,23 @@ impl Kid {
         });
         wake_master(self.db);
         self.fetch_next_run();
+        self.tidy();
         !job.last
+    }
+
+    /// When the catalog has changed: closes the connections to whoever has no part in any sync any more, where they would keep a
+    /// database from being dropped, and forgets the syncs that are gone.
+    fn tidy(&mut self) {
+        let generation = generation(self.db);
+        if std::mem::replace(&mut self.tidied, generation) == generation {
+            return;
+        }
+        let read = || Ok((members_of_syncs()?, spi::select("SELECT id FROM bucardo.sync", &[], |row| row.get::<i32>(1))?));
+        // What cannot be read now is read at the next change; where the extension is gone, so is this process soon.
+        if let Ok((dbs, syncs)) = xact::transaction(read) {
+            self.pool.keep(&dbs);
+            self.plans.retain(|id, _| syncs.contains(id));
+        }
     }
 
     fn assignment(&self) -> Option<Assignment> {
@@ -186,7 +228,7 @@ impl Kid {
 
     /// The sync as the catalog has it now; read anew only when the catalog changed.
     fn plan(&mut self, sync: i32) -> Result<Plan> {
-        let generation = shmem::with(|s| s.master(self.db).map_or(0, |m| m.generation));
+        let generation = generation(self.db);
         match self.plans.remove(&sync) {
             Some(plan) if plan.generation == generation => return Ok(plan),
             _ => {}
@@ -226,6 +268,14 @@ impl Kid {
             self.next_run = next_run().ok();
         }
     }
+}
+
+/// The active members of all active syncs. To be called in a transaction.
+fn members_of_syncs() -> Result<Vec<Db>> {
+    let sql = "SELECT DISTINCT m.db FROM bucardo.dbmap m JOIN bucardo.sync s ON s.dbgroup = m.dbgroup WHERE s.status = 'active'";
+    let names = spi::select(sql, &[], |row| row.get::<String>(1))?;
+    let all = catalog::db::load_all()?;
+    Ok(all.into_iter().filter(|db| db.active && names.contains(&db.name)).collect())
 }
 
 fn next_run() -> Result<i64> {

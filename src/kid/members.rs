@@ -25,6 +25,8 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
 
 /// Whoever waits on one member holds up the others, and rows that it has changed there: so for this long only.
 pub const PATIENCE: &str = "2s";
+/// Where nobody is held up, this long until it looks whether others wait for its kid.
+pub const LONG_PATIENCE: &str = "10s";
 
 /// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]
@@ -68,7 +70,7 @@ impl Pool {
     }
 
     fn take_as(&mut self, db: &Db, kept_as: String) -> Result<Session> {
-        let key = db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect::<String>();
+        let key = key(db);
         let known = |who: &Who| db.identity.as_ref().is_none_or(|known| *known == who.identity);
         if let Some(kept) = self.idle.remove(&kept_as)
             && kept.key == key
@@ -101,10 +103,21 @@ impl Pool {
         }
     }
 
+    /// Closes those to others than these, as they are reached now.
+    pub fn keep(&mut self, dbs: &[Db]) {
+        let name = |kept_as: &str| kept_as.split('\0').next().unwrap_or_default().to_string();
+        self.idle.retain(|kept_as, session| dbs.iter().any(|db| db.name == name(kept_as) && key(db) == session.key));
+    }
+
     /// Closes all.
     pub fn clear(&mut self) {
         self.idle.clear();
     }
+}
+
+/// By what a member is reached.
+fn key(db: &Db) -> String {
+    db.target.info.options.iter().map(|(k, v)| format!("{k}={v}\0")).collect()
 }
 
 /// Held by a run's transaction for as long as it is open.

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::libpq::Rows;
 use crate::master::slot::Phase;
-use crate::pg::latch;
+use crate::pg::{latch, shmem};
 
 /// What a kid keeps of a sync between runs.
 pub struct Plan {
@@ -43,7 +43,7 @@ pub struct Plan {
     /// transaction of a run that died may be open still, and have its COMMIT under way.
     pub clean_run: Option<i64>,
     pub follows: bool,
-    /// Whether the present run waits for locks however long they are held: nobody else waits for it.
+    /// Whether the present run waits for locks however long they are held, unless its kid is needed: no other member waits for it.
     pub patient: bool,
     /// How many plans the present run has given up, whether it gives up this one, and the captured tables (by their oids)
     /// that are known not to be of the sync.
@@ -74,7 +74,13 @@ impl Plan {
 
     /// How long the present run waits for a lock, as `lock_timeout`.
     fn patience(&self) -> &'static str {
-        if self.patient { "0" } else { members::PATIENCE }
+        if self.patient { members::LONG_PATIENCE } else { members::PATIENCE }
+    }
+
+    /// Whether it goes on waiting for a lock: as long as no other sync waits for the kid.
+    fn waits_on(&self, error: &Error) -> bool {
+        let short = || shmem::read(|s| s.masters.iter().any(|m| m.db == shmem::my_database() && m.short));
+        self.patient && error.code == SqlState::LOCK_NOT_AVAILABLE && !short()
     }
 
     pub(super) fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
@@ -129,9 +135,12 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Err((error, _)) if gather::wants_copy(&error) => return mesh::run(plan, pool, todo | (1 << source), progress),
             Err((error, fresh)) => {
                 forget(plan, &error);
-                match retry::judge(&error, attempt, care, fresh) {
+                if plan.waits_on(&error) {
+                    continue;
+                }
+                match retry::judge_among(&error, attempt, care, fresh, plan.patient) {
                     Verdict::Again { care: next, wait } => again(&mut care, next, &mut attempt, wait),
-                    Verdict::Down => return progress.failed(1 << source, error),
+                    Verdict::Down => return progress.failed(1 << source, at_member(explained(error), plan, source)),
                     Verdict::Refused => return progress.failed(0, at_member(error, plan, source)),
                 }
                 continue;
@@ -142,7 +151,11 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         let mut next_care = care;
         for Failure { index, error, fresh } in failures {
             forget(plan, &error);
-            match retry::judge_among(&error, attempt, care, fresh, !plan.patient) {
+            if plan.waits_on(&error) {
+                todo |= 1 << index;
+                continue;
+            }
+            match retry::judge_among(&error, attempt, care, fresh, true) {
                 Verdict::Again { care, wait } => {
                     todo |= 1 << index;
                     pause = pause.max(wait);

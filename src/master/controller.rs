@@ -70,7 +70,7 @@ pub struct Controller {
     main: Option<Job>,
     recovering: u64,
     troubles: Vec<Option<Trouble>>,
-    whole: Option<Trouble>,
+    pub(super) whole: Option<Trouble>,
     last_run: Instant,
     /// How many runs in a row were started for changes and found none, and until when the next such run waits.
     idle_runs: u32,

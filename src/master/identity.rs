@@ -23,7 +23,10 @@ pub fn refusal() -> Result<Option<String>> {
         )));
     }
     if known.as_ref() != Some(&here) {
-        spi::execute("UPDATE bucardo.control SET identity = $1", &[here.as_str().into()])?;
+        // Who holds the row may be waiting for the master, as `stop` does: then it is noted at the next start.
+        let sql = "WITH free AS MATERIALIZED (SELECT id FROM bucardo.control FOR NO KEY UPDATE SKIP LOCKED) \
+            UPDATE bucardo.control c SET identity = $1 FROM free WHERE c.id = free.id";
+        spi::execute(sql, &[here.as_str().into()])?;
     }
     Ok(None)
 }

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::DynamicBackgroundWorker;
 
-use super::controller::Job;
-use super::slot::{KidSlot, KidState, Outcome, Report, Text};
+use super::controller::{Job, back_off};
+use super::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
 use crate::guc;
 use crate::pg::{shmem, worker};
 
-/// After the server had no free slot, the next try.
+/// After the server had no free slot, or a kid died at its start, the next try; the latest one after many.
 const LAUNCH_AGAIN: Duration = Duration::from_secs(1);
+const LAUNCH_LATEST: Duration = Duration::from_secs(30);
 /// An idle kid is sent home after this, so that worker slots are free for others.
 const IDLE: Duration = Duration::from_secs(300);
 
@@ -22,8 +23,12 @@ struct Kid {
     runs: i32,
     idle_since: Instant,
     job: Option<(i32, Job)>,
+    /// Whether that run is only tried again.
+    retry: bool,
     /// As long may it live, by the sync that it served last.
     lifetime: Option<Duration>,
+    /// It has come up.
+    ready: bool,
     /// It was told that its run is the last one, or sent home: it takes no other.
     leaving: bool,
 }
@@ -46,29 +51,36 @@ pub struct Manners {
 /// All kids of this master.
 pub struct Kids {
     db: u32,
+    /// The pid of the master.
+    me: i32,
     database: String,
     kids: Vec<Kid>,
     launch_after: Instant,
+    /// How many in a row have died at their start.
+    failures: u32,
     /// Why work waits although it is due.
     pub trouble: Option<String>,
 }
 
 impl Kids {
     pub fn new(db: u32, database: String, now: Instant) -> Self {
-        Self { db, database, kids: Vec::new(), launch_after: now, trouble: None }
+        let (me, _) = worker::me();
+        Self { db, me, database, kids: Vec::new(), launch_after: now, failures: 0, trouble: None }
     }
 
     /// What kids have reported since the last call: the sync, its job, and how it went.
     pub fn reports(&mut self, now: Instant) -> Vec<(i32, Job, Report)> {
-        let (db, mut reports) = (self.db, Vec::new());
+        let (db, me, mut reports) = (self.db, self.me, Vec::new());
+        let (mut came_up, mut died) = (false, false);
         self.kids.retain_mut(|kid| {
             let gone = worker::life(&kid.worker) == worker::Life::Gone;
             let report = shmem::with(|shared| {
                 let slot = &mut shared.kids[kid.slot];
                 // A kid frees its slot itself when it ends; another master may have it by now.
-                if slot.db != db {
+                if slot.db != db || slot.master != me {
                     return (None, gone);
                 }
+                kid.ready |= slot.state != KidState::Starting;
                 let report = (slot.state == KidState::Reported).then_some(slot.report);
                 if report.is_some() {
                     slot.state = KidState::Idle;
@@ -89,13 +101,42 @@ impl Kids {
                 kid.job = None;
                 kid.idle_since = now;
             }
+            came_up |= kid.ready;
+            died |= report.1 && !kid.ready && !kid.leaving;
             !report.1
         });
+        self.note_starts(came_up, died, now);
         reports
     }
 
+    /// What came of those that were launched: where they die at their start, the next one waits longer each time.
+    fn note_starts(&mut self, came_up: bool, died: bool, now: Instant) {
+        if died {
+            self.failures += 1;
+            self.launch_after = now + back_off(self.failures, LAUNCH_AGAIN, LAUNCH_LATEST);
+            if self.kids.is_empty() {
+                self.trouble = Some("kids end at their start: see the server's log".to_string());
+            }
+        } else if came_up {
+            self.failures = 0;
+            self.trouble = None;
+        }
+    }
+
+    /// Wakes those that have nothing to do: the catalog has changed.
+    pub fn wake_idle(&self) {
+        for kid in self.kids.iter().filter(|k| k.job.is_none()) {
+            worker::set_latch(shmem::read(|s| s.kids[kid.slot].procno));
+        }
+    }
+
+    /// How many kids are busy with what is only tried again.
+    pub fn retries(&self) -> usize {
+        self.kids.iter().filter(|k| k.retry && k.job.is_some()).count()
+    }
+
     /// Gives the job to an idle kid. False: none is free now (one may have been launched and will tell when it is ready).
-    pub fn assign(&mut self, sync: i32, job: Job, manners: Manners, waiting: usize, now: Instant) -> bool {
+    pub fn assign(&mut self, sync: i32, job: Job, retry: bool, manners: Manners, waiting: usize, now: Instant) -> bool {
         let idle = |kid: &Kid| {
             kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle)
         };
@@ -107,6 +148,7 @@ impl Kids {
         kid.lifetime = manners.lifetime;
         let last = !manners.kidsalive || kid.is_old(now) || (manners.maxkicks > 0 && kid.runs >= manners.maxkicks);
         kid.job = Some((sync, job));
+        kid.retry = retry;
         kid.leaving = last;
         let procno = shmem::with(|shared| {
             let slot = &mut shared.kids[kid.slot];
@@ -127,16 +169,17 @@ impl Kids {
         if starting >= waiting || self.kids.len() >= guc::max_kids() || now < self.launch_after {
             return;
         }
-        let db = self.db;
+        let (db, master) = (self.db, self.me);
         let slot = shmem::with(|shared| {
+            shared.forget_kids();
             let mine = |i: &usize| self.kids.iter().any(|k| k.slot == *i);
             let slot = (0..shared.kids.len()).find(|i| shared.kids[*i].state == KidState::Free && !mine(i))?;
-            shared.kids[slot] = KidSlot { db, state: KidState::Starting, ..KidSlot::FREE };
+            shared.kids[slot] = KidSlot { db, master, state: KidState::Starting, ..KidSlot::FREE };
             Some(slot)
         });
         let launched = slot.and_then(|slot| {
             let name = format!("bucardo kid for {}", self.database);
-            worker::launch(&name, "bucardo kid", "bucardo_kid_main", slot as i32).map(|worker| (slot, worker))
+            worker::launch(&name, "bucardo kid", "bucardo_kid_main", Place { slot, master }.pack()).map(|worker| (slot, worker))
         });
         match launched {
             Some((slot, worker)) => {
@@ -147,10 +190,11 @@ impl Kids {
                     runs: 0,
                     idle_since: now,
                     job: None,
+                    retry: false,
                     lifetime: None,
+                    ready: false,
                     leaving: false,
                 });
-                self.trouble = None;
             }
             None => {
                 if let Some(slot) = slot {
@@ -193,7 +237,8 @@ impl Kids {
 
     /// Asks all kids to end; call until it says that none is left.
     pub fn end_all(&mut self, now: Instant) -> bool {
-        for kid in &self.kids {
+        for kid in &mut self.kids {
+            kid.leaving = true;
             let pid = shmem::read(|s| s.kids[kid.slot].pid);
             worker::signal(if pid != 0 { pid } else { worker::pid(&kid.worker) }, libc::SIGTERM);
         }

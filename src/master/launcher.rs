@@ -48,6 +48,11 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
     let mut scout_after = Instant::now();
     loop {
         worker::reload_if_asked();
+        if is_stopping() {
+            end_masters();
+            latch::wait(None, Some(LOOK));
+            continue;
+        }
         let out = scout.as_ref().is_some_and(|scout| worker::life(scout) != worker::Life::Gone);
         if !out && latch::left(scout_after).is_none() && !shmem::read(|s| s.scouted) {
             scout = worker::launch("bucardo scout", "bucardo scout", "bucardo_scout_main", scouts);
@@ -65,6 +70,22 @@ pub extern "C-unwind" fn bucardo_launcher_main(_argument: pg_sys::Datum) {
         // A worker without a database is not told when its children end, so it looks.
         latch::wait(None, Some(wait.map_or(LOOK, |w| w.min(LOOK))));
     }
+}
+
+/// Whether the server is shutting down. To be asked of its own file only: a smart shutdown tells nobody, because it first waits
+/// until all clients have gone, and where members are on this server, our own connections are among those.
+fn is_stopping() -> bool {
+    // The working directory of a server process is the data directory; the eighth line says what the server is at.
+    std::fs::read_to_string("postmaster.pid").is_ok_and(|text| text.lines().nth(7).is_some_and(|s| s.trim_end() == "stopping"))
+}
+
+/// Has all masters end, with their kids. They come back with the server.
+fn end_masters() {
+    let procnos = shmem::with(|s| {
+        s.stopping = true;
+        s.masters.map(|m| if m.pid != 0 { m.procno } else { -1 })
+    });
+    procnos.into_iter().for_each(worker::set_latch);
 }
 
 /// Starts the masters that are wanted and not there. How long to wait for the next look; None: until something happens.

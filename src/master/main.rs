@@ -10,12 +10,12 @@ use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
 use super::farewell::{self, DropAwaited};
-use super::hear;
 use super::identity;
-use super::kids::{Kids, Manners};
+use super::kids::Kids;
 use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
 use super::slot::{Outcome, Report, Text};
+use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
 use crate::catalog;
@@ -92,6 +92,7 @@ pub(super) struct Master {
     pub(super) removals: HashMap<u64, Removal>,
     pub(super) next_token: u64,
     pub(super) kids: Kids,
+    pub(super) turns: Turns,
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
     pub(super) swept: bool,
@@ -145,17 +146,18 @@ fn master_gone(slot: usize) {
         s.masters[slot].procno = -1;
         let wanted = s.masters[slot].wanted;
         for sync in s.syncs.iter_mut().filter(|y| y.db == db) {
-            if wanted {
+            if wanted && !s.stopping {
                 sync.begun = sync.done;
             } else {
                 fail_kicks(sync, "55000", notify::STOPPED);
-                sync.hint = Text::new(notify::START);
+                sync.hint = if wanted { Text::EMPTY } else { Text::new(notify::START) };
             }
         }
         let mut kids = [0; super::slot::MAX_KIDS];
         for (i, kid) in s.kids.iter().enumerate().filter(|(_, k)| k.db == db) {
             kids[i] = kid.pid;
         }
+        s.forget_kids();
         kids
     });
     for pid in kids {
@@ -206,6 +208,7 @@ impl Master {
             removals: HashMap::new(),
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
+            turns: Turns::default(),
             history_at: now + HISTORY,
             swept: false,
             members: Vec::new(),
@@ -218,9 +221,10 @@ impl Master {
         worker::reload_if_asked();
         let now = Instant::now();
         let (stop, generation, held) = shmem::with(|s| {
+            let stopping = s.stopping;
             let master = &mut s.masters[self.slot];
             master.ping_answered = master.ping_asked;
-            (master.stop, master.generation, master.held_by != 0)
+            (master.stop || stopping, master.generation, master.held_by != 0)
         });
         if stop {
             return self.stop();
@@ -277,6 +281,9 @@ impl Master {
         if self.for_drop.is_some() {
             return self.learn_members(generation);
         }
+        if xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))? == Some(true) {
+            return self.stop();
+        }
         fault::point("master.before_reload")?;
         let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
         self.learn_members(generation)?;
@@ -291,6 +298,7 @@ impl Master {
         }
         self.try_again_what_failed()?;
         self.watch_sources(now);
+        self.kids.wake_idle();
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
                 continue;
@@ -389,42 +397,6 @@ impl Master {
         self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
     }
 
-    /// Gives due runs to kids: higher priority first.
-    fn assign(&mut self, now: Instant) -> Result<()> {
-        let mut due: Vec<(i32, i32)> =
-            self.entries.iter().filter(|(_, e)| e.controller.due(now).is_some()).map(|(id, e)| (-e.sync.priority, *id)).collect();
-        due.sort_unstable();
-        let waiting = due.len();
-        if waiting != 0 {
-            fault::point("master.before_assign")?;
-        }
-        for (_, id) in due {
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            while let Some(job) = entry.controller.due(now) {
-                let sync = &entry.sync;
-                let manners = Manners {
-                    kidsalive: sync.kidsalive,
-                    stayalive: sync.stayalive,
-                    lifetime: sync.lifetime,
-                    maxkicks: sync.maxkicks,
-                };
-                let ticket = shmem::with(|s| s.sync(self.db, id).map_or(0, |y| y.kicked));
-                let commits = hear::commits(&self.sources, sync);
-                if !self.kids.assign(id, job, manners, waiting, now) {
-                    break;
-                }
-                entry.controller.started(job);
-                if job.main {
-                    entry.ticket = ticket;
-                    entry.commits = commits;
-                    shmem::with(|s| s.sync(self.db, id).map(|y| y.begun = ticket));
-                }
-                fault::point("master.after_assign")?;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes in a run's report: the controller, the waiting kicks, the next look at the sources.
     fn finished(&mut self, id: i32, job: Job, report: &Report, now: Instant) -> Result<()> {
         fault::point("master.before_report")?;
@@ -481,7 +453,8 @@ impl Master {
         let controllers = self.entries.values().filter(waits).filter_map(|e| e.controller.next_time(now));
         let upkeep = self.sources.values().flat_map(|s| [s.purge_at, s.compare_at, Some(s.inspect_at)]).flatten();
         let removals = self.removals.values().filter_map(|r| r.again_at);
-        let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(self.kids.next_time(now)).min();
+        let kids = self.kids.next_time(now).into_iter().chain(self.turns.next_time(now));
+        let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(kids).min();
         let pausing = self.entries.values().any(|e| e.pausing).then(|| now + PAUSING);
         let idle = self.history_at.min(next.unwrap_or(self.history_at)).min(pausing.unwrap_or(self.history_at));
         latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));

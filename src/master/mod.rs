@@ -11,5 +11,6 @@ pub mod main;
 pub mod notify;
 mod publish;
 pub mod slot;
+mod turns;
 pub mod upkeep;
 pub mod watch;

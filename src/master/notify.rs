@@ -34,7 +34,7 @@ thread_local! {
 }
 
 fn at_end() {
-    if REGISTERED.replace(true) {
+    if !shmem::is_loaded() || REGISTERED.replace(true) {
         return;
     }
     register_xact_callback(PgXactCallbackEvent::Commit, ended);
@@ -70,13 +70,15 @@ fn ended() {
 
 /// Tells this database's master, when the transaction commits, that the catalog changed. Harmless when not preloaded.
 pub fn catalog_changed() {
-    if shmem::is_loaded() {
-        at_end();
-    }
+    at_end();
 }
 
-/// Kicks a sync when the transaction commits: before that the master does not know what has become of it.
+/// Kicks a sync when the transaction commits: before that the master does not know what has become of it. Nobody is there to be
+/// kicked when not preloaded.
 pub fn kick_at_commit(sync: i32) {
+    if !shmem::is_loaded() {
+        return;
+    }
     // First of all at the end the catalog has changed, and then there is a kick.
     at_end();
     let db = shmem::my_database();
@@ -175,6 +177,7 @@ pub fn after_utility(statement: &Statement) {
             if let Some(master) = s.master(*db) {
                 master.db = 0;
             }
+            s.forget_kids();
         }),
         // Who prepared it cannot say so any more: everybody on this server looks once.
         Statement::CommitPrepared => shmem::committed(shmem::my_database()),
@@ -262,8 +265,26 @@ pub fn want_master_unless_stopped() {
     register_xact_callback(PgXactCallbackEvent::Commit, move || {
         if ROLLED_BACK.take() {
             want();
+        } else {
+            stop_now(db);
         }
     });
+}
+
+/// A master that has started since `stop` was called, and could not see it, ends.
+fn stop_now(db: u32) {
+    let procno = shmem::with(|s| {
+        s.master(db).map_or(-1, |m| {
+            // One that takes capture off, for a DROP EXTENSION in the same transaction, ends by itself.
+            if !m.for_drop {
+                m.wanted = false;
+                m.stop = m.pid != 0;
+                m.generation += 1;
+            }
+            m.procno
+        })
+    });
+    worker::set_latch(procno);
 }
 
 /// Says that no master will run here. Within CREATE EXTENSION the server keeps notices back; at the commit it does not.

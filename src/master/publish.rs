@@ -8,6 +8,7 @@ use super::main::{Entry, Master, Step, conninfo_of};
 use super::slot::{Outcome, Shown, SyncSlot, Text};
 use crate::catalog::rest;
 use crate::error::Error;
+use crate::guc;
 use crate::libpq::Target;
 use crate::pg::{shmem, worker};
 
@@ -39,6 +40,11 @@ fn why_it_rests(entry: &Entry) -> Option<Error> {
         _ if sync.active => Some(rest::asleep(&sync.name, &sync.asleep())),
         _ => Some(rest::inactive(&sync.name)),
     }
+}
+
+/// What the status says of a sync whose run is due, while all kids are busy.
+fn waits_for_a_kid() -> String {
+    format!("it waits for a free kid: all {} are busy (bucardo.max_kids)", guc::max_kids())
 }
 
 pub(super) fn wake_waiters(slot: &SyncSlot) {
@@ -94,11 +100,14 @@ impl Master {
                     (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
                     (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
                     (None, None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
+                    (None, None, None) if self.turns.starves(*id, now) => (*id, Shown::Waiting, waits_for_a_kid(), 0),
                     (None, None, _) => (*id, shown, String::new(), 0),
                 }
             })
             .collect();
+        let short = self.turns.short(now);
         shmem::with(|s| {
+            s.masters[self.slot].short = short;
             for (id, shown, error, next_try) in &shown {
                 if let Some(slot) = s.sync(self.db, *id) {
                     slot.shown = *shown;

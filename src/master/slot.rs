@@ -64,6 +64,8 @@ pub struct MasterSlot {
     pub for_drop: bool,
     /// Whether it has read the catalog since it started.
     pub loaded: bool,
+    /// Whether runs are due for more than a moment and have no kid: then no kid waits for long.
+    pub short: bool,
     /// How many open transactions have installed capture and found no undo slot; whether one has ended since: then all members
     /// are asked what they capture.
     pub unnoted: u32,
@@ -88,6 +90,7 @@ impl MasterSlot {
         ended_as_asked: false,
         for_drop: false,
         loaded: false,
+        short: false,
         unnoted: 0,
         unswept: false,
         held_by: 0,
@@ -245,10 +248,31 @@ impl Report {
     };
 }
 
+/// What a kid is told at its start. Until it is up, its master may have ended, and another one may have taken the slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    pub slot: usize,
+    /// The pid of the master.
+    pub master: i32,
+}
+
+impl Place {
+    /// As a worker's argument.
+    pub fn pack(self) -> i32 {
+        self.master * MAX_KIDS as i32 + self.slot as i32
+    }
+
+    pub fn unpack(argument: usize) -> Self {
+        Self { slot: argument % MAX_KIDS, master: (argument / MAX_KIDS) as i32 }
+    }
+}
+
 /// One kid.
 #[derive(Clone, Copy)]
 pub struct KidSlot {
     pub db: u32,
+    /// The pid of its master.
+    pub master: i32,
     pub state: KidState,
     pub pid: i32,
     pub procno: i32,
@@ -274,6 +298,7 @@ pub struct KidSlot {
 impl KidSlot {
     pub const FREE: Self = Self {
         db: 0,
+        master: 0,
         state: KidState::Free,
         pid: 0,
         procno: -1,
@@ -314,6 +339,8 @@ pub struct Shared {
     pub scouted: bool,
     /// No worker slot was free to look for control databases: no master can be started either.
     pub crowded: bool,
+    /// The server is shutting down, and may be waiting for the connections of our workers to end.
+    pub stopping: bool,
     pub masters: [MasterSlot; MAX_MASTERS],
     pub syncs: [SyncSlot; MAX_SYNCS],
     pub kids: [KidSlot; MAX_KIDS],
@@ -326,6 +353,7 @@ impl Shared {
             launcher: -1,
             scouted: false,
             crowded: false,
+            stopping: false,
             masters: [MasterSlot::FREE; MAX_MASTERS],
             syncs: [SyncSlot::FREE; MAX_SYNCS],
             kids: [KidSlot::FREE; MAX_KIDS],
@@ -359,6 +387,21 @@ impl Shared {
         Some(slot)
     }
 
+    /// Whether this master is there.
+    pub fn is_master(&self, db: u32, pid: i32) -> bool {
+        self.masters.iter().any(|m| m.db == db && m.pid == pid)
+    }
+
+    /// Frees the slots of kids that are gone, or not up yet, and whose master is gone: nobody else would.
+    pub fn forget_kids(&mut self) {
+        for at in 0..self.kids.len() {
+            let kid = &self.kids[at];
+            if kid.state != KidState::Free && kid.pid == 0 && !self.is_master(kid.db, kid.master) {
+                self.kids[at] = KidSlot::FREE;
+            }
+        }
+    }
+
     /// Frees the slots of syncs of a database that are not in `keep`; a fresh one the next time.
     pub fn keep_syncs(&mut self, db: u32, keep: &[i32]) {
         for slot in self.syncs.iter_mut().filter(|s| s.db == db) {
@@ -371,7 +414,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::{Shared, Text};
+    use super::{KidSlot, KidState, MAX_KIDS, MasterSlot, Place, Shared, Text};
 
     #[test]
     fn a_text_is_cut_at_a_character() {
@@ -381,10 +424,23 @@ mod tests {
     }
 
     #[test]
+    fn a_kid_finds_its_place() {
+        for place in [Place { slot: 0, master: 1 }, Place { slot: MAX_KIDS - 1, master: 4_194_304 }] {
+            assert_eq!(Place::unpack(place.pack() as usize), place);
+        }
+    }
+
+    #[test]
     fn slots_are_found_again_and_freed() {
         // The table is larger than a test thread's stack.
         let body = || {
             let mut shared = Box::new(Shared::new());
+            shared.masters[0] = MasterSlot { db: 5, pid: 77, ..MasterSlot::FREE };
+            for (at, (pid, master)) in [(0, 77), (0, 66), (99, 66)].into_iter().enumerate() {
+                shared.kids[at] = KidSlot { db: 5, master, pid, state: KidState::Reported, ..KidSlot::FREE };
+            }
+            shared.forget_kids();
+            assert_eq!([0, 1, 2].map(|at| shared.kids[at].state == KidState::Free), [false, true, false]);
             shared.sync(5, 1).unwrap().kicked = 7;
             assert_eq!(shared.sync(5, 1).unwrap().kicked, 7);
             assert_eq!(shared.sync(6, 1).unwrap().kicked, 0);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::slot::Report;
 use crate::catalog::db::Db;
 use crate::catalog::sync::{Relation, Role, Sync};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::ident::quote_literal;
 use crate::pg::{spi, xact};
@@ -152,7 +152,10 @@ pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
 
 /// A removal is done.
 pub fn cleaned(id: i64) -> Result<()> {
-    xact::transaction(|| spi::execute("DELETE FROM bucardo.cleanup WHERE id = $1", &[id.into()]).map(drop))
+    // Where somebody holds the row it is carried out once more another time.
+    let sql =
+        "DELETE FROM bucardo.cleanup WHERE id = ANY (ARRAY(SELECT id FROM bucardo.cleanup WHERE id = $1 FOR UPDATE SKIP LOCKED))";
+    xact::transaction(|| spi::execute(sql, &[id.into()]).map(drop))
 }
 
 /// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
@@ -170,8 +173,19 @@ pub fn pause(sync: i32) -> Result<bool> {
 /// Forgets runs and conflicts older than `bucardo.history_retention`; writes nothing when there are none. Decisions are
 /// found by their numbers, in the order of which they were made: an index by time would cost every one of them.
 pub fn forget_history() -> Result<()> {
+    match forget_old() {
+        // Whole tables may be locked as well; the master waits for nobody.
+        Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => Ok(()),
+        forgotten => forgotten,
+    }
+}
+
+const SOON: &str = "SET LOCAL lock_timeout = '300ms'";
+
+fn forget_old() -> Result<()> {
     let seconds = guc::history_retention().as_secs_f64();
     let old = xact::transaction(|| {
+        spi::execute(SOON, &[])?;
         spi::value::<bool>(
             &format!(
                 "SELECT EXISTS (SELECT {OLD_RUNS}) \
@@ -184,14 +198,16 @@ pub fn forget_history() -> Result<()> {
         return Ok(());
     }
     xact::transaction(|| {
+        spi::execute(SOON, &[])?;
         // What an open transaction holds is forgotten another time.
         let sql = format!("DELETE FROM bucardo.syncrun WHERE run = ANY (ARRAY(SELECT run {OLD_RUNS} FOR UPDATE SKIP LOCKED))");
         spi::execute(&sql, &[seconds.into()])?;
         spi::execute("SET LOCAL enable_seqscan = off", &[])?;
         spi::execute(
-            "DELETE FROM bucardo.conflict WHERE decided_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
+            "WITH old AS MATERIALIZED (SELECT id FROM bucardo.conflict WHERE decided_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
              AND id < coalesce((SELECT id FROM bucardo.conflict WHERE decided_at >= pg_catalog.now() - pg_catalog.make_interval(secs => $1) \
-                 ORDER BY id LIMIT 1), 9223372036854775807)",
+                 ORDER BY id LIMIT 1), 9223372036854775807) FOR UPDATE SKIP LOCKED) \
+             DELETE FROM bucardo.conflict c USING old WHERE c.id = old.id",
             &[seconds.into()],
         )
         .map(drop)

@@ -75,13 +75,20 @@ fn flags_init() {
     );
 }
 
-/// Changes the shared table under its lock. The closure only copies.
+/// Changes the shared table under its lock. The closure only copies. Not preloaded, there is an empty one for the moment: who
+/// forgets to ask must not raise an error while a transaction commits, which would end the whole server.
 pub fn with<T>(body: impl FnOnce(&mut Shared) -> T) -> T {
+    if !is_loaded() {
+        return body(&mut Box::new(Shared::new()));
+    }
     body(&mut SHARED.exclusive())
 }
 
 /// Reads the shared table under its lock. The closure only copies.
 pub fn read<T>(body: impl FnOnce(&Shared) -> T) -> T {
+    if !is_loaded() {
+        return body(&Box::new(Shared::new()));
+    }
     body(&SHARED.share())
 }
 

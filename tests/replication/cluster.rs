@@ -40,6 +40,7 @@ pub struct Cluster {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Stop {
+    Smart,
     Fast,
     Immediate,
 }
@@ -171,6 +172,7 @@ impl Cluster {
 
     pub fn begin_stop(&self, how: Stop) {
         self.signal(match how {
+            Stop::Smart => "TERM",
             Stop::Fast => "INT",
             Stop::Immediate => "QUIT",
         });

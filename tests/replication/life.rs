@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::cluster::Stop;
+use crate::compare::literal;
 use crate::multi::Plan;
 use crate::net::{CONTROL, Capture, Net};
+use crate::proxy::Proxy;
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
@@ -197,4 +199,184 @@ fn a_drop_that_is_rolled_back_while_the_master_is_away_leaves_no_trace() {
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.wait_equal("t", &["B"]);
     net.wait_state("good|empty");
+}
+
+#[test]
+fn without_the_preload_the_catalog_can_be_changed() {
+    let net = Net::together(Capture::Plain, 2).with_table(T, "public.t");
+    net.servers[0].configure("shared_preload_libraries = ''");
+    net.servers[0].restart(Stop::Fast);
+    let mut control = net.control();
+    for sql in [
+        "update_sync('s', checktime => '1h')",
+        "pause('s')",
+        "update_db('C', status => 'inactive')",
+        "remove_db('C', force => true)",
+        "remove_table('public.t', 's')",
+        "remove_db('A', force => true)",
+        "remove_sync('s')",
+        "remove_db('B')",
+    ] {
+        // What is refused is refused; nothing may end the server.
+        let _refused = control.try_query(&format!("SELECT bucardo.{sql}"));
+        assert_eq!(net.servers[0].crash_restarts(), 0, "{sql}");
+    }
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.sync"), 0);
+}
+
+#[test]
+fn a_member_that_answers_nobody_leaves_kids_to_other_syncs() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 2");
+    net.servers[0].create_database("z", "");
+    net.servers[0].sql("z", T);
+    net.everywhere(T);
+    let (proxy, mut control) = (Proxy::to(&net.servers[0]), net.control());
+    control.exec(&format!("SELECT bucardo.add_db('Z', {})", literal(&proxy.conninfo("z"))));
+    for id in 1..=4 {
+        control.exec(&format!("SELECT bucardo.add_sync('z{id}', dbs => 'A:source,Z:target', tables => 'public.t')"));
+    }
+    net.add_sync("tables => 'public.t'");
+    proxy.stall();
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql_on_control(
+        "all that cannot be served to be tried again",
+        "SELECT count(*) = 4 FROM bucardo.status WHERE sync LIKE 'z%' AND state = 'stalled' AND last_error LIKE '%\"Z\"%'",
+    );
+    for id in 2..=9 {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
+        net.kick();
+    }
+    net.assert_equal("t");
+}
+
+#[test]
+fn a_run_that_waits_for_a_lock_gives_its_kid_to_who_waits_for_one() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 1").with_table(T, "public.t");
+    net.everywhere("CREATE TABLE u (id int PRIMARY KEY)");
+    net.control().exec(&format!("SELECT bucardo.add_sync('u', dbs => '{}', tables => 'public.u')", net.dbs()));
+    let mut locker = net.on("B");
+    locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_sql("B", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    net.on("A").exec("INSERT INTO u VALUES (1)");
+    net.wait_sql_on_control(
+        "the status to say what it waits for",
+        "SELECT coalesce(last_error LIKE '%waits for a free kid%', false) FROM bucardo.status WHERE sync = 'u'",
+    );
+    net.wait_equal("u", &["B"]);
+    assert_eq!(net.on("A").number("SELECT count(*) FROM t"), 1);
+    locker.exec("COMMIT");
+    net.settle(&["t"]);
+}
+
+#[test]
+fn kids_that_die_at_their_start_are_told_of() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    let (mut control, mut a) = (net.control(), net.on("A"));
+    a.exec(&format!("ALTER DATABASE {CONTROL} ALLOW_CONNECTIONS false"));
+    control.exec("SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'kid'");
+    a.exec("INSERT INTO t VALUES (1, 'x')");
+    let error = "SELECT coalesce(last_error, '') FROM bucardo.status WHERE sync = 's'";
+    wait_until("the status to say so", || control.one(error).contains("kids end at their start"));
+    a.exec(&format!("ALTER DATABASE {CONTROL} ALLOW_CONNECTIONS true"));
+    net.wait_equal("t", &["B"]);
+}
+
+/// More kids than there are places in all, over the lives of several masters.
+#[test]
+fn kids_whose_master_is_gone_leave_their_places() {
+    let settings = "bucardo.max_kids = 16\nmax_worker_processes = 40\nmax_connections = 150";
+    let net = Net::together_with(Capture::Native, 1, settings);
+    let mut control = net.control();
+    let tables: Vec<String> = (1..=16).map(|id| format!("t{id}")).collect();
+    for t in &tables {
+        net.everywhere(&format!("CREATE TABLE {t} (id int PRIMARY KEY)"));
+        control.exec(&format!("SELECT bucardo.add_sync('s_{t}', dbs => '{}', tables => 'public.{t}')", net.dbs()));
+    }
+    let mut locker = net.on("B");
+    locker.exec(&format!("BEGIN; LOCK {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")));
+    tables.iter().for_each(|t| net.on("A").exec(&format!("INSERT INTO {t} VALUES (1)")));
+    for _ in 0..5 {
+        net.wait_sql_on_control(
+            "all kids to be busy",
+            "SELECT count(*) = 16 FROM bucardo.activity WHERE kind = 'kid' AND run IS NOT NULL",
+        );
+        control.exec(MASTER);
+    }
+    locker.exec("COMMIT");
+    tables.iter().for_each(|t| net.wait_equal(t, &["B"]));
+}
+
+/// A DROP that waits for the transaction of `stop` has a master started, which cannot see that it is stopped.
+#[test]
+fn a_master_that_starts_while_it_is_being_stopped_ends() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut stopper, mut dropper) = (net.control(), net.control());
+    stopper.exec("BEGIN; SELECT bucardo.stop()");
+    dropper.send("DROP EXTENSION bucardo").unwrap();
+    let masters = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'bucardo master'";
+    let mut other = net.servers[0].connect("postgres");
+    wait_until("a master, and the DROP to wait", || {
+        other.number(masters) == 1 && other.number("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0
+    });
+    other.exec(&format!("SELECT pg_cancel_backend({})", dropper.pid));
+    dropper.finish().expect_err("it was cancelled");
+    stopper.exec("COMMIT");
+    net.wait_state("stopped");
+    wait_until("the master to end", || other.number(masters) == 0);
+}
+
+#[test]
+fn a_session_that_holds_the_row_of_the_control_database_does_not_hold_the_master() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let (mut control, mut holder) = (net.control(), net.control());
+    control.exec("UPDATE bucardo.control SET identity = NULL");
+    holder.exec("BEGIN; SELECT * FROM bucardo.control FOR UPDATE");
+    control.exec(MASTER);
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+}
+
+#[test]
+fn a_session_that_holds_old_decisions_does_not_hold_the_master() {
+    let m = Plan::new(2).start().with(T, "tables => 'public.t', conflict_strategy => 'bucardo_source'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (1, 'B')")]);
+    m.kick();
+    let (mut holder, mut control) = (m.control(), m.control());
+    holder.exec("BEGIN; SELECT * FROM bucardo.conflict FOR UPDATE");
+    control.exec("ALTER SYSTEM SET bucardo.history_retention = '1ms'");
+    // The last run of each state is kept in any case.
+    control.exec("INSERT INTO bucardo.syncrun (run, sync, state, started, ended) VALUES (-1, 's', 'good', now(), now())");
+    control.exec("SELECT pg_reload_conf()");
+    let old = "SELECT count(*) FROM bucardo.syncrun WHERE run = -1";
+    wait_until("old runs to be forgotten", || control.number(old) == 0);
+    control.exec("SELECT bucardo.ping('80s')");
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.conflict"), 1);
+}
+
+#[test]
+fn who_is_in_no_sync_any_more_is_not_held_by_a_connection() {
+    let net = Net::together(Capture::Native, 2).with_table(T, "public.t");
+    let (mut control, mut other) = (net.control(), net.servers[0].connect("postgres"));
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.kick();
+    let mut gone = |db: &str| {
+        wait_until("nobody to be connected", || other.try_query(&format!("DROP DATABASE {db}")).is_ok());
+    };
+    control.exec("SELECT bucardo.update_db('C', status => 'inactive')");
+    gone("c");
+    control.exec("SELECT bucardo.remove_sync('s'); SELECT bucardo.remove_db('B')");
+    gone("b");
+}
+
+/// It waits for all clients to go, and the sessions of our workers are clients where a member is on the server.
+#[test]
+fn a_smart_stop_of_a_server_with_members_ends() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.servers[0].stop(Stop::Smart);
+    net.servers[0].launch();
+    net.on("A").exec("INSERT INTO t VALUES (2, 'x')");
+    net.wait_equal("t", &["B"]);
 }
