@@ -150,9 +150,11 @@ pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
     spi::execute(sql, &[control.into(), db.name.as_str().into(), db.conninfo.as_str().into()]).map(drop)
 }
 
-/// A removal is done.
+/// A removal is done. Who makes the member a source again holds the row, and has it done once more if he rolls back.
 pub fn cleaned(id: i64) -> Result<()> {
-    xact::transaction(|| spi::execute("DELETE FROM bucardo.cleanup WHERE id = $1", &[id.into()]).map(drop))
+    let sql =
+        "DELETE FROM bucardo.cleanup WHERE id IN (SELECT c.id FROM bucardo.cleanup c WHERE c.id = $1 FOR UPDATE SKIP LOCKED)";
+    xact::transaction(|| spi::execute(sql, &[id.into()]).map(drop))
 }
 
 /// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
