@@ -290,7 +290,6 @@ impl Master {
         }
         self.try_again_what_failed()?;
         self.watch_sources(now);
-        self.removals.retain(|_, r| r.cleanup.is_none_or(|id| cleanups.iter().any(|c| c.id == id)));
         for cleanup in cleanups {
             if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
                 continue;

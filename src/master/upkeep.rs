@@ -150,10 +150,11 @@ pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
     spi::execute(sql, &[control.into(), db.name.as_str().into(), db.conninfo.as_str().into()]).map(drop)
 }
 
-/// A removal is done. Who makes the member a source again holds the row, and has it done once more if he rolls back.
+/// A removal is done.
 pub fn cleaned(id: i64) -> Result<()> {
+    // Where somebody holds the row it is carried out once more another time.
     let sql =
-        "DELETE FROM bucardo.cleanup WHERE id IN (SELECT c.id FROM bucardo.cleanup c WHERE c.id = $1 FOR UPDATE SKIP LOCKED)";
+        "DELETE FROM bucardo.cleanup WHERE id = ANY (ARRAY(SELECT id FROM bucardo.cleanup WHERE id = $1 FOR UPDATE SKIP LOCKED))";
     xact::transaction(|| spi::execute(sql, &[id.into()]).map(drop))
 }
 
