@@ -38,9 +38,10 @@ SELECT s.name AS sync,
  CROSS JOIN bucardo.master_state() m
   LEFT JOIN bucardo.asleep ON asleep.sync = s.name
   LEFT JOIN bucardo.sync_state() live ON live.sync = s.id
-  LEFT JOIN LATERAL (SELECT r.state FROM bucardo.syncrun r WHERE r.sync = s.name ORDER BY r.run DESC LIMIT 1) last ON true
-  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'good' ORDER BY r.run DESC LIMIT 1) good ON true
-  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'bad' ORDER BY r.run DESC LIMIT 1) bad ON true;
+  -- A run of an earlier sync of that name may have written its row while that one was being removed.
+  LEFT JOIN LATERAL (SELECT r.state FROM bucardo.syncrun r WHERE r.sync = s.name AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) last ON true
+  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'good' AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) good ON true
+  LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'bad' AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) bad ON true;
 COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try, and what makes its decisions doubtful.';
 CREATE INDEX syncrun_state ON bucardo.syncrun (sync, state, run DESC);
 

@@ -25,9 +25,9 @@ fn start_master(reason: Option<&str>) -> Result<&'static str> {
     notify::require_preload()?;
     let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
     let db = shmem::my_database();
-    let running = shmem::read(|s| s.masters.iter().any(|m| m.db == db && m.wanted && !m.stop));
-    if running && !stopped {
-        return Ok("already running");
+    let wanted = shmem::read(|s| s.masters.iter().find(|m| m.db == db).map_or(s.crowded, |m| m.wanted && !m.stop));
+    if wanted && !stopped {
+        return notify::cannot_start().map_or(Ok("already running"), Err);
     }
     if let Some(reason) = reason {
         log!("bucardo: started: {reason}");

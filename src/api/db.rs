@@ -62,10 +62,11 @@ fn join(name: &str, dbgroup: &str, role: Option<Role>) -> Result<()> {
         None if group::members(dbgroup)?.is_empty() => Role::Source,
         None => Role::Target,
     };
+    let before = change::load_all(&group::syncs_of(Noun::Dbgroup, dbgroup)?)?;
     group::add_member(dbgroup, name, role, None)?;
-    for sync in group::syncs_of(Noun::Dbgroup, dbgroup)? {
+    for sync in &before {
         notify::require_preload()?;
-        change::engage(&sync, None, "add_db", None, Vec::new())?;
+        change::engage_changed(&sync.name, Some(sync), None, "add_db", None, Vec::new())?;
     }
     Ok(())
 }

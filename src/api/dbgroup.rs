@@ -30,8 +30,7 @@ fn update_dbgroup(name: Option<&str>, dbs: Option<&str>) -> Answer {
     Noun::Dbgroup.lock(name)?;
     let Some(dbs) = dbs else { return Ok(name.to_string()) };
     let members = parse_dbs(dbs, &db::names()?)?;
-    let syncs = group::syncs_of(Noun::Dbgroup, name)?;
-    let before = syncs.iter().map(|s| change::load(s)).collect::<crate::error::Result<Vec<_>>>()?;
+    let before = change::load_all(&group::syncs_of(Noun::Dbgroup, name)?)?;
     group::set_members(name, &members)?;
     for sync in &before {
         notify::require_preload()?;

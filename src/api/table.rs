@@ -64,13 +64,14 @@ fn add(name: Option<&str>, relgroup: Option<&str>, db: Option<&str>, is_sequence
         Some(db) => look_up(&db, schema, relname, is_sequence, options, function)?,
         None => (Named { schema, name: relname, is_sequence }, None, None),
     };
+    let before = change::load_all(&syncs)?;
     let Some(id) = relation::add(relgroup, &relation, found_on.as_deref(), options)? else {
         let message = format!("{} is in relgroup \"{relgroup}\" already", one_line(&relation.display()));
         return Err(Error::new(SqlState::DUPLICATE_OBJECT, message).hint("Change its options with bucardo.update_table."));
     };
     let mut opened = opened;
-    for sync in &syncs {
-        change::engage(sync, Some(&[id]), function, opened.take(), Vec::new())?;
+    for sync in &before {
+        change::engage_captured(sync, &[id], function, opened.take())?;
     }
     Ok(relation.display())
 }
@@ -152,11 +153,16 @@ fn update(name: &str, relgroup: &str, options: &Options<'_>) -> Result<String> {
     Noun::Relgroup.lock(relgroup)?;
     check_options(options)?;
     let id = relation::find(relgroup, schema.as_deref(), &relname)?;
+    let before = change::load_all(&group::syncs_of(Noun::Relgroup, relgroup)?)?;
     relation::update(relgroup, id, options)?;
-    // Only another key, or stricter checking, can be at odds with the members.
-    if options.pkey.is_some() || options.strict_checking.is_some() || options.conflict_strategy.is_some() {
-        for sync in group::syncs_of(Noun::Relgroup, relgroup)? {
-            change::engage(&sync, Some(&[id]), "update_table", None, Vec::new())?;
+    for sync in &before {
+        // Only another key, or stricter checking, can be at odds with the members.
+        if options.pkey.is_some() {
+            change::engage_captured(sync, &[id], "update_table", None)?;
+        } else if options.strict_checking.is_some() {
+            change::engage_changed(&sync.name, Some(sync), Some(&[id]), "update_table", None, Vec::new())?;
+        } else if options.conflict_strategy.is_some() {
+            change::check_shape(&change::load(&sync.name)?)?;
         }
     }
     notify::catalog_changed();

@@ -48,6 +48,7 @@ fn add_all(relgroup: &str, db: &str, schema: Option<&str>, exclude: Option<&str>
         notify::require_preload()?;
     }
     let function = if sequences { "add_all_sequences" } else { "add_all_tables" };
+    let before = change::load_all(&syncs)?;
     let (mut conn, identity) = check::open(&member.target, function)?;
     let mut added = Vec::new();
     let mut without_key = Vec::new();
@@ -67,8 +68,8 @@ fn add_all(relgroup: &str, db: &str, schema: Option<&str>, exclude: Option<&str>
         notice(&format!("left out, because they have no key: {}", without_key.join(", ")));
     }
     let mut opened = Some((db.to_string(), Ok((conn, identity))));
-    for sync in syncs.iter().filter(|_| !added.is_empty()) {
-        change::engage(sync, Some(&added), function, opened.take(), Vec::new())?;
+    for sync in before.iter().filter(|_| !added.is_empty()) {
+        change::engage_captured(sync, &added, function, opened.take())?;
     }
     Ok(added.len() as i32)
 }

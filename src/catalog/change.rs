@@ -50,6 +50,11 @@ pub fn load(name: &str) -> Result<Sync> {
     sync::load(name)?.ok_or_else(|| Noun::Sync.unknown(name))
 }
 
+/// The same of several.
+pub fn load_all(names: &[String]) -> Result<Vec<Sync>> {
+    names.iter().map(|name| load(name)).collect()
+}
+
 /// Checks the sync as it now stands in the catalog, all of it or only some relations, and installs its capture.
 /// `faults` are those that are known already.
 pub fn engage(name: &str, only: Option<&[i32]>, function: &str, opened: Opened, faults: Vec<Fault>) -> Result<()> {
@@ -96,6 +101,14 @@ pub fn engage_changed(
     check::install_capture(&sync, &mut checked)?;
     notify::catalog_changed();
     Ok(())
+}
+
+/// The same for relations whose capture is new: a source that is away would not capture them, and could not be told from
+/// one that has lost what it had; a target finds out when it is back.
+pub fn engage_captured(before: &Sync, only: &[i32], function: &str, opened: Opened) -> Result<()> {
+    let mut before = before.clone();
+    before.members.retain(|m| m.role != Role::Source);
+    engage_changed(&before.name, Some(&before), Some(only), function, opened, Vec::new())
 }
 
 /// Looks up, on the first source, the relations that were given when there was none to be asked.
@@ -154,6 +167,12 @@ pub fn queue_cleanup_at(member: &str, conninfo: &str, sync: Option<&str>) -> Res
     let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo, sync) VALUES ($1, $2, $3, $4)";
     spi::execute(sql, &[super::control_id()?.into(), member.into(), conninfo.into(), sync.into()])?;
     Ok(())
+}
+
+/// Has the master leave what it was to take off a member: the sync captures there again.
+pub fn forget_cleanup(control: &str, conninfo: &str, sync: &str) -> Result<()> {
+    let sql = "DELETE FROM bucardo.cleanup WHERE control = $1 AND conninfo = $2 AND sync = $3";
+    spi::execute(sql, &[control.into(), conninfo.into(), sync.into()]).map(drop)
 }
 
 /// Removes a sync, with the lists that were made for it.

@@ -186,7 +186,10 @@ pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
         }
         let name = &c.member.db.name;
         let captured = sync.capture_name();
-        master::notify::remember_install(name, &db::secret(name)?.unwrap_or_default(), &captured);
+        let conninfo = db::secret(name)?.unwrap_or_default();
+        master::notify::remember_install(name, &conninfo, &captured);
+        // What an earlier change left to be taken off here is wanted again.
+        super::change::forget_cleanup(&control, &conninfo, &captured)?;
         if install::is_copy(&install::known(&mut c.conn, &control, &captured)?, name).is_some() {
             // Whoever calls has confirmed it. Where it stood was another database's place.
             renew::forget(sync.id, name)?;

@@ -116,8 +116,13 @@ pub fn remove(relgroup: &str, id: i32) -> Result<()> {
 
 /// Drops the relations that no relgroup holds.
 pub fn delete_unused() -> Result<()> {
-    let sql = "DELETE FROM bucardo.relation r WHERE NOT EXISTS (SELECT 1 FROM bucardo.relmap m WHERE m.relation = r.id)";
-    spi::execute(sql, &[])?;
+    let unused = "FROM bucardo.relation r WHERE NOT EXISTS (SELECT 1 FROM bucardo.relmap m WHERE m.relation = r.id)";
+    // Somebody may be putting one of them into another relgroup: what has become of it is seen only by a statement that
+    // begins when he has ended.
+    let ids = spi::write(&format!("SELECT r.id {unused} ORDER BY r.id FOR UPDATE"), &[], |row| row.get::<i32>(1))?;
+    if !ids.is_empty() {
+        spi::execute(&format!("DELETE {unused} AND r.id = ANY ($1)"), &[ids.into()])?;
+    }
     Ok(())
 }
 

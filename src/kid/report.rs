@@ -79,6 +79,16 @@ impl Progress {
         Ok(())
     }
 
+    /// Another attempt: what the last one did is done anew, and counts once.
+    pub fn attempt(&mut self) {
+        self.attempts += 1;
+        self.relations.values_mut().for_each(|entry| entry.0 = 0);
+        show(self.slot, |kid| {
+            kid.rows_done = 0;
+            kid.rows_total = 0;
+        });
+    }
+
     fn clock(&mut self) {
         let (phase, since) = self.phase;
         *self.phases.entry(phase.name()).or_default() += since.elapsed().as_secs_f64() * 1000.0;

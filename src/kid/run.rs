@@ -127,7 +127,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     let mut care = Care::default();
     let mut attempt = 0;
     while todo != 0 {
-        progress.attempts += 1;
+        progress.attempt();
         let failures = match one_attempt(plan, pool, source, todo, care, progress) {
             Ok(failures) => failures,
             Err(_) if plan.outdated => return,

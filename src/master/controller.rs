@@ -12,6 +12,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::outdated::Outdated;
 use super::slot::{Outcome, Report, Shown};
 
 /// Why a member is left out.
@@ -69,6 +70,7 @@ pub struct Controller {
     pub kicked: bool,
     main: Option<Job>,
     recovering: u64,
+    outdated: Outdated,
     troubles: Vec<Option<Trouble>>,
     pub(super) whole: Option<Trouble>,
     last_run: Instant,
@@ -91,6 +93,7 @@ impl Controller {
             kicked: false,
             main: None,
             recovering: 0,
+            outdated: Outdated::default(),
             troubles: Vec::new(),
             whole: None,
             last_run: now,
@@ -195,6 +198,11 @@ impl Controller {
         } else {
             self.recovering &= !job.members;
         }
+        if self.outdated.take(job) {
+            // Who is in trouble shows in the next run.
+            self.changed |= report.whole || report.down | report.refused != 0 || !job.main;
+            return;
+        }
         let kind = if report.down != 0 { Kind::Down } else { Kind::Refused };
         // Who looks is told the mend as well.
         let error = match (kind, report.hint.get()) {
@@ -255,6 +263,7 @@ impl Controller {
     /// The members of another catalog: troubles are forgotten, because bits may mean others now.
     pub fn set_members(&mut self, members: u64) {
         self.members = members;
+        self.outdated = Outdated { main: self.main.is_some(), alone: self.recovering };
         self.troubles.clear();
         self.whole = None;
     }
@@ -467,26 +476,6 @@ mod tests {
         assert!(c.is_at_rest());
         c.changed = true;
         assert!(c.due(at).is_some());
-    }
-
-    #[test]
-    fn who_catches_up_alone_is_told_to_the_kick_that_went_without_it() {
-        let now = Instant::now();
-        let mut c = controller(now);
-        c.kicked = true;
-        let both = c.due(now).unwrap();
-        c.started(both);
-        c.finished(both, &report(Outcome::Good, 0b10, 0), now, MIN, MAX);
-        let later = now + MIN;
-        let alone = c.due(later).unwrap();
-        c.started(alone);
-        c.kicked = true;
-        let other = c.due(later).unwrap();
-        assert_eq!((alone.members, other.members, other.main), (0b10, 0b100, true));
-        c.started(other);
-        c.finished(other, &report(Outcome::Empty, 0, 0), later, MIN, MAX);
-        assert!(c.left_out(other).is_some());
-        assert!(c.left_out(both).is_none());
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::guc;
+use crate::ident::quote_literal;
+use crate::kid::gather::text_array;
+use crate::libpq::Conninfo;
 use crate::pg::shmem;
 
 /// Tables with so many bytes of capture are purged without waiting for the interval: each run reads them all.
@@ -192,7 +195,65 @@ impl Master {
         Ok(())
     }
 
+    /// Whether a sync has the database that is reached that way as a source, and captures there.
+    pub(super) fn captures_at(&self, capture: &str, place: &Conninfo) -> bool {
+        let sync = self.entries.values().map(|e| &e.sync).find(|s| s.capture_name() == capture && s.captures());
+        sync.is_some_and(|s| s.sources().any(|m| m.db.target.info == *place))
+    }
+
+    /// Of the removals that are due: gives up those whose sync captures there by now, and puts off those of which that
+    /// cannot be told, because somebody is just changing it.
+    fn judge_removals(&mut self, now: Instant) -> Result<()> {
+        let mut wanted_again = Vec::new();
+        let mut unclear = Vec::new();
+        for (token, removal) in self.removals.iter().filter(|(_, r)| r.again_at.is_some_and(|t| now >= t)) {
+            let Step::Forget { control, sync: Some(sync) } = &removal.step else { continue };
+            if *control != self.control {
+                continue;
+            }
+            let changing = shmem::read(|s| {
+                s.undo.iter().any(|u| u.db == self.db && u.owner != 0 && u.sync.get() == sync)
+                    || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
+            });
+            if changing {
+                unclear.push(*token);
+            } else if self.captures_at(sync, &removal.watcher.target.info) {
+                wanted_again.push(*token);
+            }
+        }
+        for token in unclear {
+            self.removals.get_mut(&token).into_iter().for_each(|r| r.again_at = Some(now + SOON));
+        }
+        for token in wanted_again {
+            if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
+                upkeep::cleaned(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The statement that takes a sync's capture off a place where a call has put it that came to nothing. That place may be
+    /// a source of the sync by another conninfo: which databases those are, the statement looks for itself.
+    fn forget_unless_source(&self, control: &str, capture: &str) -> String {
+        let sync = self.entries.values().map(|e| &e.sync).find(|s| s.capture_name() == capture);
+        let sources: Vec<String> = sync
+            .into_iter()
+            .flat_map(Sync::sources)
+            .filter_map(|m| match m.db.conninfo.trim() {
+                "" => Some(format!("{}/{}", upkeep::this_server().identifier, self.db)),
+                _ => m.db.identity.clone(),
+            })
+            .collect();
+        let forget = upkeep::forget_sql(control, Some(capture));
+        format!(
+            "SELECT CASE WHEN (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid = ANY ({}) THEN 0 ELSE ({forget}) END \
+             FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
+            quote_literal(&text_array(&sources.iter().map(String::as_str).collect::<Vec<_>>()))
+        )
+    }
+
     pub(super) fn upkeep(&mut self, now: Instant) -> Result<()> {
+        self.judge_removals(now)?;
         let due = |at: &Option<Instant>| at.is_some_and(|t| now >= t);
         for source in self.sources.values_mut() {
             if due(&source.purge_at) {
@@ -211,16 +272,19 @@ impl Master {
                 source.watcher.add_upkeep(BROKEN, upkeep::broken_sql(&self.control));
             }
         }
-        for (token, removal) in &mut self.removals {
-            if due(&removal.again_at) {
+        let statement = |removal: &Removal| match &removal.step {
+            Step::Forget { control, sync: Some(sync) } if removal.cleanup.is_none() => self.forget_unless_source(control, sync),
+            Step::Forget { control, sync } => upkeep::forget_sql(control, sync.as_deref()),
+            Step::List => upkeep::listing_sql(&self.control),
+            Step::Release { stale } => stale.clone(),
+            Step::Finish => install::REMOVE_SCRIPT.to_string(),
+        };
+        let statements: Vec<(u64, String)> =
+            self.removals.iter().filter(|(_, r)| due(&r.again_at)).map(|(token, r)| (*token, statement(r))).collect();
+        for (token, sql) in statements {
+            if let Some(removal) = self.removals.get_mut(&token) {
                 removal.again_at = None;
-                let sql = match &removal.step {
-                    Step::Forget { control, sync } => upkeep::forget_sql(control, sync.as_deref()),
-                    Step::List => upkeep::listing_sql(&self.control),
-                    Step::Release { stale } => stale.clone(),
-                    Step::Finish => install::REMOVE_SCRIPT.to_string(),
-                };
-                removal.watcher.add_upkeep(*token, sql);
+                removal.watcher.add_upkeep(token, sql);
             }
         }
         if now >= self.history_at {

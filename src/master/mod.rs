@@ -9,6 +9,7 @@ pub mod kids;
 pub mod launcher;
 pub mod main;
 pub mod notify;
+mod outdated;
 mod publish;
 pub mod slot;
 mod turns;

@@ -4,7 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use pgrx::{PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
 
 use super::slot::{Shared, Text, UndoSlot};
 use crate::error::{Error, Result, SqlState};
@@ -39,6 +40,16 @@ fn at_end() {
     }
     register_xact_callback(PgXactCallbackEvent::Commit, ended);
     register_xact_callback(PgXactCallbackEvent::Abort, ended);
+    refuse_prepare();
+}
+
+/// What is to be said at the end cannot be said by whoever commits a prepared transaction, in a session of his own.
+fn refuse_prepare() {
+    register_xact_callback(PgXactCallbackEvent::PrePrepare, || {
+        let error = Error::new(SqlState::WRONG_STATE, "cannot PREPARE a transaction that has changed what bucardo does")
+            .hint("COMMIT it instead.");
+        ErrorReport::from(error).report(PgLogLevel::ERROR);
+    });
 }
 
 /// At the end of the transaction, whichever: the master compares with the catalog what became of it, so that a
@@ -244,20 +255,39 @@ pub const START: &str = "SELECT bucardo.start();";
 pub fn require_master() -> Result<()> {
     spi::require_primary()?;
     if spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])? != Some(true) {
-        return Ok(());
+        return cannot_start().map_or(Ok(()), Err);
     }
     Err(Error::new(SqlState::WRONG_STATE, STOPPED).hint(START))
 }
 
+/// Why the master of this database does not run although it shall, as far as that is known. One that only has not been
+/// started yet has no such reason.
+pub fn cannot_start() -> Option<Error> {
+    let db = shmem::my_database();
+    let why = shmem::read(|s| match s.masters.iter().find(|m| m.db == db) {
+        Some(m) if m.pid != 0 || m.trouble.is_empty() => None,
+        Some(m) => Some(m.trouble),
+        None => s.crowded.then(|| Text::new(super::launcher::CROWDED)),
+    })?;
+    Some(Error::new(SqlState::WRONG_STATE, why.get()))
+}
+
 /// Asks the launcher for a master of this database, when the transaction commits.
 pub fn want_master_at_commit() {
-    register_xact_callback(PgXactCallbackEvent::Commit, || super::launcher::want(std::iter::once(shmem::my_database())));
+    refuse_prepare();
+    register_xact_callback(PgXactCallbackEvent::Commit, || {
+        let db = shmem::my_database();
+        // Why the last one did not work is no news any more.
+        shmem::with(|s| s.master(db).map(|m| m.trouble = Text::EMPTY));
+        super::launcher::want(std::iter::once(db));
+    });
 }
 
 /// A `stop` that is rolled back was none. Rolled back to a savepoint, it may have been one or not: a master that is started
 /// reads in the catalog which, and ends again.
 pub fn want_master_unless_stopped() {
     let db = shmem::my_database();
+    refuse_prepare();
     ROLLED_BACK.set(false);
     register_subxact_callback(PgSubXactCallbackEvent::AbortSub, |_, _| ROLLED_BACK.set(true));
     let want = move || super::launcher::want(std::iter::once(db));

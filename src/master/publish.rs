@@ -72,11 +72,11 @@ impl Master {
             if read { super::notify::take_installed(s, db) } else { Vec::new() }
         });
         for (name, conninfo, sync) in undone {
-            // A sync that lives keeps its capture; what a rolled-back change of it added goes when members are compared.
-            if self.entries.values().any(|e| e.sync.capture_name() == sync) {
-                continue;
-            }
             if let Ok(info) = conninfo_of(&conninfo) {
+                // What a sync keeps of its sources is compared with them: there may be more tables than it has by now.
+                if self.captures_at(&sync, &info) {
+                    continue;
+                }
                 let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
                 self.remove(Target { name, info }, step, None, Instant::now());
             }

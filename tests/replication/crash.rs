@@ -249,6 +249,10 @@ fn no_worker_slot_is_left_for_the_master() {
         "a word about max_worker_processes",
         "SELECT bool_and(last_error LIKE '%max_worker_processes%') FROM bucardo.status",
     );
+    for call in ["kick('s')", "kick('s', '1s')", "start()", "ping()", "reload()"] {
+        let error = net.control().expect_error(&format!("SELECT bucardo.{call}"), "55000");
+        assert!(error.message.contains("max_worker_processes"), "{call}: {error}");
+    }
     net.on("A").exec("INSERT INTO t VALUES (1, 'captured')");
     net.servers[0].configure("max_worker_processes = 8");
     net.servers[0].restart(Stop::Fast);

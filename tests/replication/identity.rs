@@ -384,12 +384,19 @@ fn a_copy_of_the_control_server_does_not_run_by_itself() {
         let seen = copy.connect(CONTROL).one(status);
         seen.starts_with("stopped: ") && seen.contains("copy of the control database") && seen.contains("bucardo.start()")
     });
+    for call in ["kick('s')", "kick('s', '1s')"] {
+        let error = copy.connect(CONTROL).expect_error(&format!("SELECT bucardo.{call}"), "55000");
+        assert!(error.message.contains("copy of the control database"), "{call}: {error}");
+    }
     net.servers[0].restart(Stop::Fast);
     net.on("A").exec("INSERT INTO t VALUES (2, 'x')");
     net.settle(&["t"]);
     net.servers[0].stop(Stop::Fast);
     net.on("A").exec("INSERT INTO t VALUES (3, 'x')");
-    assert_eq!(copy.connect(CONTROL).one("SELECT bucardo.start()"), "started");
+    let mut started = copy.connect(CONTROL);
+    assert_eq!(started.one("SELECT bucardo.start()"), "started");
+    // From here on it is merely starting.
+    assert_eq!(started.one("SELECT bucardo.kick('s')"), "kicked");
     net.wait_sql("B", "the copy to go on in its place", "SELECT count(*) = 3 FROM t");
     copy.restart(Stop::Fast);
     net.on("A").exec("INSERT INTO t VALUES (4, 'x')");

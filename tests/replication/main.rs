@@ -33,6 +33,7 @@ macro_rules! for_both {
 mod away;
 mod badinput;
 mod capture;
+mod changed;
 mod cleanup;
 mod control;
 mod crash;

@@ -94,14 +94,14 @@ impl Mesh<'_> {
                 }
             }
             self.truncate(*relation, &kept)?;
-            self.copy_whole(*relation, &kept)?;
+            self.copy_whole(*relation, &kept, progress)?;
             self.write(*relation, &outcome.removed)?;
             outcomes.insert(*relation, outcome);
         }
         self.check()?;
         if self.care.thorough {
             for relation in relations {
-                let decisions = self.send_thoroughly(*relation, &kept)?;
+                let decisions = self.send_thoroughly(*relation, &kept, progress)?;
                 self.decisions.extend(decisions);
             }
         } else {

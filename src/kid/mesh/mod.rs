@@ -92,7 +92,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
     // Tables that the last attempt touched: what is to be locked before the snapshot when it was defeated.
     let mut touched = HashSet::new();
     loop {
-        progress.attempts += 1;
+        progress.attempt();
         // What an attempt has recorded under its number may have had an effect somewhere: the next one is another run.
         if std::mem::take(&mut progress.recorded)
             && let Err(error) = progress.renumber()

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use super::settle::Decision;
 use super::{Broken, Mesh};
+use crate::kid::report::Progress;
 use crate::kid::statements::Join;
 
 /// What is to be done on one receiver with what one source has staged there.
@@ -26,12 +27,18 @@ impl Mesh<'_> {
         &mut self,
         relation: i32,
         kept: &HashMap<(usize, i32), String>,
+        progress: &mut Progress,
     ) -> Result<Vec<Decision>, Broken> {
+        let name = self.relation_name(relation);
+        let of_it = self.offers.iter().flatten().flat_map(|o| &o.changes).filter(|c| c.relation == relation);
+        let changes: u64 = of_it.map(|c| c.changes).sum();
+        if changes > 0 {
+            progress.relation(&name, 0);
+        }
         let mut staged = Vec::new();
         for at in self.changed(relation) {
             self.stage(at, relation, kept, &mut staged)?;
         }
-        let name = self.relation_name(relation);
         for one in &staged {
             let Some(at) = self.place(one.receiver) else { continue };
             let member = &mut self.members[at];
@@ -60,6 +67,9 @@ impl Mesh<'_> {
             }
         }
         self.check()?;
+        if changes > 0 {
+            progress.relation(&name, changes);
+        }
         Ok(decisions)
     }
 

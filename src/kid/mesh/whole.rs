@@ -7,6 +7,7 @@ use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::members;
 use crate::kid::reading::Reading;
+use crate::kid::report::Progress;
 use crate::kid::shape::{Table, is_binary_safe};
 use crate::kid::statements::Join;
 use crate::kid::stream;
@@ -47,7 +48,12 @@ impl Model {
 impl Mesh<'_> {
     /// Copies a whole table where that is wanted. Of several sources that do not know what has changed the first is the model,
     /// but not one that shall itself get all.
-    pub(super) fn copy_whole(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
+    pub(super) fn copy_whole(
+        &mut self,
+        relation: i32,
+        kept: &HashMap<(usize, i32), String>,
+        progress: &mut Progress,
+    ) -> Result<(), Broken> {
         let wants = |o: &super::offer::Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
         let given = self.offers.iter().flatten().fold(0, |bits, o| bits | o.copy_all);
         let mut places: Vec<usize> = (0..self.members.len()).collect();
@@ -82,6 +88,9 @@ impl Mesh<'_> {
             }
         }
         let before: Vec<Counts> = self.members.iter().map(|m| m.counts).collect();
+        if straight | staged != 0 {
+            progress.relation(&model.name, 0);
+        }
         if straight != 0 {
             self.copy_straight(at, straight, &model);
         }
@@ -92,6 +101,13 @@ impl Mesh<'_> {
             if self.members[to].counts != before {
                 self.note_whole(to, relation, Some(at));
             }
+        }
+        // How many there are is known when all are there.
+        let got = self.members.iter().filter(|m| (straight | staged) & m.bit() != 0);
+        let rows = got.map(|m| m.copied).max().unwrap_or(0);
+        progress.total(rows);
+        if rows > 0 {
+            progress.relation(&model.name, rows);
         }
         self.copied.push((relation, straight | staged));
         self.check()

@@ -245,3 +245,23 @@ fn a_change_after_the_decision_is_neither_lost_nor_beaten_by_what_was_decided() 
         }
     }
 }
+
+/// Rows that travel as a whole table, or in the second attempt, stand in the history of the run like others, once.
+#[test]
+fn what_a_run_has_copied_or_sent_again_stands_in_its_history() {
+    let m = Plan::new(2).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE)");
+    m.on("A").exec("INSERT INTO t SELECT g, g FROM generate_series(1, 500) g");
+    m.sync("tables => 'public.t', onetimecopy => 2");
+    let told = "SELECT concat_ws(' ', details->>'attempts', details->'relations'->'public.t'->>'changes') FROM bucardo.syncrun \
+                WHERE state = 'good' ORDER BY run DESC LIMIT 1";
+    assert_eq!(m.kick(), "good");
+    assert_eq!(m.control().one(told), "1 500");
+    m.drain();
+    m.on("A").exec(
+        "BEGIN; UPDATE t SET u = -1 WHERE id = 1; UPDATE t SET u = 1 WHERE id = 2; UPDATE t SET u = 2 WHERE id = 1; COMMIT",
+    );
+    assert_eq!(m.kick(), "good");
+    // Three statements have changed a row each.
+    assert_eq!(m.control().one(told), "2 3");
+}
