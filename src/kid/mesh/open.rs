@@ -223,7 +223,11 @@ impl<'a> Mesh<'a> {
             let here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
             let tracked =
                 mine.track.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows.text(row, 0), rows.text(row, 1))));
-            offer.absent = tracked.filter(|(member, _)| !here(member)).map(|(_, served)| window(&served)).collect();
+            for (member, served) in tracked.filter(|(member, _)| !here(member)) {
+                let place = self.plan.sync.members.iter().position(|m| m.db.name == member);
+                offer.away.extend(place.map(|index| (index, window(&served))));
+                offer.absent.push(window(&served));
+            }
             self.offers[at] = Some(offer);
         }
         Ok(())
