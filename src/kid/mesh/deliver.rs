@@ -269,7 +269,7 @@ impl Mesh<'_> {
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
             match own {
-                None if self.care.locked || self.offers[at].is_none() => {
+                None if self.locked.contains(&relation) || self.offers[at].is_none() => {
                     apply::truncate_table(&writing, &name, &mut self.members[at]);
                 }
                 own => {
