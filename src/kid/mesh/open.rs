@@ -3,8 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
-
 use super::carry::Carried;
 use super::offer::{Offer, Settled, Truncated};
 use super::{Broken, Mesh};
@@ -433,14 +431,4 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
 pub(super) fn keys_json(keys: &[impl AsRef<[String]>]) -> String {
     let all: Vec<&[String]> = keys.iter().map(AsRef::as_ref).collect();
     serde_json::json!(all).to_string()
-}
-
-/// A value of a key as text that casts to its type; None: it has none.
-pub(super) fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    }
 }
