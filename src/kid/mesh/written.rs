@@ -82,7 +82,9 @@ impl Mesh<'_> {
     /// come there last.
     pub(super) fn tell_again(&self, key: &Key, changes: &[Change], source: usize, outcome: &mut Outcome) {
         let (Some(own), Some(at)) = (changes.iter().find(|c| c.source == source), self.place(source)) else { return };
-        let had = changes.iter().filter(|c| c.source != source).fold(0, |bits, c| bits | !c.towards);
+        // Of a target nobody knows surely what it has, and it contends with nobody.
+        let targets = !crate::kid::run::sources(&self.plan.sync);
+        let had = changes.iter().filter(|c| c.source != source).fold(targets, |bits, c| bits | !c.towards);
         if had & !own.towards & self.may_miss(at) != 0 {
             outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
         }
