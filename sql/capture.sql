@@ -173,8 +173,8 @@ $body$;
 
 -- Captures what a run writes here, for whom else it concerns: other syncs, or members that its source cannot reach any
 -- more. p_query gives the columns k1, k2, ... of p_keys, and the time of each change as "at". Nothing is written for a
--- table that is not captured. How many were.
-CREATE OR REPLACE FUNCTION bucardo.capture_note(p_rel oid, p_keys text[], p_query text, p_origin text) RETURNS bigint
+-- table that is not captured. How many were. p_xid: the transaction that it is to be taken for; null: this one.
+CREATE OR REPLACE FUNCTION bucardo.capture_note_as(p_rel oid, p_keys text[], p_query text, p_origin text, p_xid bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     c bucardo.capture;
@@ -186,11 +186,11 @@ BEGIN
         RETURN 0;
     END IF;
     EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
-    EXECUTE format('INSERT INTO %s (%s, xid, at, origin, existed) SELECT %s, pg_current_xact_id()::text::bigint, q.at, $1, true FROM (%s) q',
+    EXECUTE format('INSERT INTO %s (%s, xid, at, origin, existed) SELECT %s, $2, q.at, $1, true FROM (%s) q',
         c.segments[active]::regclass,
         (SELECT string_agg('k' || ord, ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
         (SELECT string_agg('q.k' || array_position(p_keys, k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)),
-        p_query) USING p_origin;
+        p_query) USING p_origin, coalesce(p_xid, pg_current_xact_id()::text::bigint);
     GET DIAGNOSTICS n = ROW_COUNT;
     IF n > 0 AND c.native THEN
         INSERT INTO bucardo.capture_touched VALUES (c.id, pg_relation_filenode(c.segments[active]));
@@ -201,6 +201,9 @@ BEGIN
     RETURN n;
 END
 $body$;
+
+CREATE OR REPLACE FUNCTION bucardo.capture_note(p_rel oid, p_keys text[], p_query text, p_origin text) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$ SELECT bucardo.capture_note_as(p_rel, p_keys, p_query, p_origin, NULL) $body$;
 
 -- The same for a TRUNCATE.
 CREATE OR REPLACE FUNCTION bucardo.capture_note_truncate(p_rel oid, p_origin text) RETURNS void

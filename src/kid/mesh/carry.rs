@@ -7,11 +7,16 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::offer::Settled;
-use super::open::{Begun, text_of};
+use super::open::Begun;
 use super::record::{self, Doubt};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
+use crate::ident::quote_ident;
 use crate::kid::gather::window;
+use crate::kid::statements::list;
+
+/// How many recorded keys a source is asked about at once.
+const KEYS: usize = 10_000;
 
 /// What this run does for runs that died.
 #[derive(Default)]
@@ -93,15 +98,17 @@ impl Mesh<'_> {
             let unasked = row.is_none() || !cleared.is_empty();
             Written { key, row, cleared: cleared.to_vec(), towards, unasked }
         };
-        for made in &doubt.made {
-            let found = self.recorded_key(&made.relation, &made.key);
+        let keys = self.recorded_keys(&doubt.made.iter().map(|m| (m.relation.as_str(), &m.key)).collect::<Vec<_>>())?;
+        for (made, found) in doubt.made.iter().zip(keys) {
             rows.extend(found.map(|(relation, key)| (relation, written(key, &made.row, &made.cleared))));
         }
         let made: HashSet<(i32, Vec<String>)> = rows.iter().map(|(relation, one)| (*relation, one.key.clone())).collect();
         let mut lost: HashMap<(usize, i32), Vec<Vec<String>>> = HashMap::new();
         let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
-        for decision in record::decided(&self.plan.sync.name, doubt, &here)? {
-            let Some((relation, key)) = self.recorded_key(&decision.relation, &decision.key) else { continue };
+        let decided = record::decided(&self.plan.sync.name, doubt, &here)?;
+        let keys = self.recorded_keys(&decided.iter().map(|d| (d.relation.as_str(), &d.key)).collect::<Vec<_>>())?;
+        for (decision, found) in decided.into_iter().zip(keys) {
+            let Some((relation, key)) = found else { continue };
             for at in lack.iter().filter(|at| decision.lost.iter().any(|name| name == self.name(**at))) {
                 lost.entry((*at, relation)).or_default().push(key.clone());
             }
@@ -128,11 +135,51 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    /// A relation and a key as they are recorded, as this run names them.
-    fn recorded_key(&self, name: &str, key: &Map<String, Value>) -> Option<(i32, Vec<String>)> {
-        let relation = self.plan.sync.relations.iter().find(|r| format!("{}.{}", r.schema, r.name) == name)?.id;
-        let texts: Option<Vec<String>> = self.key_of(relation).iter().map(|k| text_of(key.get(k)?)).collect();
-        Some((relation, texts?))
+    /// Relations and keys as they are recorded, as this run names them; None: they are not there any more.
+    fn recorded_keys(&mut self, recorded: &[(&str, &Map<String, Value>)]) -> Result<Vec<Option<(i32, Vec<String>)>>, Broken> {
+        let mut found = vec![None; recorded.len()];
+        let relations: Vec<(i32, String)> =
+            self.plan.sync.relations.iter().map(|r| (r.id, format!("{}.{}", r.schema, r.name))).collect();
+        for (relation, name) in relations {
+            let places: Vec<usize> = (0..recorded.len()).filter(|i| recorded[*i].0 == name).collect();
+            for some in places.chunks(KEYS) {
+                let keys: Vec<&Map<String, Value>> = some.iter().map(|i| recorded[*i].1).collect();
+                for (place, key) in some.iter().zip(self.texts_of(relation, &keys)) {
+                    found[*place] = key.map(|key| (relation, key));
+                }
+            }
+        }
+        self.check()?;
+        Ok(found)
+    }
+
+    /// The texts of keys, as a source says them: many a value reads otherwise as JSON.
+    fn texts_of(&mut self, relation: i32, keys: &[&Map<String, Value>]) -> Vec<Option<Vec<String>>> {
+        let mut texts = vec![None; keys.len()];
+        let key = self.key_of(relation);
+        let at = self.sources().into_iter().find(|at| self.members[*at].shapes.contains_key(&relation));
+        let Some(at) = at else { return texts };
+        let sql = format!(
+            "SELECT e.ord, {} FROM pg_catalog.jsonb_array_elements($1::pg_catalog.jsonb) WITH ORDINALITY e(v, ord), \
+             LATERAL pg_catalog.jsonb_to_record(e.v) AS r({})",
+            list(key.len(), |i| format!("r.{}", quote_ident(&key[i])), ", "),
+            list(key.len(), |i| format!("{} {}", quote_ident(&key[i]), self.kind(at, relation, &key[i])), ", "),
+        );
+        let json = serde_json::json!(keys).to_string();
+        let rows = self.members[at].attempt(|conn| {
+            // A key may have another type by now; the transaction must go on.
+            conn.query("SAVEPOINT bucardo_keys")?;
+            let rows = conn.query_params(&sql, &[Some(&json)]);
+            conn.query("ROLLBACK TO SAVEPOINT bucardo_keys; RELEASE SAVEPOINT bucardo_keys")?;
+            Ok(rows.ok())
+        });
+        let Some(rows) = rows.flatten() else { return texts };
+        for row in 0..rows.len() {
+            let key: Option<Vec<String>> = (1..=key.len()).map(|c| rows.get(row, c).map(str::to_string)).collect();
+            let place = rows.number::<usize>(row, 0).and_then(|ord| texts.get_mut(ord.wrapping_sub(1)));
+            place.into_iter().for_each(|place| place.clone_from(&key));
+        }
+        texts
     }
 
     /// Notes at the sources what has lost in runs that died, as if they had committed them.

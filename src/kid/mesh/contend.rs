@@ -302,9 +302,11 @@ impl Mesh<'_> {
 
     fn truncations(&self, relation: i32) -> Vec<Change> {
         let one = |at: usize| {
-            let mark = self.offers[at].as_ref()?.truncated.get(&relation)?;
-            let source = self.members[at].index;
-            (mark.towards != 0).then_some(Change { source, towards: mark.towards, at: mark.at, held: false })
+            let offer = self.offers[at].as_ref()?;
+            let mark = offer.truncated.get(&relation).filter(|mark| mark.towards != 0)?;
+            let waits = |(_, w): &&(usize, crate::kid::statements::Window)| mark.xids.iter().any(|xid| w.holds(*xid));
+            let away = offer.away.iter().filter(waits).fold(0, |bits, (member, _)| bits | 1 << member);
+            Some(Change { source: self.members[at].index, towards: mark.towards | away, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
     }
@@ -317,7 +319,8 @@ impl Mesh<'_> {
         let settled = self.settled_of(at, relation).into_iter().flatten();
         let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
         let mut lost: HashMap<Vec<String>, u64> = HashMap::new();
-        for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open))) {
+        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open & present))) {
             lost.entry(key.clone()).and_modify(|bits| *bits &= open).or_insert(open);
         }
         lost

@@ -269,7 +269,7 @@ impl Mesh<'_> {
             let key = self.key_of(relation);
             let writing = Writing { table: &table, key: &key, columns: &[], stage: String::new(), noted: false };
             match own {
-                None if self.care.locked || self.offers[at].is_none() => {
+                None if self.locked.contains(&relation) || self.offers[at].is_none() => {
                     apply::truncate_table(&writing, &name, &mut self.members[at]);
                 }
                 own => {
@@ -328,16 +328,20 @@ impl Mesh<'_> {
                 sent.push((at, mine, writing.upsert_json(&[]).len(), 1 + usize::from(writing.can_update())));
             }
             for (at, mine, whole, cleared) in sent {
+                let mut changed = Vec::new();
                 let receiver = &mut self.members[at];
                 let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
                 let mut answers = answers.iter().map(Rows::affected);
                 for one in mine {
                     let statements = if one.cleared.is_empty() { whole } else { cleared };
-                    match one.row {
-                        Some(_) => receiver.counts.upserts += answers.by_ref().take(statements).sum::<u64>(),
-                        None => receiver.counts.deletes += answers.next().unwrap_or(0),
-                    }
+                    let (counter, n) = match one.row {
+                        Some(_) => (&mut receiver.counts.upserts, answers.by_ref().take(statements).sum::<u64>()),
+                        None => (&mut receiver.counts.deletes, answers.next().unwrap_or(0)),
+                    };
+                    *counter += n;
+                    changed.extend((n > 0).then(|| (one.key.as_slice().into(), None)));
                 }
+                self.note_written(at, relation, &changed);
             }
         }
         self.check()

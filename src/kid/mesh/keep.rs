@@ -22,8 +22,10 @@ impl Mesh<'_> {
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
+        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
         for entry in settled {
-            let open = (entry.open as i64).to_string();
+            // Who is away contends with nobody now.
+            let open = ((entry.open & present) as i64).to_string();
             let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
             self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
         }
@@ -153,8 +155,10 @@ impl Mesh<'_> {
     }
 
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
-    /// won: these still contend with what sources have changed that are away now. It is on its way afterwards.
+    /// won: these still contend with what sources have changed that are away now; and what must be told again. It is on its
+    /// way afterwards.
     pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) {
+        outcome.again.drain().for_each(|(at, keys)| self.note_again(at, relation, &keys));
         let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
         let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
         let away = text_array(&away);

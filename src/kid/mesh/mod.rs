@@ -53,6 +53,8 @@ pub(super) struct Mesh<'a> {
     kept: HashSet<(usize, i32)>,
     /// The relations for which a table of the keys that no truncation takes along is on every member.
     spared: HashSet<i32>,
+    /// The relations that all sources have locked against writers before their snapshots.
+    locked: HashSet<i32>,
     /// The relations whose rows are too wide to travel at once, however few they are.
     wide: HashSet<i32>,
     /// Statements for members (by their places in the sync) that go with the next question, each with its parameters.

@@ -42,6 +42,8 @@ pub struct Offer {
     pub windows: Vec<(usize, Window)>,
     /// The same of members that are away, as far as the source knows.
     pub absent: Vec<Window>,
+    /// Those of them that belong to the sync, by their places in it.
+    pub away: Vec<(usize, Window)>,
     /// All of them in one.
     pub window: Option<Window>,
     /// The tables with changes, by their order in the sync.
@@ -89,15 +91,18 @@ impl Offer {
         self.windows.iter().all(|(_, w)| Some(w) == self.windows.first().map(|(_, w)| w))
     }
 
-    /// The expression for the members towards which a delta is pending.
+    /// The expression for the members towards which a delta of the window of all is pending, also those that are away.
     pub fn towards(&self) -> String {
-        if self.is_level() {
-            return format!("{}::pg_catalog.int8", self.windows.iter().fold(0_i64, |bits, (m, _)| bits | (1 << m)));
+        let union = self.union();
+        let (all, some): (Vec<_>, Vec<_>) = self.windows.iter().chain(&self.away).partition(|(_, w)| covers(w, &union));
+        let all = format!("{}::pg_catalog.int8", all.iter().fold(0_i64, |bits, (m, _)| bits | (1 << m)));
+        if some.is_empty() {
+            return all;
         }
-        let one = |(member, window): &(usize, Window)| {
-            format!("CASE WHEN {} THEN {}::pg_catalog.int8 ELSE 0 END", window.condition(), 1_i64 << member)
+        let one = |(member, window): &&(usize, Window)| {
+            format!(" | CASE WHEN {} THEN {}::pg_catalog.int8 ELSE 0 END", window.condition(), 1_i64 << member)
         };
-        format!("({})", self.windows.iter().map(one).collect::<Vec<_>>().join(" | "))
+        format!("({all}{})", some.iter().map(one).collect::<String>())
     }
 
     /// The members towards which a transaction's changes are pending, as bits.
@@ -114,6 +119,12 @@ impl Offer {
 /// What was written for another sync keeps the time of the original change.
 const COMMITTED: &str = "CASE WHEN d.origin IS NULL \
     THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
+
+/// Whether a window holds all that another one holds.
+fn covers(window: &Window, other: &Window) -> bool {
+    let number = |w: &Window| w.xmax.parse::<i64>().unwrap_or(0);
+    number(window) <= number(other) && other.running().all(|xid| window.holds(xid))
+}
 
 /// The window that holds what any of these holds: from the lowest end on, and whatever ran for any of them.
 pub fn union(windows: &[(usize, Window)]) -> Window {
@@ -145,5 +156,20 @@ mod tests {
         let offer = Offer { windows: vec![(1, window("90:120:100")), (3, window("130:130:"))], ..Offer::default() };
         assert_eq!((offer.pending(100), offer.pending(125), offer.pending(130), offer.pending(99)), (0b10, 0b10, 0b1010, 0));
         assert!(!offer.is_level());
+    }
+
+    #[test]
+    fn who_is_away_counts_where_it_waits_for_a_delta() {
+        let away = |served: &str| Offer {
+            windows: vec![(1, window("90:120:100"))],
+            away: vec![(3, window(served))],
+            ..Offer::default()
+        };
+        for older in ["90:120:100", "90:110:100", "80:90:", "90:120:90,100"] {
+            assert_eq!(away(older).towards(), "10::pg_catalog.int8", "{older}");
+        }
+        for newer in ["90:120:", "130:130:", "100:125:100"] {
+            assert!(away(newer).towards().starts_with("(2::pg_catalog.int8 | CASE WHEN (xid >= "), "{newer}");
+        }
     }
 }

@@ -3,8 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
-
 use super::carry::Carried;
 use super::offer::{Offer, Settled, Truncated};
 use super::{Broken, Mesh};
@@ -74,6 +72,7 @@ impl<'a> Mesh<'a> {
             carried: Carried::default(),
             kept: HashSet::new(),
             spared: HashSet::new(),
+            locked: HashSet::new(),
             wide: HashSet::new(),
             errands: HashMap::new(),
             decisions: Vec::new(),
@@ -128,11 +127,12 @@ impl<'a> Mesh<'a> {
             crate::kid::apply::be_alone(&mut rest[usize::from(shared.is_some())..], &guard);
             self.check()?;
         }
+        self.locked = self.to_lock(touched);
         let mut locked = Vec::new();
         for at in 0..self.members.len() {
             let name = self.name(at).to_string();
             let is_source = self.offers[at].is_some();
-            let locks = if self.care.locked { self.locks(at, touched) } else { Vec::new() };
+            let locks = self.locks(at);
             let holds = shared != Some(at);
             locked.push(locks.len() + usize::from(holds));
             let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
@@ -174,9 +174,21 @@ impl<'a> Mesh<'a> {
         Ok(begun)
     }
 
-    /// The statements that keep writers out of the tables that the last attempt was defeated on.
-    fn locks(&self, at: usize, touched: &HashSet<i32>) -> Vec<String> {
-        let tables = self.plan.sync.relations.iter().filter(|r| touched.contains(&r.id));
+    /// The relations from which writers are kept out: those that the last attempt was defeated on, and those with a deferrable
+    /// index, which refuses no row that somebody stores at the same time.
+    fn to_lock(&self, touched: &HashSet<i32>) -> HashSet<i32> {
+        let several = self.sources().len() > 1;
+        let loose = |r: &i32| {
+            let tables = self.members.iter().filter_map(|m| m.shapes.get(r));
+            tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
+        };
+        let wanted = |r: &i32| self.care.locked && touched.contains(r) || several && loose(r);
+        self.plan.sync.relations.iter().filter(|r| !r.is_sequence).map(|r| r.id).filter(wanted).collect()
+    }
+
+    /// The statements that keep writers out.
+    fn locks(&self, at: usize) -> Vec<String> {
+        let tables = self.plan.sync.relations.iter().filter(|r| self.locked.contains(&r.id));
         let lock = |t: &crate::kid::shape::Table| format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", t.only);
         tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(lock)).collect()
     }
@@ -224,7 +236,11 @@ impl<'a> Mesh<'a> {
             let here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
             let tracked =
                 mine.track.iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows.text(row, 0), rows.text(row, 1))));
-            offer.absent = tracked.filter(|(member, _)| !here(member)).map(|(_, served)| window(&served)).collect();
+            for (member, served) in tracked.filter(|(member, _)| !here(member)) {
+                let place = self.plan.sync.members.iter().position(|m| m.db.name == member);
+                offer.away.extend(place.map(|index| (index, window(&served))));
+                offer.absent.push(window(&served));
+            }
             self.offers[at] = Some(offer);
         }
         Ok(())
@@ -416,14 +432,4 @@ pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut
 pub(super) fn keys_json(keys: &[impl AsRef<[String]>]) -> String {
     let all: Vec<&[String]> = keys.iter().map(AsRef::as_ref).collect();
     serde_json::json!(all).to_string()
-}
-
-/// A value of a key as text that casts to its type; None: it has none.
-pub(super) fn text_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    }
 }

@@ -13,7 +13,7 @@ use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
 use super::keep::add_errands;
 use super::meet::PlainKey;
 use super::record::{self, Stand};
-pub(super) use super::written::Written;
+pub(super) use super::written::{Noted, Written};
 use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -54,6 +54,8 @@ pub(super) struct Outcome {
     pub lost: HashMap<usize, Vec<Key>>,
     /// Keys whose change at a source (by place) nobody has won.
     pub open: HashMap<usize, Vec<Key>>,
+    /// Keys that a source (by place) captures once more; see [`Mesh::tell_again`].
+    pub again: HashMap<usize, Vec<Noted>>,
     pub written: Vec<Written>,
     /// Keys that are written as this source (by its place in the sync) has them, with the decision that says so.
     wanted: HashMap<usize, Vec<(Key, Decision)>>,
@@ -219,6 +221,7 @@ impl Mesh<'_> {
                 Verdict::Newest(source) => {
                     let newest = Some(source).filter(|s| !held(s));
                     self.keep_others(outcome, &one.key, &one.changes, newest);
+                    newest.into_iter().for_each(|source| self.tell_again(&one.key, &one.changes, source, outcome));
                 }
                 Verdict::Conflict(sources) if sources.iter().all(held) => {
                     self.keep_others(outcome, &one.key, &one.changes, None);
@@ -457,6 +460,7 @@ impl Mesh<'_> {
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
             Ruling::Row(row) => {
+                self.tell_made(&conflict.key, &conflict.contenders, outcome);
                 let row = row.map(|r| r.to_string());
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
                 outcome.written.push(Written::everywhere(conflict.key.to_vec(), row));
@@ -465,11 +469,13 @@ impl Mesh<'_> {
                 // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all, and
                 // the losers' changes stay pending: they bring that row to members that are away now.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
+                    self.tell_made(&conflict.key, &conflict.contenders, outcome);
                     outcome.wanted.entry(winner).or_default().push((conflict.key, decision));
                     return Ok(());
                 }
-                if winner.is_none() {
-                    outcome.spared.push(conflict.key.clone());
+                match winner {
+                    Some(winner) => self.tell_again(&conflict.key, &conflict.changes, winner, outcome),
+                    None => outcome.spared.push(conflict.key.clone()),
                 }
                 let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {

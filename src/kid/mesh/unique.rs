@@ -177,8 +177,9 @@ impl Mesh<'_> {
             // Where nobody wins each row stays where it is, and goes nowhere.
             if winner.is_some() {
                 outcome.removed.push(Written::everywhere(one.key.clone(), None));
+                // For who is away: the loser's change, which stays pending, brings the removal only where it was not served.
+                self.tell_removed(&one.key, &one.change, outcome);
             }
-            // A loser's change stays pending: it is what brings the removal to members that are away now.
             if winner.is_none() {
                 outcome.open.entry(place).or_default().push(one.key.as_slice().into());
             }
@@ -226,6 +227,7 @@ impl Mesh<'_> {
         for index in table.uniques.iter().filter(|u| !u.is_on(&key) && u.columns.iter().all(|c| columns.contains(c))) {
             let sql = index.remove_clashing(&table, &key, &columns, stage);
             let Some(rows) = self.members[at].attempt_on(&name, |conn: &mut Conn| conn.query(&sql)) else { continue };
+            self.note_removed(at, relation, &(0..rows.len()).filter_map(|row| rows.get(row, 0)).collect::<Vec<_>>());
             for row in 0..rows.len() {
                 let json = |column: usize| rows.get(row, column).map(str::to_string);
                 let images = [(winner.clone(), json(2)), (loser.clone(), json(1))];

@@ -1,9 +1,13 @@
-//! Rows that a run writes as it says itself, on every member, beside what sources send. What of this no source has changed
-//! is captured, since members that are away must get it too; it must never be captured where a source has it to send anyway.
+//! Rows that a run writes as it says itself, on every member, beside what sources send; and what is captured because of it and
+//! of what was decided: for members that are away, or fail, where no source has it to send, and for further syncs. It must
+//! never be captured where a source has it to send anyway, nor so that it contends with what was written knowing it.
 
 use super::Mesh;
-use crate::ident::quote_literal;
-use crate::kid::gather::text_array;
+use super::contend::Key;
+use super::decide::Change;
+use super::settle::Outcome;
+use crate::ident::{quote_ident, quote_literal};
+use crate::kid::gather::{text_array, window};
 use crate::kid::statements::list;
 
 /// A key that is written as it is said here, on every member.
@@ -26,6 +30,12 @@ impl Written {
         Self { key, row, cleared: Vec::new(), towards: u64::MAX, unasked: false }
     }
 }
+
+/// A key to be captured, with the time of its change; None: now.
+pub(super) type Noted = (Key, Option<i64>);
+
+/// The origin of what is captured once more. It names no member, so that it is news for everybody.
+const AGAIN: &str = "again";
 
 /// How many rows, and bytes of them, are written by one round trip.
 const AT_ONCE: usize = 500;
@@ -54,20 +64,119 @@ impl Mesh<'_> {
         let all_sources = self.members.len() == self.plan.sync.members.len() && self.offers.iter().all(Option::is_some);
         let unasked: Vec<&Written> = written.iter().filter(|one| one.unasked).collect();
         let Some(table) = self.members[at].shapes.get(&relation).filter(|_| !all_sources && !unasked.is_empty()) else { return };
+        let oid = table.oid;
+        let keys: Vec<Noted> = unasked.iter().map(|one| (one.key.as_slice().into(), None)).collect();
+        self.note_keys(at, relation, oid, &keys, "", "");
+    }
+
+    /// The members, as bits, that may have to get from a source later what is written now: those that are away, as far as that
+    /// source knows of them, and those that may fail without taking the others along.
+    fn may_miss(&self, at: usize) -> u64 {
+        let away = self.offers[at].iter().flat_map(|o| &o.away).fold(0, |bits, (member, _)| bits | 1 << member);
+        let targets = self.members.iter().zip(&self.offers).filter(|(_, offer)| offer.is_none());
+        targets.fold(away, |bits, (member, _)| bits | member.bit())
+    }
+
+    /// Has the source (by its place in the sync) whose change of a key goes to all capture it once more, if there is a member
+    /// that may miss it now, and that has been served this change and another one of these already: the other one may have
+    /// come there last.
+    pub(super) fn tell_again(&self, key: &Key, changes: &[Change], source: usize, outcome: &mut Outcome) {
+        let (Some(own), Some(at)) = (changes.iter().find(|c| c.source == source), self.place(source)) else { return };
+        // Of a target nobody knows surely what it has, and it contends with nobody.
+        let targets = !crate::kid::run::sources(&self.plan.sync);
+        let had = changes.iter().filter(|c| c.source != source).fold(targets, |bits, c| bits | !c.towards);
+        if had & !own.towards & self.may_miss(at) != 0 {
+            outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
+        }
+    }
+
+    /// The same for a row that all write alike: the contenders' changes bring it to whoever waits for any of them.
+    pub(super) fn tell_made(&self, key: &Key, contenders: &[Change], outcome: &mut Outcome) {
+        let Some((own, at)) = contenders.first().and_then(|own| Some((own, self.place(own.source)?))) else { return };
+        if contenders.iter().fold(self.may_miss(at), |bits, c| bits & !c.towards) != 0 {
+            outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
+        }
+    }
+
+    /// The same for a row of a source that is removed everywhere.
+    pub(super) fn tell_removed(&self, key: &[String], change: &Change, outcome: &mut Outcome) {
+        if let Some(at) = self.place(change.source).filter(|at| self.may_miss(*at) != 0) {
+            outcome.again.entry(at).or_default().push((key.into(), Some(change.at)));
+        }
+    }
+
+    /// Has a source capture keys that it has changed before, for members that were served these changes. It is noted as if it
+    /// had been done by the last transaction that was over when the run began: who takes part has that by then, and what it
+    /// writes afterwards it writes in the knowledge of the decision.
+    pub(super) fn note_again(&mut self, at: usize, relation: i32, keys: &[Noted]) {
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid) else { return };
+        let Some(offer) = &self.offers[at] else { return };
+        let last = window(&offer.snapshot).xmax.parse::<i64>().map_or(0, |xmax| xmax - 1);
+        let missing = self.may_miss(at);
+        let waits = |(member, w): &(usize, crate::kid::statements::Window)| missing & (1 << member) == 0 || w.holds(last);
+        let xid = if offer.windows.iter().chain(&offer.away).all(waits) { last.to_string() } else { String::new() };
+        // With an origin the time counts that is given, which is that of the change.
+        self.note_keys(at, relation, oid, keys, AGAIN, &xid);
+    }
+
+    /// Has a member that passes on what it gets capture what the run has written there.
+    pub(super) fn note_written(&mut self, at: usize, relation: i32, keys: &[Noted]) {
+        let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
+        let (Some(oid), Some(origin)) = (passes_on, self.origin_for(at)) else { return };
+        self.note_keys(at, relation, oid, keys, &origin, "");
+    }
+
+    /// The same for rows that the run has removed there, by their keys as JSON.
+    pub(super) fn note_removed(&mut self, at: usize, relation: i32, keys: &[&str]) {
+        let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
+        let (Some(oid), Some(origin)) = (passes_on, self.origin_for(at)) else { return };
         let key = self.key_of(relation);
-        let value = |one: &Written, i: usize| {
-            let kind = table.column(&key[i]).map_or("pg_catalog.text", |c| c.type_name.as_str());
-            format!("{}::{kind} AS k{}", quote_literal(&one.key[i]), i + 1)
-        };
-        let row = |one: &&Written| {
-            let keys = list(key.len().min(one.key.len()), |i| value(one, i), ", ");
-            format!("SELECT {keys}, pg_catalog.clock_timestamp() AS at")
-        };
-        let query = unasked.iter().map(row).collect::<Vec<_>>().join(" UNION ALL ");
+        let columns = list(key.len(), |i| format!("r.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
+        let typed = list(key.len(), |i| format!("{} {}", quote_ident(&key[i]), self.kind(at, relation, &key[i])), ", ");
+        let json = quote_literal(&format!("[{}]", keys.join(",")));
+        let query = format!(
+            "SELECT {columns}, pg_catalog.clock_timestamp() AS at FROM pg_catalog.jsonb_to_recordset({json}::pg_catalog.jsonb) r({typed})"
+        );
+        self.note_query(at, oid, &key, query, &origin, "");
+    }
+
+    /// The table, if the member passes on what it gets of it because `makedelta` says so.
+    fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
+        let noted = crate::kid::run::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
+        self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| noted & self.members[at].bit() != 0)
+    }
+
+    /// What marks that as a change of this sync: it comes from another source.
+    fn origin_for(&self, at: usize) -> Option<String> {
+        self.sources().into_iter().find(|source| *source != at).map(|source| self.origin(self.members[source].index))
+    }
+
+    fn note_keys(&mut self, at: usize, relation: i32, oid: u32, keys: &[Noted], origin: &str, xid: &str) {
+        let key = self.key_of(relation);
+        let texts = |i: usize| quote_literal(&text_array(&keys.iter().map(|(k, _)| k[i].as_str()).collect::<Vec<_>>()));
+        let time = |(_, at): &Noted| at.map_or_else(|| "NULL".to_string(), |at| at.max(0).to_string());
+        let times = keys.iter().map(time).collect::<Vec<_>>().join(",");
+        let query = format!(
+            "SELECT {}, coalesce('epoch'::pg_catalog.timestamptz + u.at * '1 microsecond'::pg_catalog.interval, \
+             pg_catalog.clock_timestamp()) AS at FROM unnest({}, '{{{times}}}'::pg_catalog.int8[]) u({}, at)",
+            list(key.len(), |i| format!("u.t{0}::{1} AS k{0}", i + 1, self.kind(at, relation, &key[i])), ", "),
+            list(key.len(), |i| format!("{}::pg_catalog.text[]", texts(i)), ", "),
+            list(key.len(), |i| format!("t{}", i + 1), ", "),
+        );
+        self.note_query(at, oid, &key, query, origin, xid);
+    }
+
+    /// The type of a column of the key there, as SQL writes it.
+    pub(super) fn kind(&self, at: usize, relation: i32, column: &str) -> &str {
+        let found = self.members[at].shapes.get(&relation).and_then(|t| t.column(column));
+        found.map_or("pg_catalog.text", |c| c.type_name.as_str())
+    }
+
+    fn note_query(&mut self, at: usize, oid: u32, key: &[String], query: String, origin: &str, xid: &str) {
         let names = text_array(&key.iter().map(String::as_str).collect::<Vec<_>>());
-        let sql = "SELECT bucardo.capture_note($1::pg_catalog.oid, $2::pg_catalog.text[], $3, NULL)";
-        let oid = table.oid.to_string();
-        self.errand(at, sql.to_string(), vec![oid, names, query]);
+        let sql = "SELECT bucardo.capture_note_as($1::pg_catalog.oid, $2::pg_catalog.text[], $3, nullif($4, ''), \
+            nullif($5, '')::pg_catalog.int8)";
+        self.errand(at, sql.to_string(), vec![oid.to_string(), names, query, origin.to_string(), xid.to_string()]);
     }
 }
 

@@ -346,3 +346,59 @@ fn a_truncate_that_is_kept_for_who_is_away_is_none_of_its_keeper() {
     m.settle(&["t"]);
     m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM t", "5B");
 }
+
+/// C had the row that lost before it went away, and what the row lost to clashes with it no more when C is back.
+#[test]
+fn a_row_that_lost_goes_from_a_source_that_had_it_before() {
+    let m = Plan::new(3).place(Place::Apart).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, val text)");
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.wait_served();
+    m.server_of("B").stop(Stop::Fast);
+    m.on("A").exec("INSERT INTO t VALUES (2, 'x', 'A')");
+    m.wait_equal("t", &["C", "T"]);
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.server_of("C").stop(Stop::Fast);
+    m.server_of("B").launch();
+    m.on("B").exec("INSERT INTO t VALUES (1, 'x', 'B')");
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql("A", "the later row alone", "SELECT coalesce(string_agg(id || u, ' '), '') = '1x' FROM t");
+    m.on("B").exec("UPDATE t SET u = 'y' WHERE id = 1");
+    m.wait_sql("A", "what B wrote then", "SELECT u = 'y' FROM t");
+    m.server_of("C").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(concat_ws(' ', id, u, val), ', ' ORDER BY id) FROM t", "1 y B");
+    m.on("C").exec("INSERT INTO t VALUES (3, 'x', 'C')");
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(concat_ws(' ', id, u, val), ', ' ORDER BY id) FROM t", "1 y B, 3 x C");
+    assert_eq!(m.count_conflicts("true"), 1, "{:?}", m.conflicts("public.t"));
+}
+
+/// A served the target, then B did, and only then they met, while the target was away. It had both rows, the loser's last;
+/// nothing is pending towards it. And what a source writes when it knows the decision contends with nobody.
+#[test]
+fn what_was_decided_reaches_a_target_that_had_both_rows() {
+    let m = Plan::new(2).place(Place::Apart).start();
+    m.everywhere(T);
+    m.sync_over(&m.dbs(), "tables => 'public.t', conflict_strategy => 'bucardo_source'");
+    m.on("A").exec("INSERT INTO t SELECT g, 'start' FROM generate_series(1, 3) g");
+    m.settle(&["t"]);
+    m.server_of("B").stop(Stop::Fast);
+    m.on("A").exec("UPDATE t SET val = 'A'");
+    m.wait_sql("T", "A's rows", "SELECT bool_and(val = 'A') FROM t");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.server_of("A").stop(Stop::Fast);
+    m.server_of("B").launch();
+    m.on("B").exec("UPDATE t SET val = 'B'");
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.wait_sql("T", "B's rows", "SELECT bool_and(val = 'B') FROM t");
+    m.server_of("T").stop(Stop::Fast);
+    m.server_of("A").launch();
+    m.wait_sql("B", "what A has won", "SELECT bool_and(val = 'A') FROM t");
+    m.on("B").exec("UPDATE t SET val = 'B later' WHERE id = 2");
+    m.wait_sql("A", "what B wrote then", "SELECT val = 'B later' FROM t WHERE id = 2");
+    m.server_of("T").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1A 2B later 3A");
+    assert_eq!(m.count_conflicts("true"), 3, "{:?}", m.conflicts("public.t"));
+}

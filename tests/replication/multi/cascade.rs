@@ -287,3 +287,48 @@ fn a_relay_survives_the_death_of_kids() {
     wait_until("all rows to arrive", || web.net.on("C").number("SELECT count(*) FROM t") == 500);
     web.settled();
 }
+
+/// The first sync decides which of two rows goes; the next one has brought that row further down already.
+#[test]
+fn a_row_that_lost_goes_down_the_chain() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.net.everywhere("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, val text)");
+    web.sync("ab", "A:source,B:source", ", autokick => false");
+    web.sync("bc", "B:source,C:target", ", autokick => false");
+    web.net.on("B").exec("INSERT INTO t VALUES (2, 'x', 'B')");
+    assert_eq!(web.kick("bc"), "good");
+    web.net.on("A").exec("INSERT INTO t VALUES (1, 'x', 'A')");
+    assert_eq!(web.kick("ab"), "good");
+    web.quiet();
+    web.expect("SELECT string_agg(concat_ws(' ', id, u, val), ', ' ORDER BY id) FROM t", "1 x A");
+}
+
+/// The same for a row that loses its parent, and for one that only the middle member had.
+#[test]
+fn what_a_run_removes_itself_goes_down_the_chain() {
+    let mut web = Web::new(&["A", "B", "C"], &["B"]);
+    web.net.everywhere(
+        "DROP TABLE t; CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY, p int REFERENCES p, u text UNIQUE)",
+    );
+    let tables = ", tables => 'public.p,public.t', autokick => false";
+    for (name, dbs) in [("ab", "A:source,B:source"), ("bc", "B:source,C:target")] {
+        web.net.control().exec(&format!("SELECT bucardo.add_sync('{name}', dbs => '{dbs}' {tables})"));
+        web.syncs.push(name.to_owned());
+    }
+    web.net.on("A").exec("INSERT INTO p VALUES (1), (2)");
+    web.quiet();
+    // Neither sees what the other one does.
+    web.net.on("B").exec("INSERT INTO t VALUES (10, 1, 'of B')");
+    assert_eq!(web.kick("bc"), "good");
+    web.net.on("A").exec("DELETE FROM p WHERE id = 1");
+    assert_eq!(web.kick("ab"), "good");
+    web.quiet();
+    web.expect("SELECT count(*) FROM t", "0");
+    web.expect("SELECT string_agg(id::text, ' ') FROM p", "2");
+    web.net.on("B").exec("SET session_replication_role = replica; INSERT INTO t VALUES (20, 2, 'x')");
+    web.net.on("C").exec("INSERT INTO t VALUES (20, 2, 'x')");
+    web.net.on("A").exec("INSERT INTO t VALUES (21, 2, 'x')");
+    assert_eq!(web.kick("ab"), "good");
+    web.quiet();
+    web.expect("SELECT string_agg(concat_ws(' ', id, p, u), ', ') FROM t", "21 2 x");
+}

@@ -284,3 +284,36 @@ fn a_truncate_that_comes_late_when_those_who_had_it_are_away() {
     m.settle(&["t"]);
     m.expect_everywhere("SELECT concat_ws(' ', count(*) FILTER (WHERE val = 'C'), count(*)) FROM t", "9 10");
 }
+
+/// The same where a run that was defeated keeps writers out of one table, and a truncate has come for another meanwhile.
+#[test]
+fn a_row_before_the_truncate_of_a_run_that_has_locked_another_table() {
+    let m = Plan::new(2).targets(0).place(Place::Beside).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, val text); CREATE TABLE u (id int PRIMARY KEY)");
+    m.sync_over(&m.dbs(), "tables => 'public.t,public.u', conflict_strategy => 'bucardo_source'");
+    m.on("A").exec("INSERT INTO t VALUES (1, 'start'); INSERT INTO u VALUES (1)");
+    m.settle(&["t", "u"]);
+    let mut busy = m.on("B");
+    busy.exec("BEGIN; UPDATE t SET val = 'B' WHERE id = 1");
+    m.on("A").exec("UPDATE t SET val = 'A' WHERE id = 1");
+    let locks =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'ShareRowExclusiveLock' AND NOT granted)";
+    m.wait_sql("B", "a run that locks the table first", locks);
+    m.on("A").exec("TRUNCATE u");
+    let since = m.on("A").one("SELECT clock_timestamp()");
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    let began = format!(
+        "SELECT count(DISTINCT datname) = 2 FROM pg_stat_activity WHERE datname IN ('a', 'b') AND xact_start > '{since}' \
+         AND (wait_event_type = 'Lock' OR state = 'idle in transaction')"
+    );
+    m.wait_sql("B", "an attempt that sees the truncate", &began);
+    m.wait_sql("B", "it to lock the table", locks);
+    let passed = m.control().number("SELECT bucardo.fault_hits('kid.after_gather')");
+    busy.exec("COMMIT");
+    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > passed);
+    m.on("B").exec("INSERT INTO u VALUES (5)");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    m.settle(&["t", "u"]);
+    m.expect_everywhere("SELECT string_agg(id::text, ' ') FROM u", "5");
+    m.expect_everywhere("SELECT val FROM t", "A");
+}

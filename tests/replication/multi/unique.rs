@@ -3,6 +3,7 @@
 
 use super::{Multi, Plan};
 use crate::net::Capture;
+use crate::wait::wait_until;
 
 crate::for_both!(two_sources_insert_the_same_value, values_swap_across_members, a_cyclic_shift_across_members);
 
@@ -245,4 +246,35 @@ fn a_value_handed_on_is_no_conflict() {
     m.drain_equal(&["t"]);
     m.expect_everywhere(ALL, "2 x start, 3 z A");
     assert_eq!(m.count_conflicts("true"), 0);
+}
+
+/// A deferrable index refuses nothing while rows are applied: what an application stores at the same time must be seen.
+#[test]
+fn a_deferrable_index_doubles_nothing_between_sources() {
+    let kinds = [
+        ("id int PRIMARY KEY DEFERRABLE, u text, val text", "(1, 'x', 'A')", "(1, 'x', 'B')", "count(DISTINCT id)"),
+        ("id int PRIMARY KEY, u text UNIQUE DEFERRABLE, val text", "(1, 'x', 'A')", "(2, 'x', 'B')", "count(DISTINCT u)"),
+        (
+            "id int PRIMARY KEY, u text, val text, EXCLUDE USING btree (u WITH =) DEFERRABLE",
+            "(1, 'x', 'A')",
+            "(2, 'x', 'B')",
+            "count(DISTINCT u)",
+        ),
+    ];
+    for (columns, of_a, of_b, distinct) in kinds {
+        let m = Plan::new(2).start();
+        m.everywhere(&format!("CREATE TABLE t ({columns})"));
+        m.sync_over(&m.dbs(), "tables => 'public.t'");
+        m.wait_served();
+        let mut other = m.on("B");
+        other.exec(&format!("BEGIN; INSERT INTO t VALUES {of_b}"));
+        m.on("A").exec(&format!("INSERT INTO t VALUES {of_a}"));
+        wait_until("the run to be over, or to wait", || {
+            m.pending() == 0 || m.on("B").number("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0
+        });
+        other.exec("COMMIT");
+        m.settle(&["t"]);
+        m.expect_everywhere(&format!("SELECT count(*) || ' ' || {distinct} FROM t"), "1 1");
+        assert_eq!(m.count_conflicts("true"), 1, "{columns}");
+    }
 }
