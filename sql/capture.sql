@@ -658,6 +658,8 @@ BEGIN
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;
     DELETE FROM bucardo.capture_mark WHERE relid = c.relid;
+    -- Keys as they were: whoever captures the table again sends all of it.
+    DELETE FROM bucardo.capture_settled WHERE relid = c.relid;
     DELETE FROM bucardo.capture_touched WHERE capture = p_id;
     DELETE FROM bucardo.capture WHERE id = p_id;
 END
