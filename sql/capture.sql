@@ -665,6 +665,8 @@ BEGIN
         EXECUTE format('DROP %s %s', CASE o.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, o.name);
     END LOOP;
     DELETE FROM bucardo.capture_mark WHERE relid = c.relid;
+    -- Keys as they were: whoever captures the table again sends all of it.
+    DELETE FROM bucardo.capture_settled WHERE relid = c.relid;
     DELETE FROM bucardo.capture_touched WHERE capture = p_id;
     DELETE FROM bucardo.capture WHERE id = p_id;
 END
@@ -678,6 +680,11 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_class WHERE oid = p_capture.relid) THEN
         RETURN 'the captured table is gone';
+    END IF;
+    -- Another table may have its name now, which is the one that members know.
+    IF NOT EXISTS (SELECT FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
+                    WHERE r.oid = p_capture.relid AND r.relname = p_capture.relname AND n.nspname = p_capture.schemaname) THEN
+        RETURN 'the captured table has another name now';
     END IF;
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';
@@ -734,10 +741,10 @@ DECLARE
     whole boolean := p_whole;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
-    -- A table of that name that was captured and dropped: whoever needed it needs this one.
+    -- A table of that name that was captured and dropped, or renamed: whoever needed it needs this one.
     FOR gone IN SELECT k.* FROM bucardo.capture k JOIN pg_class r ON r.oid = p_rel AND r.relname = k.relname
                   JOIN pg_namespace n ON n.oid = r.relnamespace AND n.nspname = k.schemaname
-                 WHERE NOT EXISTS (SELECT FROM pg_class g WHERE g.oid = k.relid) LOOP
+                 WHERE k.relid <> p_rel LOOP
         SELECT users || array_agg(s) INTO users FROM bucardo.capture_sync s WHERE s.capture = gone.id;
         PERFORM bucardo.capture_drop(gone.id);
         whole := true;
@@ -821,9 +828,8 @@ CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT json_build_object(
         'tables', coalesce((SELECT json_agg(json_build_object('capture', s.capture, 'sync', s.sync, 'since', s.since,
-                'schema', coalesce(n.nspname, c.schemaname), 'name', coalesce(r.relname, c.relname)))
-            FROM bucardo.capture_sync s JOIN bucardo.capture c ON c.id = s.capture
-            LEFT JOIN pg_class r ON r.oid = c.relid LEFT JOIN pg_namespace n ON n.oid = r.relnamespace WHERE s.control = p_control), '[]'),
+                'schema', c.schemaname, 'name', c.relname))
+            FROM bucardo.capture_sync s JOIN bucardo.capture c ON c.id = s.capture WHERE s.control = p_control), '[]'),
         'receivers', coalesce((SELECT json_agg(json_build_object('sync', t.sync, 'source', t.source, 'member', t.member, 'at', t.at::text))
             FROM bucardo.capture_track t WHERE t.control = p_control), '[]'))::text
 $body$;

@@ -23,7 +23,7 @@ pub struct Bringing {
 impl Pass<'_> {
     pub fn bringing(&self, item: &Work, receiver: &Receiver) -> Result<Bringing> {
         let writing = item.writing(receiver)?;
-        let merge = receiver.session.conn.version() >= 150_000;
+        let merge = receiver.session.conn.version() >= 150_000 && !writing.table.has_rules;
         let mut statements = if self.care.thorough { writing.apply_stage_thoroughly() } else { writing.apply_stage(merge) };
         if item.change.whole {
             statements.insert(0, writing.delete_unstaged());

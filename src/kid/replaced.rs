@@ -8,14 +8,17 @@ use super::who;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Rows};
 
-/// The tables that have another file than this transaction's snapshot knows; of partitioned ones, their partitions. The planner
-/// does not see which, so that it keeps its plan, and can do nothing but look for each by its oid.
+/// The tables that have another file than this transaction's snapshot knows, or another name, by which they would not have been the
+/// ones that were read or written; of partitioned ones, their partitions. One that is gone has neither. The planner does not see which, so that it keeps its plan, and can do nothing but look for each by its oid.
 const REPLACED: &str = "SELECT p.oid::pg_catalog.regclass FROM unnest((SELECT $1::pg_catalog.oid[])::pg_catalog.oid[]) o \
-    CROSS JOIN LATERAL (SELECT c.relkind FROM pg_catalog.pg_class c WHERE c.oid = o OFFSET 0) r \
+    CROSS JOIN LATERAL (SELECT c.relkind, format('%I.%I', \
+        (SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = c.relnamespace), c.relname) AS name \
+        FROM pg_catalog.pg_class c WHERE c.oid = o OFFSET 0) r \
     CROSS JOIN LATERAL (SELECT o AS oid UNION ALL \
         SELECT t.relid FROM pg_catalog.pg_partition_tree(CASE WHEN r.relkind = 'p' THEN o END) t) p \
     CROSS JOIN LATERAL (SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = p.oid OFFSET 0) f \
-    WHERE f.relfilenode <> pg_catalog.pg_relation_filenode(p.oid)";
+    WHERE f.relfilenode <> coalesce(pg_catalog.pg_relation_filenode(p.oid), 0) \
+        OR (p.oid = o AND p.oid::pg_catalog.regclass::text <> r.name)";
 
 /// Puts the question into a pipeline; the answer is for [`judge`].
 pub fn queue(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<()> {

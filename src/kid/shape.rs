@@ -21,6 +21,8 @@ pub struct ForeignKey {
     pub to: Vec<String>,
     /// The columns that become null in a row whose parent goes; none: the row goes too.
     pub cleared: Vec<String>,
+    /// Whether it holds for all rows: one that is NOT VALID says nothing of those that were there before.
+    pub validated: bool,
 }
 
 /// A unique index on one member, or the index of an exclusion constraint.
@@ -39,6 +41,10 @@ pub struct UniqueIndex {
     pub operators: Vec<String>,
     /// Of an exclusion constraint: how its index is made, after USING.
     pub method: Option<String>,
+    /// Of a unique index: by which operator two values of each expression are equal.
+    pub equals: Vec<String>,
+    /// The collation of each expression, where that is another one than the column's and makes other values equal.
+    pub collations: Vec<Option<String>>,
 }
 
 impl UniqueIndex {
@@ -48,12 +54,26 @@ impl UniqueIndex {
         let bare = |e: &String| if e.starts_with('"') { e.clone() } else { quote_ident(e) };
         self.predicate.is_none()
             && self.operators.is_empty()
+            && !self.has_collations()
             && self.expressions.len() == names.len()
             && self.expressions.iter().all(|e| names.contains(&bare(e)))
     }
 
+    /// Whether it calls other values equal than the columns' own collations do.
+    pub fn has_collations(&self) -> bool {
+        self.collations.iter().any(Option::is_some)
+    }
+
     fn named(&self, prefix: &str) -> String {
-        list(self.expressions.len(), |i| format!("({}) AS {prefix}{}", self.expressions[i], i + 1), ", ")
+        let collation =
+            |i: usize| self.collations.get(i).and_then(Option::as_ref).map_or_else(String::new, |c| format!(" COLLATE {c}"));
+        list(self.expressions.len(), |i| format!("({}){} AS {prefix}{}", self.expressions[i], collation(i), i + 1), ", ")
+    }
+
+    /// Whether two values of an expression are equal: no search_path of ours names the operator of another type than the
+    /// server's own.
+    fn equal(&self, i: usize) -> &str {
+        self.equals.get(i).map_or("OPERATOR(pg_catalog.=)", String::as_str)
     }
 
     fn predicate(&self) -> &str {
@@ -111,19 +131,21 @@ impl UniqueIndex {
             self.expressions.len(),
             |i| match self.operators.get(i) {
                 Some(operator) => format!("o.e{0} {operator} s.e{0}", i + 1),
-                None if self.nulls_not_distinct => format!("o.e{0} IS NOT DISTINCT FROM s.e{0}", i + 1),
-                None => format!("o.e{0} = s.e{0}", i + 1),
+                None if self.nulls_not_distinct => {
+                    format!("(o.e{0} {1} s.e{0} OR (o.e{0} IS NULL AND s.e{0} IS NULL))", i + 1, self.equal(i))
+                }
+                None => format!("o.e{0} {1} s.e{0}", i + 1, self.equal(i)),
             },
             " AND ",
         );
         let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
         let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
         format!(
-            "WITH s AS (SELECT {keys}, pg_catalog.to_jsonb(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+            "WITH s AS (SELECT {keys}, pg_catalog.to_json(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
              o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
              c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
              DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
-             RETURNING pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*), c.image",
+             RETURNING pg_catalog.json_build_object({object}), pg_catalog.to_json(t.*), c.image",
             exprs = self.named("e"),
             predicate = self.predicate(),
             keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", "),
@@ -152,6 +174,10 @@ pub struct Table {
     /// What its rows refer to.
     pub references: Vec<ForeignKey>,
     pub fingerprint: String,
+    /// Whether any rule is on it, which MERGE refuses.
+    pub has_rules: bool,
+    /// Of columns whose type is a domain: what that is over, with its modifier.
+    pub domains: HashMap<String, String>,
     /// How many rows it has, as its statistics say; at least 1.
     pub rows: u64,
 }
@@ -165,6 +191,11 @@ impl Table {
     pub fn begins_with(&self, key: &[String]) -> Vec<String> {
         let first: Vec<String> = self.columns.iter().take(key.len()).map(|c| c.name.clone()).collect();
         if first.iter().all(|name| key.contains(name)) { first } else { vec![] }
+    }
+
+    /// The type under a column's domain; None: it has none.
+    pub fn domain_of(&self, column: &str) -> Option<&str> {
+        self.domains.get(column).map(String::as_str)
     }
 
     /// The operator that compares a key column.
@@ -224,20 +255,33 @@ const AS_TEXT_ONLY: [u32; 24] = [
 /// The relations of a sync on one member, by their number in the catalog.
 pub type Shapes = HashMap<i32, Table>;
 
-/// The rows of the catalog that make up a table's shape, as one text per table. Changed by every ALTER TABLE that matters.
-const FINGERPRINT: &str = "SELECT a.attrelid, md5(string_agg(a.attnum || '.' || a.xmin::text, ',' ORDER BY a.attnum)) \
-    FROM pg_catalog.pg_attribute a WHERE a.attrelid = ANY ((SELECT $1::pg_catalog.oid[])::pg_catalog.oid[]) AND a.attnum > 0 GROUP BY a.attrelid";
+/// What of the catalog makes up a table's shape, as one text per table that begins with its name, and whether it has rules.
+/// Changed by every ALTER TABLE that matters, and by every change of its keys. The planner can do nothing but look for each table
+/// by its oid, and keeps its plan.
+const FINGERPRINT: &str = "SELECT o, c.name || md5(concat_ws('|', c.relhasrules, \
+        (SELECT string_agg(a.attnum || '.' || a.xmin::text, ',' ORDER BY a.attnum) \
+            FROM pg_catalog.pg_attribute a WHERE a.attrelid = o AND a.attnum > 0), \
+        (SELECT string_agg(i.indexrelid || '.' || i.xmin::text, ',' ORDER BY i.indexrelid) \
+            FROM pg_catalog.pg_index i WHERE i.indrelid = o AND (i.indisunique OR i.indisexclusion)), \
+        (SELECT string_agg(k.oid || '.' || k.xmin::text, ',' ORDER BY k.oid) \
+            FROM pg_catalog.pg_constraint k WHERE k.conrelid = o AND k.contype IN ('f', 'p', 'u', 'x')))), c.relhasrules \
+    FROM unnest((SELECT $1::pg_catalog.oid[])::pg_catalog.oid[]) o \
+    CROSS JOIN LATERAL (SELECT r.relhasrules, (SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = r.relnamespace) \
+        || '.' || r.relname || ' ' AS name FROM pg_catalog.pg_class r WHERE r.oid = o OFFSET 0) c";
 
-/// The equality operators of the columns of unique indexes, from the indexes' own operator classes.
-const EQUALS: &str = "SELECT DISTINCT i.indrelid, a.attname, n.nspname, o.oprname FROM pg_catalog.pg_index i, \
+/// The equality operators of the columns of unique indexes, from the indexes' own operator classes: of several that of the primary
+/// key, as in `capture_equal`.
+const EQUALS: &str = "SELECT DISTINCT ON (i.indrelid, a.attname) i.indrelid, a.attname, n.nspname, o.oprname FROM pg_catalog.pg_index i, \
     LATERAL unnest(i.indkey::pg_catalog.int2[], i.indclass::pg_catalog.oid[]) u(attnum, class), pg_catalog.pg_attribute a, \
     pg_catalog.pg_opclass c, pg_catalog.pg_amop p, pg_catalog.pg_operator o, pg_catalog.pg_namespace n \
     WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND i.indisunique AND a.attrelid = i.indrelid AND a.attnum = u.attnum \
     AND c.oid = u.class AND p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype \
-    AND p.amoprighttype = c.opcintype AND o.oid = p.amopopr AND n.oid = o.oprnamespace";
+    AND p.amoprighttype = c.opcintype AND o.oid = p.amopopr AND n.oid = o.oprnamespace \
+    ORDER BY i.indrelid, a.attname, i.indisprimary DESC, i.indexrelid";
 
 /// All unique indexes and those of exclusion constraints: table, expressions, predicate, whether nulls are equal, the
-/// columns that they look at, whether they are deferred, operators, and how an index of the kind is made.
+/// columns that they look at, whether they are deferred, operators, how an index of the kind is made; by which operators values
+/// of a btree's expressions are equal, and where by another collation than the column's, unless both compare bytes.
 const UNIQUES: &str = "SELECT i.indrelid, \
     to_json(ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n)), \
     pg_catalog.pg_get_expr(i.indpred, i.indrelid), coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false), \
@@ -251,7 +295,17 @@ const UNIQUES: &str = "SELECT i.indrelid, \
         pg_catalog.pg_get_indexdef(i.indexrelid, u.ord::int, true), n.nspname, o.opcname), ', ' ORDER BY u.ord) \
         FROM unnest(i.indclass::pg_catalog.oid[]) WITH ORDINALITY u(class, ord), pg_catalog.pg_opclass o, pg_catalog.pg_namespace n \
         WHERE o.oid = u.class AND n.oid = o.opcnamespace)) \
-        FROM pg_catalog.pg_class c, pg_catalog.pg_am m WHERE c.oid = i.indexrelid AND m.oid = c.relam) END \
+        FROM pg_catalog.pg_class c, pg_catalog.pg_am m WHERE c.oid = i.indexrelid AND m.oid = c.relam) END, \
+    to_json(ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname) FROM unnest(i.indclass::pg_catalog.oid[]) WITH ORDINALITY u(class, ord), \
+        pg_catalog.pg_opclass c, pg_catalog.pg_amop p, pg_catalog.pg_operator o, pg_catalog.pg_namespace n \
+        WHERE NOT i.indisexclusion AND c.oid = u.class AND p.amopfamily = c.opcfamily AND p.amopstrategy = 3 \
+        AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype AND o.oid = p.amopopr AND n.oid = o.oprnamespace ORDER BY u.ord)), \
+    to_json(ARRAY(SELECT CASE WHEN l.oid IS DISTINCT FROM b.oid AND NOT (l.collisdeterministic AND coalesce(b.collisdeterministic, true)) \
+            THEN format('%I.%I', n.nspname, l.collname) END \
+        FROM unnest(i.indcollation::pg_catalog.oid[], i.indkey::pg_catalog.int2[]) WITH ORDINALITY u(coll, attnum, ord) \
+        LEFT JOIN pg_catalog.pg_collation l ON l.oid = u.coll LEFT JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace \
+        LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum AND u.attnum <> 0 \
+        LEFT JOIN pg_catalog.pg_collation b ON b.oid = a.attcollation WHERE u.ord <= i.indnkeyatts ORDER BY u.ord)) \
     FROM pg_catalog.pg_index i WHERE i.indrelid = ANY ($1::pg_catalog.oid[]) AND (i.indisunique OR i.indisexclusion) AND i.indisvalid ORDER BY i.indexrelid";
 
 /// The foreign keys among tables: table, parent, columns, the parent's columns, those that a deletion sets to null. Only
@@ -262,16 +316,32 @@ const REFERENCES: &str = "SELECT c.conrelid, c.confrelid, \
     to_json(ARRAY(SELECT a.attname FROM unnest(c.confkey) WITH ORDINALITY u(n, ord) JOIN pg_catalog.pg_attribute a \
         ON a.attrelid = c.confrelid AND a.attnum = u.n ORDER BY u.ord)), \
     to_json(ARRAY(SELECT a.attname FROM pg_catalog.pg_attribute a WHERE c.confdeltype = 'n' AND a.attrelid = c.conrelid \
-        AND coalesce(nullif(to_jsonb(c) -> 'confdelsetcols', 'null'), to_jsonb(c.conkey)) @> to_jsonb(a.attnum))) \
+        AND coalesce(nullif(to_jsonb(c) -> 'confdelsetcols', 'null'), to_jsonb(c.conkey)) @> to_jsonb(a.attnum))), c.convalidated \
     FROM pg_catalog.pg_constraint c WHERE c.contype = 'f' AND c.conparentid = 0 AND c.conrelid = ANY ($1::pg_catalog.oid[]) \
     AND c.confrelid = ANY ($1::pg_catalog.oid[]) ORDER BY c.oid";
+
+/// Columns of domains: table, column, and the type that is under all of them.
+const DOMAINS: &str = "WITH RECURSIVE d AS (SELECT a.attrelid, a.attname, t.typbasetype AS base, t.typtypmod AS modifier \
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typtype = 'd' \
+        WHERE a.attrelid = ANY ($1::pg_catalog.oid[]) AND a.attnum > 0 AND NOT a.attisdropped \
+    UNION ALL SELECT d.attrelid, d.attname, t.typbasetype, t.typtypmod FROM d JOIN pg_catalog.pg_type t ON t.oid = d.base AND t.typtype = 'd') \
+    SELECT d.attrelid, d.attname, pg_catalog.format_type(d.base, d.modifier) FROM d JOIN pg_catalog.pg_type t ON t.oid = d.base AND t.typtype <> 'd'";
+
+fn domains(rows: &Rows) -> HashMap<u32, HashMap<String, String>> {
+    let mut all: HashMap<u32, HashMap<String, String>> = HashMap::new();
+    for row in 0..rows.len() {
+        all.entry(rows.number(row, 0).unwrap_or_default()).or_default().insert(rows.text(row, 1), rows.text(row, 2));
+    }
+    all
+}
 
 fn references(rows: &Rows) -> HashMap<u32, Vec<ForeignKey>> {
     let mut all: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
     let names = |row: usize, column: usize| serde_json::from_str(rows.get(row, column).unwrap_or("[]")).unwrap_or_default();
     for row in 0..rows.len() {
         let parent = rows.number(row, 1).unwrap_or_default();
-        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), cleared: names(row, 4) };
+        let validated = rows.bool(row, 5);
+        let key = ForeignKey { parent, columns: names(row, 2), to: names(row, 3), cleared: names(row, 4), validated };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(key);
     }
     all
@@ -289,6 +359,8 @@ fn uniques(rows: &Rows) -> HashMap<u32, Vec<UniqueIndex>> {
             deferred: rows.bool(row, 5),
             operators: names(row, 6),
             method: rows.get(row, 7).map(str::to_string),
+            equals: names(row, 8),
+            collations: serde_json::from_str(rows.get(row, 9).unwrap_or("[]")).unwrap_or_default(),
         };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(index);
     }
@@ -356,7 +428,10 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
     let names: Vec<(&str, &str)> = tables.iter().map(|r| name_on(r)).collect();
     let described = describe::describe(conn, &names)?;
     let oids = oid_array(described.iter().flatten().map(|d| d.oid));
-    let fingerprints = read_fingerprints(&conn.query_params(FINGERPRINT, &[Some(&oids)])?);
+    let prints = conn.query_params(FINGERPRINT, &[Some(&oids)])?;
+    let fingerprints = read_fingerprints(&prints);
+    let ruled: Vec<u32> = (0..prints.len()).filter(|i| prints.bool(*i, 2)).filter_map(|i| prints.number(i, 0)).collect();
+    let mut domains = domains(&conn.query_params(DOMAINS, &[Some(&oids)])?);
     let operators = conn.query_params(EQUALS, &[Some(&oids)])?;
     let mut references = references(&conn.query_params(REFERENCES, &[Some(&oids)])?);
     let mut uniques = uniques(&conn.query_params(UNIQUES, &[Some(&oids)])?);
@@ -369,11 +444,17 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
     let mut shapes = Shapes::new();
     for (relation, described) in tables.into_iter().zip(described) {
         if let Some(d) = described {
-            let fingerprint = fingerprints.get(&d.oid).cloned().unwrap_or_default();
+            // One that has got another name since it was found by this one must not be known by it: no run will find it unaltered.
+            let named = format!("{}.{} ", d.schema, d.name);
+            let fingerprint = fingerprints.get(&d.oid).filter(|f| f.starts_with(&named)).cloned().unwrap_or_default();
+            let (has_rules, domains) = (ruled.contains(&d.oid), domains.remove(&d.oid).unwrap_or_default());
             let equals = equals.remove(&d.oid).unwrap_or_default();
             let uniques = uniques.remove(&d.oid).unwrap_or_default();
             let references = references.remove(&d.oid).unwrap_or_default();
-            shapes.insert(relation.id, Table { uniques, references, ..table(relation, d, equals, fingerprint) });
+            shapes.insert(
+                relation.id,
+                Table { uniques, references, has_rules, domains, ..table(relation, d, equals, fingerprint) },
+            );
         }
     }
     Ok(shapes)
@@ -398,6 +479,8 @@ fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fin
         uniques: Vec::new(),
         references: Vec::new(),
         fingerprint,
+        has_rules: false,
+        domains: HashMap::new(),
         rows: d.rows,
     }
 }

@@ -70,8 +70,14 @@ impl Writing<'_> {
         let one = |i: &usize| format!("t.{} IS DISTINCT FROM {}", quote_ident(&self.columns[*i]), value(*i));
         let mut conditions: Vec<String> = exact.iter().map(one).collect();
         if !other.is_empty() {
-            let new = other.iter().map(|i| value(*i)).collect::<Vec<_>>().join(", ");
-            let old = self.names(&other, "t.");
+            // A domain is compared as what it is over, which the staging tables have.
+            let bare = |i: &usize, of: String| match self.table.domain_of(&self.columns[*i]) {
+                Some(base) => format!("{of}::{base}"),
+                None => of,
+            };
+            let new = other.iter().map(|i| bare(i, value(*i))).collect::<Vec<_>>().join(", ");
+            let old =
+                other.iter().map(|i| bare(i, format!("t.{}", quote_ident(&self.columns[*i])))).collect::<Vec<_>>().join(", ");
             conditions.push(format!("ROW({old})::pg_catalog.record OPERATOR(pg_catalog.*<>) ROW({new})::pg_catalog.record"));
         }
         if conditions.is_empty() { "false".into() } else { format!("({})", conditions.join(" OR ")) }
@@ -176,9 +182,14 @@ impl Writing<'_> {
         format!("COPY {} ({}) FROM STDIN{}", self.table.name, self.names(&all, ""), format_of(binary))
     }
 
+    /// The columns are of the types under domains: those of a row that is gone are null, which a domain may forbid.
     pub fn create_stage(&self) -> String {
+        let bare = |column: &String| match self.table.domain_of(column) {
+            Some(base) => format!("t.{}::{base}", quote_ident(column)),
+            None => format!("t.{}", quote_ident(column)),
+        };
         let keys = list(self.key.len(), |i| format!("t.{} AS k{}", quote_ident(&self.key[i]), i + 1), ", ");
-        let columns = list(self.columns.len(), |i| format!("t.{} AS a{}", quote_ident(&self.columns[i]), i + 1), ", ");
+        let columns = list(self.columns.len(), |i| format!("{} AS a{}", bare(&self.columns[i]), i + 1), ", ");
         format!(
             "CREATE TEMP TABLE {} ON COMMIT DROP AS SELECT {keys}, true AS alive, {columns}{} FROM {} t WITH NO DATA",
             self.stage,
@@ -240,7 +251,7 @@ impl Writing<'_> {
             let new = format!("USING {} s", self.stage_name());
             all.push(self.renew(&new, &format!("s.alive AND {}", self.on_stage()), Self::staged));
         }
-        if merge {
+        if merge && !self.table.has_rules {
             all.push(self.merge());
             return all;
         }

@@ -3,7 +3,7 @@
 
 use crate::net::{Capture, Net};
 
-for_both!(a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
+for_both!(tables_change_places, a_column_added_on_both_sides, a_key_of_another_type, columns_renamed_and_dropped);
 for_both!(a_former_key_may_be_null, a_parent_appears, attached_rows, a_partition_in_use_at_once, a_domain_gets_a_check);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n int)";
@@ -258,4 +258,33 @@ fn a_foreign_key_a_unique_index_and_a_not_null_appear_under_way() {
     net.everywhere("ALTER TABLE t ADD FOREIGN KEY (id) REFERENCES owner, ALTER v SET NOT NULL, ADD UNIQUE (n)");
     net.on("A").exec("BEGIN; INSERT INTO owner VALUES (200); INSERT INTO t VALUES (200, 'z', 200); DELETE FROM t WHERE id = 3; DELETE FROM owner WHERE id = 3; COMMIT");
     net.settle(&["t", "owner"]);
+}
+
+/// Another table takes the name of a captured one: it is the one that travels from now on, and nothing of the other.
+fn tables_change_places(capture: Capture) {
+    let net = ready(capture);
+    let mut a = net.on("A");
+    a.exec("CREATE TABLE t_new (id int PRIMARY KEY, v text, n int); INSERT INTO t_new SELECT g, 'new', g FROM generate_series(1, 30) g");
+    a.exec("BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; COMMIT");
+    a.exec("DELETE FROM t_old WHERE id < 9; TRUNCATE t_old; UPDATE t SET v = 'later' WHERE id = 1");
+    net.wait_equal("t", &["B"]);
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 30);
+    a.exec("INSERT INTO t_old SELECT g, 'old', g FROM generate_series(1, 50) g; DELETE FROM t_old WHERE id < 9; TRUNCATE t_old; DELETE FROM t WHERE id = 30");
+    net.settle(&["t"]);
+    a.exec("BEGIN; ALTER TABLE t RENAME TO t_new; ALTER TABLE t_old RENAME TO t; COMMIT; INSERT INTO t VALUES (77, 'back', 1)");
+    net.wait_equal("t", &["B"]);
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT string_agg(v, ' ') FROM t"), "back");
+}
+
+/// MERGE is refused on a table that has a rule.
+#[test]
+fn a_rule_comes_to_the_target() {
+    let net = ready(Capture::Native);
+    net.on("B").exec("CREATE RULE own AS ON INSERT TO t WHERE new.id < 0 DO INSTEAD NOTHING");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x', g FROM generate_series(100, 400) g; UPDATE t SET v = 'y' WHERE id < 300; DELETE FROM t WHERE id % 7 = 0");
+    net.settle(&["t"]);
+    net.on("B").exec("DROP RULE own ON t");
+    net.on("A").exec("UPDATE t SET v = 'z'");
+    net.settle(&["t"]);
 }

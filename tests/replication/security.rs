@@ -120,3 +120,20 @@ fn a_password_is_shown_to_nobody() {
 fn around(text: &str, word: &str) -> String {
     text.lines().filter(|line| line.contains(word)).take(3).collect::<Vec<_>>().join("\n")
 }
+
+/// From PostgreSQL 15 on, a role that may set session_replication_role will do; it need not be a superuser.
+#[test]
+fn a_role_that_is_no_superuser_takes_part() {
+    let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t");
+    if net.on("B").number("SELECT current_setting('server_version_num')::int") < 150_000 {
+        return;
+    }
+    net.on("B").exec("CREATE ROLE app LOGIN; GRANT SET ON PARAMETER session_replication_role TO app; ALTER TABLE t OWNER TO app");
+    let conninfo = crate::compare::literal(&net.conninfo("B").replace("user=postgres", "user=app"));
+    net.control().exec(&format!("SELECT bucardo.update_db('B', conninfo => {conninfo})"));
+    net.on("A").exec("INSERT INTO t SELECT g, 'few' FROM generate_series(1, 5) g");
+    net.kick();
+    net.on("A").exec("INSERT INTO t SELECT g, 'many' FROM generate_series(10, 900) g; UPDATE t SET v = 'new' WHERE id < 400; DELETE FROM t WHERE id > 800");
+    net.kick();
+    net.assert_equal("t");
+}

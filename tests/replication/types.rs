@@ -6,7 +6,7 @@
 use crate::net::{Capture, Net};
 use crate::wait::wait_until;
 
-for_both!(all_types_under_hostile_settings);
+for_both!(all_types_under_hostile_settings, domains_that_allow_no_null);
 
 /// Column type and a comma list of values; the row number picks one, so that each appears.
 const COLUMNS: &[(&str, &str)] = &[
@@ -257,4 +257,29 @@ fn values_that_name_objects_travel_by_name() {
     let here = "SELECT count(*) FROM t WHERE c = 'named'::regclass AND k = 'kind'::regtype AND n = 'place'::regnamespace \
                 AND f = 'f'::regproc AND a[3] = 'named'::regclass";
     ["B", "C"].iter().for_each(|name| assert_eq!(net.on(name).number(here), 503, "{name}"));
+}
+
+/// A row that is gone has no values, not even of a domain that allows no null.
+fn domains_that_allow_no_null(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(
+        "CREATE DOMAIN word AS text NOT NULL; CREATE DOMAIN title AS word CHECK (value <> ''); CREATE DOMAIN amount AS numeric(9, 2) NOT NULL; \
+         CREATE DOMAIN code AS character(4) COLLATE \"C\" NOT NULL; CREATE DOMAIN list AS int[] NOT NULL; CREATE TYPE pair AS (a int, b text); \
+         CREATE DOMAIN couple AS pair NOT NULL; \
+         CREATE TABLE t (id int PRIMARY KEY, w word, n title, a amount UNIQUE, c code, l list, p couple)",
+        "public.t",
+    );
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'w', 'n' || g, g / 7.0, 'c', ARRAY[g], ROW(g, 'p')::pair FROM generate_series(1, 2000) g");
+    net.settle(&["t"]);
+    a.exec(
+        "DELETE FROM t WHERE id % 4 = 0; UPDATE t SET w = 'W', a = a + 1000, c = 'd', p = ROW(1, NULL)::pair WHERE id % 3 = 0",
+    );
+    net.settle(&["t"]);
+    // Values that change places.
+    a.exec("UPDATE t SET a = -a; UPDATE t SET a = 1000 - id WHERE id < 500; DELETE FROM t WHERE id > 1500");
+    net.settle(&["t"]);
+    a.exec("UPDATE t SET a = a + 5000; UPDATE t SET a = 499 + id WHERE id < 500");
+    net.settle(&["t"]);
+    let count = net.on("A").number("SELECT count(*) FROM t");
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), count);
 }

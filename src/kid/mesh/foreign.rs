@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::settle::{Decision, Written};
 use super::{Broken, Mesh};
 use crate::error::Error;
-use crate::kid::shape::{ForeignKey, Table};
+use crate::kid::shape::{self, ForeignKey, Table};
 use crate::kid::statements::{Join, list};
 use crate::libpq::Rows;
 
@@ -61,10 +61,15 @@ impl Mesh<'_> {
             for at in self.sources() {
                 let questions = self.questions(at, relations, &removed)?;
                 if !questions.is_empty() {
+                    // The run has not looked at those of which nothing was changed: their keys may be gone by now.
+                    let shapes = self.members[at].shapes.clone();
+                    let about = || questions.iter().filter_map(|q| shapes.get(&q.relation));
+                    let (print, oids) = shape::fingerprint_query(about().map(|t| t.oid));
                     self.members[at].attempt(|conn| {
                         conn.query(Join::Free.settings())?;
                         conn.pipeline_begin()?;
                         questions.iter().try_for_each(|q| conn.pipeline_add_unprepared(&q.sql))?;
+                        conn.pipeline_add(print, &[], &[Some(oids.as_bytes())])?;
                         conn.pipeline_send()
                     });
                     asked.push((at, questions));
@@ -72,7 +77,14 @@ impl Mesh<'_> {
             }
             let mut found: Vec<Orphan> = Vec::new();
             for (at, questions) in asked {
-                let answers = self.members[at].attempt(|conn| conn.pipeline_collect()).unwrap_or_default();
+                let shapes = self.members[at].shapes.clone();
+                let about = questions.iter().filter_map(|q| shapes.get(&q.relation));
+                let collected = self.members[at].attempt(|conn| {
+                    let mut answers = conn.pipeline_collect()?;
+                    answers.pop().map_or(Ok(()), |prints| shape::check_fingerprints(&prints, about))?;
+                    Ok(answers)
+                });
+                let answers = collected.unwrap_or_default();
                 for (question, rows) in questions.iter().zip(&answers) {
                     self.take_orphans(at, question, rows, &mut found)?;
                 }
@@ -109,12 +121,13 @@ impl Mesh<'_> {
             for foreign in &table.references {
                 let parent = shapes.iter().find(|(_, t)| t.oid == foreign.parent);
                 let Some((parent_relation, parent)) = parent else { continue };
-                let all = first && removed.contains(parent_relation);
+                // Where the key is not validated, only a parent that went now tells that a row may not stay.
+                let all = first && removed.contains(parent_relation) && foreign.validated;
                 if let Some(gone) = self.deleted_parents(at, relations, *parent_relation, parent, foreign)?.filter(|_| !all) {
                     let sql = orphans(table, parent, foreign, &key, Some(&gone), true);
                     questions.push(Question { relation, foreign: foreign.clone(), sql, about: About::Bereft });
                 }
-                if own.is_none() && !all {
+                if (own.is_none() && !all) || !foreign.validated {
                     continue;
                 }
                 let only = own.as_deref().filter(|_| !all);
@@ -249,7 +262,7 @@ fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], 
     });
     let from = if among.is_empty() { format!("{} t", table.only) } else { among };
     format!(
-        "SELECT {keys}, pg_catalog.jsonb_build_object({object}), pg_catalog.to_jsonb(t.*) FROM {from} \
+        "SELECT {keys}, pg_catalog.json_build_object({object}), pg_catalog.to_json(t.*) FROM {from} \
          WHERE {refers} AND NOT EXISTS (SELECT FROM {} p WHERE {same})",
         parent.only
     )

@@ -27,7 +27,9 @@ impl Mesh<'_> {
             // Who is away contends with nobody now.
             let open = ((entry.open & present) as i64).to_string();
             let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
-            self.insert_keys(at, relation, &name, n, &entry.keys, &more)?;
+            // Those of another key than the table has now mean nothing any more.
+            let keys: Vec<&Vec<String>> = entry.keys.iter().filter(|k| k.len() == n).collect();
+            self.insert_keys(at, relation, &name, n, &keys, &more)?;
         }
         self.run_errands()?;
         Ok(Some(format!("pg_temp.{name}")))

@@ -9,6 +9,7 @@ mod contend;
 mod decide;
 mod deliver;
 mod foreign;
+mod image;
 mod keep;
 mod meet;
 mod offer;

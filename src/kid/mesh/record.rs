@@ -3,9 +3,11 @@
 //! (`carry`), out of `bucardo.doubt`. Many decisions are recorded in parts, while the run goes on.
 
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
+use super::image;
 use super::settle::Decision;
 use crate::error::{Error, Result};
 use crate::pg::{spi, xact};
@@ -29,10 +31,12 @@ pub enum Stand {
     Stop,
 }
 
-/// Records decisions.
+/// Decisions that differ in key and rows only, as most of many do; and these, as JSON.
+type Groups = BTreeMap<(i32, Rc<str>, Option<Rc<str>>), (Vec<String>, Vec<String>)>;
+
+/// Records decisions. Rows that jsonb does not take are left out: no record forbids what was decided.
 pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decision>, stand: Stand) -> Result<()> {
-    // Most of many decisions differ in key and rows only.
-    let mut groups: BTreeMap<_, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    let mut groups = Groups::new();
     let mut made = Vec::new();
     for Decision { relation, key, strategy, winner, rows, made: row, cleared } in decisions {
         let (of, cleared) = (Value::from(name(relation)), Value::from(cleared));
@@ -41,9 +45,25 @@ pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decisi
         group.0.push(key);
         group.1.push(rows);
     }
+    match write(run, &name, &groups, &made, &stand) {
+        Err(error) if image::is_unfit(&error) => {
+            for (keys, rows) in groups.values_mut() {
+                image::make_fit(keys, rows)?;
+            }
+            let unfit = image::unfit(&made)?;
+            let made: Vec<String> =
+                made.into_iter().enumerate().filter(|(i, _)| !unfit.contains_key(i)).map(|(_, m)| m).collect();
+            write(run, &name, &groups, &made, &stand)
+        }
+        other => other,
+    }
+}
+
+fn write(run: &Run<'_>, name: impl Fn(i32) -> String, groups: &Groups, made: &[String], stand: &Stand) -> Result<()> {
     let made = format!("[{}]", made.join(","));
     let sql = "INSERT INTO bucardo.conflict (run, sync, relation, key, strategy, winner, rows) \
         SELECT $1, $2, $3, k::jsonb, $4, $5, i::jsonb FROM unnest($6::text[], $7::text[]) u(k, i)";
+    let texts = |all: &[String]| all.iter().map(String::as_str).collect::<Vec<&str>>().into();
     xact::transaction(|| {
         if !matches!(stand, Stand::Part) {
             // A kid does not wait for the disk, but for this it must: members that commit next may be other servers. Only
@@ -51,19 +71,19 @@ pub fn record(run: &Run<'_>, name: impl Fn(i32) -> String, decisions: Vec<Decisi
             spi::execute("SET LOCAL synchronous_commit = on", &[])?;
             spi::execute("SELECT pg_catalog.pg_current_xact_id()", &[])?;
         }
-        groups.into_iter().try_for_each(|((relation, strategy, winner), (keys, rows))| {
+        groups.iter().try_for_each(|((relation, strategy, winner), (keys, rows))| {
             let args = [
                 run.number.into(),
                 run.sync.into(),
-                name(relation).into(),
-                strategy.as_ref().into(),
+                name(*relation).into(),
+                (&**strategy).into(),
                 winner.as_deref().into(),
-                keys.into(),
-                rows.into(),
+                texts(keys),
+                texts(rows),
             ];
             spi::execute(sql, &args).map(drop)
         })?;
-        match &stand {
+        match stand {
             Stand::Part => note_doubt(run, Vec::new(), &made),
             Stand::Whole(Some(sources)) => note_doubt(run, sources.clone(), &made),
             Stand::Whole(None) => {
@@ -142,14 +162,14 @@ pub struct Decided {
     pub key: Map<String, Value>,
     /// The sources whose changes have lost.
     pub lost: Vec<String>,
-    /// The row of a winner that is away, null if it has deleted it.
+    /// The row of a winner that is away, null if it has deleted it. None: it is not, or its row is not known.
     pub away: Option<Value>,
 }
 
 /// The decisions of a run. `here`: the sources that are not away.
 pub fn decided(sync: &str, doubt: &Doubt, here: &[String]) -> Result<Vec<Decided>> {
     let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
-        CASE WHEN winner <> ALL ($4::text[]) THEN (rows->winner)::text END FROM bucardo.conflict \
+        CASE WHEN winner <> ALL ($4::text[]) AND NOT coalesce(rows->winner ? 'bucardo_image', false) THEN (rows->winner)::text END FROM bucardo.conflict \
         WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
     let unread = |e: serde_json::Error| Error::internal(format!("a conflict cannot be read: {e}"));
     after(|| {

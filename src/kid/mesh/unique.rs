@@ -35,8 +35,9 @@ impl Mesh<'_> {
         let mut indexes: Vec<UniqueIndex> = Vec::new();
         // One that a single member has must hold there too.
         for index in self.members.iter().filter_map(|m| m.shapes.get(&relation)).flat_map(|t| &t.uniques) {
-            // An exclusion constraint may need operators that only who has it has.
+            // An exclusion constraint may need operators that only who has it has, and a collation is not everywhere.
             let here = match index.method {
+                _ if index.has_collations() => table.uniques.contains(index),
                 Some(_) => table.uniques.contains(index),
                 None => index.columns.iter().all(|c| table.column(c).is_some()),
             };

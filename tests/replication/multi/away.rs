@@ -402,3 +402,31 @@ fn what_was_decided_reaches_a_target_that_had_both_rows() {
     m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1A 2B later 3A");
     assert_eq!(m.count_conflicts("true"), 3, "{:?}", m.conflicts("public.t"));
 }
+
+/// What was settled for a member that is away goes by keys that the table has no more.
+#[test]
+fn a_key_gets_another_form_while_lost_changes_wait() {
+    let m = Plan::new(2)
+        .place(Place::Apart)
+        .start()
+        .with("CREATE TABLE t (id int PRIMARY KEY, k int NOT NULL, val text)", "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t SELECT g, g, 'start' FROM generate_series(1, 9) g");
+    m.drain_equal(&["t"]);
+    for key in ["(id, k)", "(val)"] {
+        m.server_of("T").stop(Stop::Fast);
+        m.changes(&[
+            ("A", "UPDATE t SET val = 'A' || id WHERE id IN (1, 2)"),
+            ("B", "UPDATE t SET val = 'B' || id WHERE id IN (1, 2)"),
+        ]);
+        m.kick();
+        assert!(m.on("A").number("SELECT count(*) FROM bucardo.capture_settled") > 0, "nothing is settled for T");
+        m.server_of("T").launch();
+        m.everywhere("UPDATE t SET val = val || id WHERE val = 'start'");
+        m.everywhere(&format!("ALTER TABLE t DROP CONSTRAINT t_pkey; ALTER TABLE t ADD PRIMARY KEY {key}"));
+        m.changes(&[("A", "UPDATE t SET k = 100 + id WHERE id = 3"), ("B", "UPDATE t SET k = 200 + id WHERE id = 4")]);
+        m.drain_equal(&["t"]);
+        m.on("A").exec("INSERT INTO t VALUES (1000, 1, 'new ' || random())");
+        m.drain_equal(&["t"]);
+    }
+    m.expect_everywhere("SELECT count(*) FROM t WHERE id IN (1, 2)", "2");
+}

@@ -214,3 +214,39 @@ fn only_the_listed_columns_become_null() {
     m.drain_equal(&["tenant", "parent", "child"]);
     m.expect_everywhere("SELECT concat_ws(' ', id, tenant, coalesce(parent, 0), other) FROM child", "1 1 0 1");
 }
+
+/// What no foreign key forbids any more, no run removes.
+#[test]
+fn a_foreign_key_that_was_dropped_removes_no_row() {
+    let m = family(Capture::Plain);
+    m.on("A").exec("INSERT INTO child VALUES (2, 2, 'A')");
+    m.drain_equal(&["parent", "child"]);
+    m.everywhere("ALTER TABLE child DROP CONSTRAINT child_parent_fkey");
+    m.on("A").exec("DELETE FROM parent WHERE id = 2");
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere("SELECT string_agg(id::text, ' ' ORDER BY id) FROM child", "1 2");
+    m.on("B").exec("INSERT INTO child VALUES (50, 99, 'B')");
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere("SELECT string_agg(id::text, ' ' ORDER BY id) FROM child", "1 2 50");
+    assert_eq!(m.count_conflicts("true"), 0);
+}
+
+/// A foreign key that is not validated says nothing of the rows that were there; of those to come, it does.
+#[test]
+fn a_foreign_key_that_is_not_valid_leaves_old_orphans() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY, val text); INSERT INTO parent SELECT g, 'start' FROM generate_series(1, 9) g; \
+         CREATE TABLE child (id int PRIMARY KEY, parent int NOT NULL, val text); INSERT INTO child VALUES (7, 99, 'old'), (8, 98, 'old'); \
+         ALTER TABLE child ADD FOREIGN KEY (parent) REFERENCES parent NOT VALID",
+    );
+    m.sync("tables => 'public.parent,public.child'");
+    m.on("B").exec("UPDATE child SET val = 'new' WHERE id = 7");
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM child", "7new 8old");
+    m.changes(&[("A", "DELETE FROM parent WHERE id = 5"), ("B", "INSERT INTO child VALUES (50, 5, 'B'), (60, 6, 'B')")]);
+    m.drain_equal(&["parent", "child"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM child", "7new 8old 60B");
+    assert_eq!(m.count_conflicts("strategy = 'foreign_key' AND winner = 'A' AND rows->'B'->>'val' = 'B'"), 1);
+    assert_eq!(m.count_conflicts("true"), 1);
+}

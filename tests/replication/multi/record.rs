@@ -151,3 +151,27 @@ fn a_run_that_failed_records_nothing() {
         [r#"{"id": 1}|bucardo_latest|A|{"A": {"id": 1, "val": "much longer"}, "B": {"id": 1, "val": "B"}}"#]
     );
 }
+
+/// JSON that jsonb does not take: the decision stands, and what can be recorded of it is.
+#[test]
+fn rows_that_are_no_jsonb_are_recorded_by_their_keys() {
+    let m = pair("CREATE TABLE t (id int PRIMARY KEY, doc json, val text)", "public.t");
+    let rows = |val: &str| {
+        format!(
+            "INSERT INTO t VALUES (1, '{{\"a\": \"\\u0000\"}}', '{val}'), (2, '{{\"a\": 1e400000}}', '{val}'), (3, '[1]', '{val}')"
+        )
+    };
+    m.changes(&[("A", &rows("A")), ("B", &rows("B")), ("B", "UPDATE t SET doc = '{}' WHERE id = 2")]);
+    m.drain_equal(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1B 2B 3B");
+    let unfit = |id: i32| format!(r#"{{"id": {id}, "bucardo_image": "not jsonb"}}"#);
+    assert_eq!(
+        m.conflicts("public.t"),
+        [
+            format!(r#"{{"id": 1}}|bucardo_latest|B|{{"A": {0}, "B": {0}}}"#, unfit(1)),
+            format!(r#"{{"id": 2}}|bucardo_latest|B|{{"A": {}, "B": {{"id": 2, "doc": {{}}, "val": "B"}}}}"#, unfit(2)),
+            r#"{"id": 3}|bucardo_latest|B|{"A": {"id": 3, "doc": [1], "val": "A"}, "B": {"id": 3, "doc": [1], "val": "B"}}"#
+                .to_string(),
+        ]
+    );
+}

@@ -278,3 +278,44 @@ fn a_deferrable_index_doubles_nothing_between_sources() {
         assert_eq!(m.count_conflicts("true"), 1, "{columns}");
     }
 }
+
+/// A target's own row gives way to one that a source sends, whatever schema the operators of its unique index are in.
+#[test]
+fn a_row_of_a_target_clashes_by_the_operators_of_an_extension() {
+    let m = Plan::new(2).start().with(
+        "CREATE SCHEMA \"Odd Schema\"; CREATE EXTENSION ltree; CREATE EXTENSION hstore; CREATE EXTENSION citext SCHEMA \"Odd Schema\"; \
+         CREATE TABLE l (id int PRIMARY KEY, u ltree UNIQUE); CREATE TABLE h (id int PRIMARY KEY, u hstore UNIQUE); \
+         CREATE TABLE c (id int PRIMARY KEY, u \"Odd Schema\".citext UNIQUE)",
+        "tables => 'public.l,public.h,public.c'",
+    );
+    m.on("T").exec("INSERT INTO l VALUES (90, 'a.b'); INSERT INTO h VALUES (90, 'a=>1'); INSERT INTO c VALUES (90, 'word')");
+    m.changes(&[
+        ("A", "INSERT INTO l VALUES (1, 'a.b'); INSERT INTO h VALUES (1, 'a=>1'); INSERT INTO c VALUES (1, 'WORD')"),
+        ("B", "INSERT INTO l VALUES (2, 'a'); INSERT INTO h VALUES (2, 'a=>2'); INSERT INTO c VALUES (2, 'b')"),
+    ]);
+    m.drain_equal(&["l", "h", "c"]);
+    for table in ["l", "h", "c"] {
+        m.expect_everywhere(&format!("SELECT string_agg(id::text, ' ' ORDER BY id) FROM {table}"), "1 2");
+    }
+    assert_eq!(m.count_conflicts(r#"key = '{"id": 90}' AND winner = 'A'"#), 3);
+}
+
+/// Values that are equal only by the index's own collation.
+#[test]
+fn an_index_with_a_collation_of_its_own() {
+    let m = Plan::new(2).start().with(
+        "CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+         CREATE TABLE t (id int PRIMARY KEY, u text, val text); CREATE UNIQUE INDEX ON t (u COLLATE anycase); \
+         CREATE TABLE k (id text PRIMARY KEY, val text); CREATE UNIQUE INDEX ON k (id COLLATE anycase)",
+        "tables => 'public.t,public.k'",
+    );
+    m.on("T").exec("INSERT INTO t VALUES (90, 'own', 'T')");
+    m.changes(&[
+        ("A", "INSERT INTO t VALUES (1, 'X', 'A'), (3, 'OWN', 'A'); INSERT INTO k VALUES ('X', 'A')"),
+        ("B", "INSERT INTO t VALUES (2, 'x', 'B'); INSERT INTO k VALUES ('x', 'B')"),
+    ]);
+    m.drain_equal(&["t", "k"]);
+    m.expect_everywhere(ALL, "2 x B, 3 OWN A");
+    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM k", "xB");
+    assert_lost(&m, 1, "A", "B");
+}
