@@ -72,9 +72,14 @@ impl Mesh<'_> {
     /// The members, as bits, that may have to get from a source later what is written now: those that are away, as far as that
     /// source knows of them, and those that may fail without taking the others along.
     fn may_miss(&self, at: usize) -> u64 {
-        let away = self.offers[at].iter().flat_map(|o| &o.away).fold(0, |bits, (member, _)| bits | 1 << member);
+        let away = self.away_from(at);
         let targets = self.members.iter().zip(&self.offers).filter(|(_, offer)| offer.is_none());
         targets.fold(away, |bits, (member, _)| bits | member.bit())
+    }
+
+    /// The members, as bits, that are away, as far as the source knows of them.
+    fn away_from(&self, at: usize) -> u64 {
+        self.offers[at].iter().flat_map(|o| &o.away).fold(0, |bits, (member, _)| bits | 1 << member)
     }
 
     /// Has the source (by its place in the sync) whose change of a key goes to all capture it once more, if there is a member
@@ -82,10 +87,13 @@ impl Mesh<'_> {
     /// come there last.
     pub(super) fn tell_again(&self, key: &Key, changes: &[Change], source: usize, outcome: &mut Outcome) {
         let (Some(own), Some(at)) = (changes.iter().find(|c| c.source == source), self.place(source)) else { return };
-        // Of a target nobody knows surely what it has, and it contends with nobody.
-        let targets = !crate::kid::run::sources(&self.plan.sync);
-        let had = changes.iter().filter(|c| c.source != source).fold(targets, |bits, c| bits | !c.towards);
-        if had & !own.towards & self.may_miss(at) != 0 {
+        let others = changes.iter().filter(|c| c.source != source).fold(0, |bits, c| bits | !c.towards);
+        let missed = self.may_miss(at) & !own.towards;
+        // Of a target nobody knows surely what it has, and it contends with nobody. But a source that is away and has this change
+        // alone has written in the knowledge of it, and would contend with it once more.
+        let sources = crate::kid::run::sources(&self.plan.sync);
+        let spared = missed & sources & self.away_from(at) != 0;
+        if others & missed != 0 || (missed & !sources != 0 && !spared) {
             outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
         }
     }
