@@ -241,6 +241,13 @@ fn unquote(name: &str) -> String {
     }
 }
 
+/// Texts as an array literal of PostgreSQL.
+pub fn text_array(items: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    let quote = |item: &str| format!("\"{}\"", item.replace('\\', "\\\\").replace('"', "\\\""));
+    let quoted: Vec<String> = items.into_iter().map(|item| quote(item.as_ref())).collect();
+    format!("{{{}}}", quoted.join(","))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +269,11 @@ mod tests {
             assert_eq!(check_name("sync", wrong).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
         }
         assert!(!check_name("sync", "a\nb").unwrap_err().message.contains('\n'));
+    }
+
+    #[test]
+    fn arrays() {
+        assert_eq!(text_array(["a", "b\"c\\", ""]), "{\"a\",\"b\\\"c\\\\\",\"\"}");
     }
 
     #[test]

@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::error::{Error, Result, SqlState};
-use crate::ident::quote_literal;
-use crate::kid::gather::text_array;
+use crate::ident::{quote_literal, text_array};
 use crate::libpq::Conn;
 use crate::pg::latch;
 

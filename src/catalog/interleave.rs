@@ -4,10 +4,9 @@
 
 use super::check::Checked;
 use super::compare::Fault;
-use super::describe::array_literal;
 use super::sync::{Role, Sync};
 use crate::error::{Result, SqlState};
-use crate::ident::{display_qualified, quote_qualified};
+use crate::ident::{display_qualified, quote_qualified, text_array};
 use crate::libpq::Conn;
 
 /// A sequence on one source.
@@ -64,8 +63,8 @@ fn check(sync: &Sync, checked: &mut [Checked<'_>], faults: &mut Vec<Fault>) -> R
 }
 
 fn numbers(conn: &mut Conn, sync: &Sync) -> Result<Vec<Numbers>> {
-    let schemas = array_literal(sync.relations.iter().map(|r| r.schema.as_str()));
-    let names = array_literal(sync.relations.iter().map(|r| r.name.as_str()));
+    let schemas = text_array(sync.relations.iter().map(|r| r.schema.as_str()));
+    let names = text_array(sync.relations.iter().map(|r| r.name.as_str()));
     let rows = conn.query_params(SEQUENCES, &[Some(&schemas), Some(&names)])?;
     let mut all: Vec<Numbers> = Vec::new();
     for row in 0..rows.len() {

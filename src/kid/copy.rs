@@ -5,7 +5,7 @@ use super::members::Pool;
 use super::run::Plan;
 use crate::catalog::sync::Role;
 use crate::error::{Error, Result, SqlState};
-use crate::kid::gather::text_array;
+use crate::ident::text_array;
 use crate::libpq::Conn;
 use crate::pg::{spi, xact};
 

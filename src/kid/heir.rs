@@ -5,11 +5,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::copy;
-use super::gather::{capture_missing, text_array};
+use super::gather::capture_missing;
 use super::members::Session;
 use super::renew::is_source;
 use super::run::Plan;
 use crate::error::Error;
+use crate::ident::text_array;
 use crate::pg::{spi, xact};
 
 /// The sources but for the given ones that have brought something to a member, and in which run they did last.
@@ -31,7 +32,7 @@ pub fn find(
 ) -> Result<Option<usize>, (usize, Error)> {
     let name = |index: usize| plan.sync.members[index].db.name.as_str();
     let living = (0..plan.sync.members.len()).filter(|i| is_source(plan, *i) && !strangers.contains(i));
-    let (sync, living) = (plan.sync.capture_name(), text_array(&living.map(name).collect::<Vec<_>>()));
+    let (sync, living) = (plan.sync.capture_name(), text_array(living.map(name).collect::<Vec<_>>()));
     // By the source that is gone: its last run, and who was served in it.
     let mut last: HashMap<String, (i64, usize)> = HashMap::new();
     let mut holders = Vec::new();

@@ -1,9 +1,10 @@
 //! How far each receiver has been served, kept at the source for receivers that are no source themselves. Written
 //! after the receiver has committed: losing it only sends again what is there already.
 
-use super::gather::{Asker, text_array};
+use super::gather::Asker;
 use super::who;
 use crate::error::Result;
+use crate::ident::text_array;
 use crate::libpq::Conn;
 
 const SERVED: &str = "UPDATE bucardo.capture_track SET served = $4, at = pg_catalog.clock_timestamp(), \
@@ -41,7 +42,7 @@ pub fn end(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64) -> 
 fn queue(conn: &mut Conn, asker: &Asker<'_>, snapshot: &str, members: u64, copied: Copied) -> Result<()> {
     let named = |bits: u64| {
         let members = asker.sync.members.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0);
-        text_array(&members.map(|(_, m)| m.db.name.as_str()).collect::<Vec<_>>())
+        text_array(members.map(|(_, m)| m.db.name.as_str()).collect::<Vec<_>>())
     };
     let source = &asker.sync.members[asker.source].db.name;
     let (array, all, empty) = (named(members), named(members & copied.0), named(members & copied.1));

@@ -216,7 +216,7 @@ impl Writing<'_> {
         format!(
             "SELECT bucardo.capture_note({}, {}, {}, {})",
             self.table.oid,
-            quote_literal(&super::gather::text_array(&names)),
+            quote_literal(&crate::ident::text_array(&names)),
             quote_literal(&query),
             quote_literal(origin)
         )

@@ -283,18 +283,18 @@ impl Controller {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::master::slot::Text;
 
-    const MIN: Duration = Duration::from_millis(500);
-    const MAX: Duration = Duration::from_secs(30);
+    pub(crate) const MIN: Duration = Duration::from_millis(500);
+    pub(crate) const MAX: Duration = Duration::from_secs(30);
 
-    fn report(outcome: Outcome, down: u64, refused: u64) -> Report {
+    pub(crate) fn report(outcome: Outcome, down: u64, refused: u64) -> Report {
         Report { outcome, down, refused, message: Text::new("why"), ..Report::NONE }
     }
 
-    fn controller(now: Instant) -> Controller {
+    pub(crate) fn controller(now: Instant) -> Controller {
         let mut c = Controller::new(now);
         c.set_members(0b110);
         c

@@ -11,8 +11,7 @@ use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::guc;
-use crate::ident::quote_literal;
-use crate::kid::gather::text_array;
+use crate::ident::{quote_literal, text_array};
 use crate::libpq::Conninfo;
 use crate::pg::shmem;
 
@@ -248,7 +247,7 @@ impl Master {
         format!(
             "SELECT CASE WHEN (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid = ANY ({}) THEN 0 ELSE ({forget}) END \
              FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
-            quote_literal(&text_array(&sources.iter().map(String::as_str).collect::<Vec<_>>()))
+            quote_literal(&text_array(sources.iter().map(String::as_str).collect::<Vec<_>>()))
         )
     }
 

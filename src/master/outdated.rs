@@ -25,23 +25,11 @@ impl Outdated {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
-    use crate::master::controller::{Controller, Job};
-    use crate::master::slot::{Outcome, Report, Shown, Text};
-
-    const MIN: Duration = Duration::from_millis(500);
-    const MAX: Duration = Duration::from_secs(30);
-
-    fn report(outcome: Outcome, down: u64, refused: u64) -> Report {
-        Report { outcome, down, refused, message: Text::new("why"), ..Report::NONE }
-    }
-
-    fn controller(now: Instant) -> Controller {
-        let mut c = Controller::new(now);
-        c.set_members(0b110);
-        c
-    }
+    use crate::master::controller::Job;
+    use crate::master::controller::tests::{MAX, MIN, controller, report};
+    use crate::master::slot::{Outcome, Shown};
 
     /// A member was taken out while a run waited for it: the run says that it is down, and there is no such member any more.
     #[test]

@@ -154,7 +154,7 @@ impl Mesh<'_> {
         let origins: Vec<String> =
             self.plan.sync.members.iter().map(|m| format!("{}:{sync}:{}", self.plan.control, m.db.name)).collect();
         let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
-        let list = crate::ident::quote_literal(&crate::kid::gather::text_array(&origins));
+        let list = crate::ident::quote_literal(&crate::ident::text_array(&origins));
         format!(" AND (origin IS NULL OR origin <> ALL ({list}::pg_catalog.text[]))")
     }
 

@@ -6,7 +6,7 @@ use super::open::keys_json;
 use super::settle::Outcome;
 use super::{Broken, Errand, Mesh};
 use crate::error::Error;
-use crate::kid::gather::text_array;
+use crate::ident::text_array;
 use crate::libpq::Conn;
 
 impl Mesh<'_> {
@@ -78,7 +78,7 @@ impl Mesh<'_> {
         let casts = self.any_reading(at, relation, |r| r.typed_keys(more.len()))?;
         let sql = format!("INSERT INTO pg_temp.{table} {casts}");
         let arrays: Vec<String> =
-            (0..n).map(|c| text_array(&keys.iter().map(|k| k.as_ref()[c].as_str()).collect::<Vec<_>>())).collect();
+            (0..n).map(|c| text_array(keys.iter().map(|k| k.as_ref()[c].as_str()).collect::<Vec<_>>())).collect();
         let params = arrays.into_iter().chain(more.iter().map(ToString::to_string)).collect();
         self.errand(at, sql, params);
         Ok(())

@@ -17,7 +17,7 @@ pub(super) use super::written::{Noted, Written};
 use super::{Broken, Errand, Mesh};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
-use crate::kid::gather::text_array;
+use crate::ident::text_array;
 
 /// A decision, as `bucardo.conflict` keeps it.
 #[derive(Clone, Debug, Default)]
@@ -326,7 +326,7 @@ impl Mesh<'_> {
     fn question(&self, at: usize, relation: i32, keys: &[&[String]], tells: bool) -> Result<Errand, Broken> {
         let sql = self.any_reading(at, relation, |reading| reading.as_json(tells))?;
         let n = keys.first().map_or(0, |k| k.len());
-        Ok((sql, (0..n).map(|c| text_array(&keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect()))
+        Ok((sql, (0..n).map(|c| text_array(keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect()))
     }
 
     fn send_question(&mut self, at: usize, sql: &str, params: &[String]) {

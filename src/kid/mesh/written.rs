@@ -6,8 +6,8 @@ use super::Mesh;
 use super::contend::Key;
 use super::decide::Change;
 use super::settle::Outcome;
-use crate::ident::{quote_ident, quote_literal};
-use crate::kid::gather::{text_array, window};
+use crate::ident::{quote_ident, quote_literal, text_array};
+use crate::kid::gather::window;
 use crate::kid::statements::list;
 
 /// A key that is written as it is said here, on every member.
@@ -161,7 +161,7 @@ impl Mesh<'_> {
 
     fn note_keys(&mut self, at: usize, relation: i32, oid: u32, keys: &[Noted], origin: &str, xid: &str) {
         let key = self.key_of(relation);
-        let texts = |i: usize| quote_literal(&text_array(&keys.iter().map(|(k, _)| k[i].as_str()).collect::<Vec<_>>()));
+        let texts = |i: usize| quote_literal(&text_array(keys.iter().map(|(k, _)| k[i].as_str()).collect::<Vec<_>>()));
         let time = |(_, at): &Noted| at.map_or_else(|| "NULL".to_string(), |at| at.max(0).to_string());
         let times = keys.iter().map(time).collect::<Vec<_>>().join(",");
         let query = format!(
@@ -181,7 +181,7 @@ impl Mesh<'_> {
     }
 
     fn note_query(&mut self, at: usize, oid: u32, key: &[String], query: String, origin: &str, xid: &str) {
-        let names = text_array(&key.iter().map(String::as_str).collect::<Vec<_>>());
+        let names = text_array(key.iter().map(String::as_str).collect::<Vec<_>>());
         let sql = "SELECT bucardo.capture_note_as($1::pg_catalog.oid, $2::pg_catalog.text[], $3, nullif($4, ''), \
             nullif($5, '')::pg_catalog.int8)";
         self.errand(at, sql.to_string(), vec![oid.to_string(), names, query, origin.to_string(), xid.to_string()]);
