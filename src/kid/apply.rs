@@ -8,6 +8,7 @@ use super::bring::{self, Bringing};
 use super::few::{self, Handfuls};
 use super::gather::Change;
 use super::members::{self, HOLD, Session};
+use super::range::Range;
 use super::reading::Reading;
 use super::replaced;
 use super::retry::Care;
@@ -371,7 +372,11 @@ impl<'a> Pass<'a> {
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
         let bringing: HashMap<usize, Bringing> =
             receivers.iter().filter_map(|r| Some((r.index, self.bringing(item, r).ok()?))).collect();
-        let send = |r: &mut Receiver| bringing.get(&r.index).iter().for_each(|b| bring::send(&[b], r));
+        let send = |r: &mut Receiver, range: Option<Range>| {
+            let Some(usual) = bringing.get(&r.index) else { return };
+            let walk = range.and_then(|range| usual.within(range, &item.writing(r).ok()?));
+            bring::send(&[walk.as_ref().unwrap_or(usual)], r);
+        };
         let collect = |r: &mut Receiver| bringing.get(&r.index).iter().for_each(|b| bring::collect(&[b], r));
         // What must see all rows at once: a whole table, and values that move between rows.
         if item.change.whole || self.care.thorough {
@@ -380,7 +385,7 @@ impl<'a> Pass<'a> {
                 false => item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary),
             };
             stream(source, &out, receivers, &item.name, into)?;
-            receivers.iter_mut().for_each(send);
+            receivers.iter_mut().for_each(|r| send(r, None));
             receivers.iter_mut().for_each(collect);
             return Ok(());
         }

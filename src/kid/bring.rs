@@ -2,11 +2,14 @@
 //! work at the same time, and what they have written. It never stages anything itself.
 
 use super::apply::{Pass, Receiver, Work};
+use super::range::Range;
 use super::statements::Join;
+use super::writing::Writing;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
 /// How one staging table goes into its table on one receiver.
+#[derive(Clone)]
 pub struct Bringing {
     /// The relation, for messages.
     relation: String,
@@ -18,6 +21,8 @@ pub struct Bringing {
     /// How many of the statements delete for good, and how many after them do what others undo.
     deletes: usize,
     silent: usize,
+    /// Where the settings and the MERGE stand that a part with a dense range replaces.
+    walks_at: Option<usize>,
 }
 
 impl Pass<'_> {
@@ -32,7 +37,6 @@ impl Pass<'_> {
         // The stage has no index, and the table perhaps none on these columns: then it is for the planner.
         let lookup = !item.change.whole && writing.table.is_unique_on(writing.key);
         let join = if lookup { Join::Seek } else { Join::Free };
-        let settings = |join: Join| join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string);
         let before = settings(join).chain(self.note(item, receiver)).collect::<Vec<_>>();
         // Which rows are deleted for being nowhere no stage says.
         let unsaid = (item.change.whole && item.noted & receiver.bit() != 0).then(|| writing.note_unstaged(&self.origin));
@@ -40,16 +44,32 @@ impl Pass<'_> {
         // Deletes that are followed by an insert of the same key are no deletes for the user.
         let deletes = if item.change.whole { 2 } else { 1 };
         let silent = if self.care.thorough { 2 } else { 0 };
+        let mut walks_at = None;
         if lookup && merge && !self.care.thorough {
             let renewed = deletes + usize::from(writing.has_fixed_identity());
             statements.splice(renewed..renewed, settings(Join::Lookup));
+            walks_at = Some(renewed).filter(|_| writing.has_number_as_key());
         }
         let key = writing.table.begins_with(writing.key);
-        Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent })
+        Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at })
     }
 }
 
+/// The settings one by one.
+fn settings(join: Join) -> impl Iterator<Item = String> {
+    join.settings().split(';').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string)
+}
+
 impl Bringing {
+    /// The same for a part whose keys lie in the range.
+    pub fn within(&self, range: Range, writing: &Writing<'_>) -> Option<Self> {
+        let at = self.walks_at.filter(|_| range.is_dense())?;
+        let mut statements = self.statements.clone();
+        let walk = settings(Join::Walk).chain([writing.merge(Some(range))]);
+        statements.splice(at..=at + settings(Join::Lookup).count(), walk);
+        Some(Self { statements, ..self.clone() })
+    }
+
     fn len(&self) -> usize {
         self.before.len() + self.statements.len()
     }

@@ -14,6 +14,7 @@ pub mod members;
 pub mod mend;
 pub mod mesh;
 pub mod progress;
+mod range;
 pub mod reading;
 pub mod renew;
 mod replaced;

@@ -42,6 +42,8 @@ pub enum Join {
     /// The same for inner joins. Statistics that were taken while a table was being filled say that it is empty: then its whole
     /// index would be read first, and all keys for each of its rows. A bitmap cannot be had without a key.
     Seek,
+    /// One walk along the index beside the sorted keys, between bounds that the statement names: where keys lie close together.
+    Walk,
     /// All at once, by merge or hash: for a good part of the table.
     Bulk,
     /// As the planner likes.
@@ -69,6 +71,11 @@ impl Join {
                 "SET LOCAL enable_nestloop = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = off; \
                  SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; SET LOCAL enable_seqscan = off; \
                  SET LOCAL enable_bitmapscan = on; SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; "
+            }
+            Join::Walk => {
+                "SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = on; \
+                 SET LOCAL enable_hashagg = off; SET LOCAL enable_material = off; SET LOCAL enable_seqscan = off; \
+                 SET LOCAL enable_bitmapscan = off; SET LOCAL enable_indexscan = on; SET LOCAL enable_indexonlyscan = on; "
             }
             Join::Bulk => {
                 "SET LOCAL enable_nestloop = off; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; \

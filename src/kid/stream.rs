@@ -2,6 +2,7 @@
 //! receiver sets the pace, a failed one is left behind, and memory does not grow.
 
 use super::apply::Receiver;
+use super::range::Range;
 use crate::error::Result;
 use crate::libpq::{Conn, CopyOut};
 
@@ -54,7 +55,7 @@ pub struct Parts<'a> {
     /// The COPY that takes a part in.
     pub into: &'a dyn Fn(&Receiver) -> String,
     /// Sends off what is to be done with it, without waiting.
-    pub send: &'a dyn Fn(&mut Receiver),
+    pub send: &'a dyn Fn(&mut Receiver, Option<Range>),
     /// Waits for that.
     pub collect: &'a dyn Fn(&mut Receiver),
     pub binary: bool,
@@ -70,6 +71,7 @@ pub fn stream_parts(source: &mut Conn, out: &str, receivers: &mut [Receiver], re
         if parts.binary && header.is_empty() {
             header.extend_from_slice(&part[..BINARY_HEADER.min(part.len())]);
         }
+        let range = parts.binary.then(|| Range::of(&part[header.len()..])).flatten();
         for receiver in receivers.iter_mut() {
             let sql = (parts.into)(receiver);
             receiver.attempt_on(relation, |conn| {
@@ -77,7 +79,7 @@ pub fn stream_parts(source: &mut Conn, out: &str, receivers: &mut [Receiver], re
                 conn.copy_put(&part)?;
                 conn.copy_end().map(drop)
             });
-            (parts.send)(receiver);
+            (parts.send)(receiver, range);
         }
         next = next_part(&mut copy, &mut part, &header);
         receivers.iter_mut().for_each(parts.collect);

@@ -1,9 +1,13 @@
 //! The SQL that a run sends to a receiver, made from the shape of its table: rows one by one with prepared statements, or
 //! set-wise out of a staging table. Names and operators are always qualified and quoted.
 
+use super::range::Range;
 use super::shape::Table;
 use super::statements::{format_of, list};
 use crate::ident::{quote_ident, quote_literal};
+
+/// The built-in types of whole numbers: int8, int2, int4.
+const WHOLE_NUMBERS: [u32; 3] = [20, 21, 23];
 
 /// One table of a run on one receiver.
 pub struct Writing<'a> {
@@ -252,7 +256,7 @@ impl Writing<'_> {
             all.push(self.renew(&new, &format!("s.alive AND {}", self.on_stage()), Self::staged));
         }
         if merge && !self.table.has_rules {
-            all.push(self.merge());
+            all.push(self.merge(None));
             return all;
         }
         if self.can_update() {
@@ -269,8 +273,16 @@ impl Writing<'_> {
         all
     }
 
-    /// Updates and inserts in one pass.
-    fn merge(&self) -> String {
+    /// Whether rows are found by one whole number, in PostgreSQL's own order.
+    pub fn has_number_as_key(&self) -> bool {
+        let [key] = self.key else { return false };
+        let number = self.table.column(key).is_some_and(|c| WHOLE_NUMBERS.contains(&c.type_oid));
+        number && self.table.equal(key) == "OPERATOR(\"pg_catalog\".=)"
+    }
+
+    /// Updates and inserts in one pass. `within`: bounds of the staged keys, for a key that [is one
+    /// number](Writing::has_number_as_key).
+    pub fn merge(&self, within: Option<Range>) -> String {
         let stored = self.stored();
         let update = match self.can_update() {
             true => format!(
@@ -280,8 +292,14 @@ impl Writing<'_> {
             ),
             false => String::new(),
         };
+        let bounds = match (within, self.key.first()) {
+            (Some(Range { least, greatest, .. }), Some(key)) => {
+                format!(" AND t.{} BETWEEN '{least}' AND '{greatest}'", quote_ident(key))
+            }
+            _ => String::new(),
+        };
         format!(
-            "MERGE INTO {} t USING (SELECT * FROM {} WHERE alive) s ON {} {update}WHEN NOT MATCHED THEN INSERT ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+            "MERGE INTO {} t USING (SELECT * FROM {} WHERE alive) s ON {}{bounds} {update}WHEN NOT MATCHED THEN INSERT ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
             self.table.only,
             self.stage_name(),
             self.on_stage(),

@@ -145,6 +145,33 @@ fn unchanged_rows_are_not_touched() {
     assert_eq!(net.on("B").one(versions), before, "rows were rewritten with the values they had");
 }
 
+/// Rows whose keys are whole numbers close together are found by a walk along the index between the first and the last.
+#[test]
+fn rows_are_found_whether_their_keys_lie_close_together_or_far_apart() {
+    let net = Net::together(Capture::Native, 1);
+    for (table, kind, step) in [("close", "int", 1), ("halves", "smallint", 2), ("far", "bigint", 9_000_000_000_000_000_i64)] {
+        net.everywhere(&format!("CREATE TABLE {table} (id {kind} PRIMARY KEY, v text)"));
+        net.on("A").exec(&format!("INSERT INTO {table} SELECT g * {step}::{kind}, 'old' FROM generate_series(-500, 500) g"));
+        net.on("B").exec(&format!(
+            "INSERT INTO {table} SELECT g * {step}::{kind}, 'old' FROM generate_series(-499, 499) g WHERE g <> 3"
+        ));
+        net.on("B").exec(&format!("INSERT INTO {table} SELECT g * {step}::{kind}, 'only here' FROM (VALUES (-700), (700)) x(g)"));
+    }
+    net.add_sync("tables => 'close, halves, far'");
+    for table in ["close", "halves", "far"] {
+        net.on("A").exec(&format!("UPDATE {table} SET v = 'new'; DELETE FROM {table} WHERE id = 0"));
+    }
+    net.wait_served();
+    for table in ["close", "halves", "far"] {
+        let count = |of: &str| net.on("B").number(&format!("SELECT count(*) FROM {table} WHERE {of}"));
+        assert_eq!(
+            [count("v = 'new'"), count("v = 'old'"), count("v = 'only here'"), count("id = 0")],
+            [1000, 0, 2, 0],
+            "{table}"
+        );
+    }
+}
+
 #[test]
 fn columns_are_matched_by_name() {
     let net = Net::together(Capture::Plain, 2);
