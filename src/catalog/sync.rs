@@ -76,6 +76,11 @@ impl Sync {
         self.members.iter().filter(|m| m.role == Role::Source)
     }
 
+    /// The first source, by its place among the members.
+    pub fn first_source(&self) -> Option<usize> {
+        self.members.iter().position(|m| m.role == Role::Source)
+    }
+
     /// Whether every change starts a run by itself.
     pub fn always_kicks(&self) -> bool {
         self.sometimes_kicks() && self.tables().all(|r| r.autokick)

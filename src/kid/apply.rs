@@ -3,6 +3,7 @@
 //! is left out of the rest; it never stops the others.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::bring::{self, Bringing};
 use super::few::{self, Handfuls};
@@ -45,7 +46,7 @@ impl Counts {
 pub struct Receiver {
     pub index: usize,
     pub session: Session,
-    pub shapes: std::rc::Rc<Shapes>,
+    pub shapes: Rc<Shapes>,
     pub failed: Option<Error>,
     /// Its transaction was given up because another member failed, whose error it is.
     pub spoilt: bool,
@@ -57,6 +58,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    pub fn new(index: usize, session: Session, shapes: Rc<Shapes>, patience: &'static str) -> Self {
+        let counts = Counts::default();
+        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0, patience }
+    }
+
     pub fn bit(&self) -> u64 {
         1 << self.index
     }

@@ -12,6 +12,7 @@ use super::record::{self, Doubt};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
 use crate::ident::quote_ident;
+use crate::kid::bits;
 use crate::kid::gather::window;
 use crate::kid::statements::list;
 
@@ -89,7 +90,7 @@ impl Mesh<'_> {
     fn carry(&mut self, doubt: &Doubt, lack: &[usize]) -> Result<(), Broken> {
         let towards = {
             let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
-            (0..self.members.len()).filter(needs).fold(0, |bits, at| bits | self.members[at].bit())
+            bits::union((0..self.members.len()).filter(needs).map(|at| self.members[at].bit()))
         };
         let mut rows: Vec<(i32, Written)> = Vec::new();
         let written = |key: Vec<String>, row: &Value, cleared: &[String]| {

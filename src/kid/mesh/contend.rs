@@ -12,6 +12,7 @@ use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
 use crate::kid::apply::{Pass, Work};
+use crate::kid::bits;
 use crate::kid::few;
 use crate::kid::shape;
 use crate::libpq::{Conn, Rows};
@@ -95,7 +96,7 @@ impl Mesh<'_> {
     /// The members that capture what they get, by relation: because `makedelta` says so, or for members that are away,
     /// whom the change may reach only through them.
     pub(super) fn noted(&self) -> HashMap<i32, u64> {
-        let mut noted = crate::kid::run::noted(&self.plan.sync);
+        let mut noted = bits::noted(&self.plan.sync);
         let relayed = self.relayed();
         if relayed != 0 {
             for relation in self.plan.sync.relations.iter().filter(|r| !r.is_sequence) {
@@ -110,11 +111,11 @@ impl Mesh<'_> {
         if self.members.len() == self.plan.sync.members.len() {
             return 0;
         }
-        self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit())
+        self.present_sources()
     }
 
     pub(super) fn origin(&self, source: usize) -> String {
-        crate::kid::run::origin(self.plan, source)
+        self.plan.origin(source)
     }
 
     /// Whether equal keys have equal texts on every source.
@@ -217,7 +218,7 @@ impl Mesh<'_> {
     /// A truncate that comes to a member after others have had it would take rows along that were written since, and that
     /// nobody sends again: such a member is made equal to a source that has had all of them.
     fn find_late(&mut self, relation: i32) {
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         let mut late = 0;
         for (member, offer) in self.members.iter().zip(&self.offers) {
             let Some(mark) = offer.as_ref().and_then(|o| o.truncated.get(&relation)) else { continue };
@@ -305,7 +306,7 @@ impl Mesh<'_> {
             let offer = self.offers[at].as_ref()?;
             let mark = offer.truncated.get(&relation).filter(|mark| mark.towards != 0)?;
             let waits = |(_, w): &&(usize, crate::kid::statements::Window)| mark.xids.iter().any(|xid| w.holds(*xid));
-            let away = offer.away.iter().filter(waits).fold(0, |bits, (member, _)| bits | 1 << member);
+            let away = bits::of(offer.away.iter().filter(waits).map(|(member, _)| *member));
             Some(Change { source: self.members[at].index, towards: mark.towards | away, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
@@ -319,7 +320,7 @@ impl Mesh<'_> {
         let settled = self.settled_of(at, relation).into_iter().flatten();
         let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
         let mut lost: HashMap<Vec<String>, u64> = HashMap::new();
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open & present))) {
             lost.entry(key.clone()).and_modify(|bits| *bits &= open).or_insert(open);
         }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::fault;
 use crate::ident::text_array;
 use crate::kid::apply::{self, Pass, Receiver, Work};
+use crate::kid::bits;
 use crate::kid::bring::{self, Bringing};
 use crate::kid::few::Handfuls;
 use crate::kid::members::Pool;
@@ -254,8 +255,8 @@ impl Mesh<'_> {
     /// to itself, survives; so a source is emptied by DELETE, unless its writers were locked out before the snapshot:
     /// TRUNCATE would take rows along that came after it.
     fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
-        let late = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
-        let towards = self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).fold(0, |bits, t| bits | t.towards);
+        let late = self.late(relation);
+        let towards = bits::union(self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).map(|t| t.towards));
         let towards = towards & !late;
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
             let own = self.own_keys(at, relation, kept)?;

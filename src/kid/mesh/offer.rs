@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::kid::bits;
 use crate::kid::gather::Change;
 use crate::kid::statements::Window;
 
@@ -95,7 +96,7 @@ impl Offer {
     pub fn towards(&self) -> String {
         let union = self.union();
         let (all, some): (Vec<_>, Vec<_>) = self.windows.iter().chain(&self.away).partition(|(_, w)| covers(w, &union));
-        let all = format!("{}::pg_catalog.int8", all.iter().fold(0_i64, |bits, (m, _)| bits | (1 << m)));
+        let all = format!("{}::pg_catalog.int8", bits::of(all.iter().map(|(m, _)| *m)) as i64);
         if some.is_empty() {
             return all;
         }
@@ -107,7 +108,7 @@ impl Offer {
 
     /// The members towards which a transaction's changes are pending, as bits.
     pub fn pending(&self, xid: i64) -> u64 {
-        self.windows.iter().filter(|(_, w)| w.holds(xid)).fold(0, |bits, (m, _)| bits | (1 << m))
+        bits::of(self.windows.iter().filter(|(_, w)| w.holds(xid)).map(|(m, _)| *m))
     }
 
     /// The expression for the time of a delta `d`.

@@ -383,7 +383,7 @@ impl Mesh<'_> {
         let strategy = Strategy::parse(&text, &names);
         let shared: Vec<Rc<str>> = names.iter().map(|name| (*name).into()).collect();
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
-        let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
+        let present = self.present_sources();
         let (gone, conflicts): (Vec<_>, Vec<_>) =
             conflicts.into_iter().partition(|c| c.rows.iter().all(|(_, row)| row.is_none()));
         for conflict in gone {
