@@ -15,6 +15,7 @@ pub mod main;
 pub mod members;
 pub mod mend;
 pub mod mesh;
+pub mod oneway;
 pub mod plan;
 pub mod progress;
 pub mod reading;

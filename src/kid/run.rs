@@ -14,6 +14,7 @@ use super::flush;
 use super::gather::{self, Asker, Change, Gather, Gathered, Group};
 use super::members::{self, Pool, Session};
 use super::mesh;
+use super::oneway::OneWay;
 use super::plan::Plan;
 use super::progress;
 use super::renew;
@@ -196,18 +197,17 @@ impl Attempt<'_> {
             care: *care,
             source: shapes,
             source_version: from.conn.version(),
-            sequences: gathered.sequences.as_ref(),
-            sequence_query: plan.sequence_query.as_deref(),
             news: String::new(),
             excluded: HashMap::new(),
             level: true,
             noted: bits::noted(&plan.sync),
             relayed: 0,
-            guard: plan.guard(),
             origin: plan.origin(*source),
             tag: String::new(),
         };
-        pass.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
+        let (guard, sequence_query) = (plan.guard(), plan.sequence_query.as_deref());
+        let way = OneWay { pass, guard, sequences: gathered.sequences.as_ref(), sequence_query };
+        way.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
         progress.phase(Phase::Commit);
         if let Some(lsn) = &gathered.unflushed {
             flush::wait(&mut from.conn, pool, &plan.sync.members[*source].db, lsn)?;

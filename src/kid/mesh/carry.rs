@@ -139,8 +139,7 @@ impl Mesh<'_> {
     /// Relations and keys as they are recorded, as this run names them; None: they are not there any more.
     fn recorded_keys(&mut self, recorded: &[(&str, &Map<String, Value>)]) -> Result<Vec<Option<(i32, Vec<String>)>>, Broken> {
         let mut found = vec![None; recorded.len()];
-        let relations: Vec<(i32, String)> =
-            self.plan.sync.relations.iter().map(|r| (r.id, format!("{}.{}", r.schema, r.name))).collect();
+        let relations: Vec<(i32, String)> = self.plan.sync.relations.iter().map(|r| (r.id, r.full_name())).collect();
         for (relation, name) in relations {
             let places: Vec<usize> = (0..recorded.len()).filter(|i| recorded[*i].0 == name).collect();
             for some in places.chunks(KEYS) {

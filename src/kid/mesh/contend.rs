@@ -13,12 +13,10 @@ use crate::error::Result;
 use crate::guc;
 use crate::kid::apply::{Pass, Work};
 use crate::kid::bits;
-use crate::kid::few;
+use crate::kid::few::{self, FEW};
 use crate::kid::shape;
 use crate::libpq::{Conn, Rows};
 
-/// Up to so many changes of a table, over all sources, travel with their rows at once.
-const FEW: u64 = 100;
 /// What a key takes in memory while it is compared, roughly.
 const KEY_BYTES: u64 = 256;
 const MARKS: &str = "SELECT relid, kind, xid FROM bucardo.capture_mark WHERE relid = ANY ($1::pg_catalog.oid[])";
@@ -81,7 +79,7 @@ impl Mesh<'_> {
         self.offers[at].as_ref()?.settled.get(&oid)
     }
 
-    /// Whether the changes of a relation travel with their rows at once.
+    /// Whether the changes of a relation, over all sources, travel with their rows at once.
     pub(super) fn is_few(&self, relation: i32) -> bool {
         let copied = self.offers.iter().flatten().any(|o| o.copy_all != 0 || o.copy_empty != 0);
         self.total(relation) <= FEW
@@ -128,25 +126,8 @@ impl Mesh<'_> {
 
     /// The pass of one source; `others` are not the source.
     pub(super) fn pass(&self, at: usize) -> Option<Pass<'_>> {
-        let offer = self.offers[at].as_ref()?;
-        Some(Pass {
-            sync: &self.plan.sync,
-            changes: &offer.changes,
-            window: offer.union(),
-            care: self.care,
-            source: &self.members[at].shapes,
-            source_version: self.members[at].session.conn.version(),
-            sequences: None,
-            sequence_query: None,
-            news: self.news(),
-            excluded: HashMap::new(),
-            level: offer.is_level(),
-            noted: HashMap::new(),
-            relayed: 0,
-            guard: String::new(),
-            origin: String::new(),
-            tag: String::new(),
-        })
+        let (offer, from) = (self.offers[at].as_ref()?, &self.members[at]);
+        Some(Pass::of_offer(&self.plan.sync, self.care, offer, (&from.shapes, from.session.conn.version()), self.news()))
     }
 
     /// The condition that leaves out what living sources of this sync wrote through it.

@@ -219,24 +219,17 @@ impl Mesh<'_> {
         let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
         let Some(offer) = self.offers[at].take() else { return };
         let mut from = self.members.remove(at);
-        let shapes = from.shapes.clone();
+        let (shapes, version) = (from.shapes.clone(), from.session.conn.version());
+        let level = offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty();
+        let tag = format!("_{at}");
         let pass = Pass {
-            sync: &self.plan.sync,
-            changes: &offer.changes,
-            window: offer.union(),
-            care: self.care,
-            source: &shapes,
-            source_version: from.session.conn.version(),
-            sequences: None,
-            sequence_query: None,
-            news,
             excluded,
-            level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
+            level,
             noted,
             relayed,
-            guard: String::new(),
             origin,
-            tag: format!("_{at}"),
+            tag,
+            ..Pass::of_offer(&self.plan.sync, self.care, &offer, (&shapes, version), news)
         };
         let others = &mut self.members;
         let sent = pass.work(others).and_then(|work| {
@@ -312,7 +305,7 @@ impl Mesh<'_> {
         let Some(at) = self.sources().first().copied().filter(|_| !written.is_empty()) else { return Ok(()) };
         let Some(model) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let key = self.key_of(relation);
-        let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let columns = model.travelling();
         let name = self.relation_name(relation);
         self.note_unasked(at, relation, written);
         for some in portions(written) {

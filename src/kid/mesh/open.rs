@@ -17,7 +17,7 @@ use crate::kid::plan::Plan;
 use crate::kid::renew;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
-use crate::kid::shape::Shapes;
+use crate::kid::shape::{Shapes, Table};
 use crate::kid::{flush, who};
 use crate::libpq::Rows;
 
@@ -199,8 +199,7 @@ impl<'a> Mesh<'a> {
     /// The statements that keep writers out.
     fn locks(&self, at: usize) -> Vec<String> {
         let tables = self.plan.sync.relations.iter().filter(|r| self.locked.contains(&r.id));
-        let lock = |t: &crate::kid::shape::Table| format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", t.only);
-        tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(lock)).collect()
+        tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(Table::lock)).collect()
     }
 
     fn windows(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {

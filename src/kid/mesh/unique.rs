@@ -12,7 +12,7 @@ use super::decide::{self, Change, Choice, Circumstances, Strategy};
 use super::settle::{Decision, Image, Outcome, Written, rows_json};
 use super::{Broken, Mesh};
 use crate::kid::bits;
-use crate::kid::shape::UniqueIndex;
+use crate::kid::shape::{Table, UniqueIndex};
 use crate::kid::statements::Join;
 use crate::libpq::{Conn, Rows};
 
@@ -219,10 +219,8 @@ impl Mesh<'_> {
         let (winner, loser) = (self.member_name(from).to_string(), self.name(at).to_string());
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(decisions) };
         let key = self.key_of(relation);
-        let Some(columns) = self.place(from).and_then(|place| {
-            let source = self.members[place].shapes.get(&relation)?;
-            Some(source.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect::<Vec<_>>())
-        }) else {
+        let Some(columns) = self.place(from).and_then(|place| self.members[place].shapes.get(&relation).map(Table::travelling))
+        else {
             return Ok(decisions);
         };
         let name = self.relation_name(relation);

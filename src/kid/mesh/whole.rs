@@ -25,18 +25,7 @@ struct Model {
 
 impl Model {
     fn reading(&self) -> Reading<'_> {
-        Reading {
-            source: &self.table,
-            key: &self.key,
-            slots: &[],
-            columns: &self.columns,
-            segments: &[],
-            batched: false,
-            fitting: None,
-            news: "",
-            excluded: None,
-            noted: false,
-        }
+        Reading::of(&self.table, &self.key, &self.columns)
     }
 
     fn on<T>(&self, receiver: &Receiver, body: impl FnOnce(&Writing<'_>) -> T) -> Option<T> {
@@ -70,7 +59,7 @@ impl Mesh<'_> {
         });
         let Some((at, sure, if_empty)) = model else { return Ok(()) };
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
-        let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let columns = table.travelling();
         let model = Model { relation, name: self.relation_name(relation), table, key: self.key_of(relation), columns };
         let (mut straight, mut staged, mut own) = (0, 0, HashMap::new());
         for to in (0..self.members.len()).filter(|to| *to != at).collect::<Vec<_>>() {
