@@ -39,6 +39,13 @@ pub struct Relation {
     pub autokick: bool,
 }
 
+impl Relation {
+    /// The name for people, and for `bucardo.conflict`: unquoted, always with the schema.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
 /// A sync.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sync {
@@ -74,6 +81,16 @@ pub struct Sync {
 impl Sync {
     pub fn sources(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|m| m.role == Role::Source)
+    }
+
+    /// The relation of that number.
+    pub fn relation(&self, id: i32) -> Option<&Relation> {
+        self.relations.iter().find(|r| r.id == id)
+    }
+
+    /// The first source, by its place among the members.
+    pub fn first_source(&self) -> Option<usize> {
+        self.members.iter().position(|m| m.role == Role::Source)
     }
 
     /// Whether every change starts a run by itself.

@@ -1,28 +1,23 @@
-//! The rows of a window into every receiver that needs them: a few row by row with prepared statements, many set-wise
-//! through a staging table, rows that are all new straight into the table. A receiver that fails keeps its error and
-//! is left out of the rest; it never stops the others.
+//! What the rows of one source go by: the receivers, the pass, and what is known of each table in it; and the way of many rows
+//! of a table: set-wise through a staging table, or, where all are new, straight into the table. A receiver that fails keeps
+//! its error and is left out of the rest; it never stops the others.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::bring::{self, Bringing};
-use super::few::{self, Handfuls};
 use super::gather::Change;
-use super::members::{self, HOLD, Session};
+use super::members::{self, Session};
 use super::range::Range;
 use super::reading::Reading;
-use super::replaced;
 use super::retry::Care;
-use super::sequence;
 use super::shape::{self, Shapes, Table};
-use super::statements::{BY_INDEX, Join, Window};
+use super::statements::{Join, Window};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
-use crate::libpq::{Conn, Rows};
-
-/// Up to so many changed keys of a table are applied row by row.
-const FEW: u64 = 100;
+use crate::libpq::Conn;
 
 /// What was written.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -46,7 +41,7 @@ impl Counts {
 pub struct Receiver {
     pub index: usize,
     pub session: Session,
-    pub shapes: std::rc::Rc<Shapes>,
+    pub shapes: Rc<Shapes>,
     pub failed: Option<Error>,
     /// Its transaction was given up because another member failed, whose error it is.
     pub spoilt: bool,
@@ -58,6 +53,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
+    pub fn new(index: usize, session: Session, shapes: Rc<Shapes>, patience: &'static str) -> Self {
+        let counts = Counts::default();
+        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0, patience }
+    }
+
     pub fn bit(&self) -> u64 {
         1 << self.index
     }
@@ -104,8 +104,6 @@ pub struct Pass<'a> {
     pub care: Care,
     pub source: &'a Shapes,
     pub source_version: i32,
-    pub sequences: Option<&'a Rows>,
-    pub sequence_query: Option<&'a str>,
     /// See [`Reading::news`].
     pub news: String,
     /// The relations of which some keys are left out, with the source's table of those keys.
@@ -116,8 +114,6 @@ pub struct Pass<'a> {
     /// or not.
     pub noted: HashMap<i32, u64>,
     pub relayed: u64,
-    /// See [`super::members::HOLD`].
-    pub guard: String,
     /// The origin that such deltas are given.
     pub origin: String,
     /// What tells this pass's staging tables from those of others in the same transactions.
@@ -178,131 +174,13 @@ impl<'a> Pass<'a> {
         let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
         let one = |change: &'a Change| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
-            let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
-            let relation = &self.sync.relations[change.order];
-            let name = format!("{}.{}", relation.schema, relation.name);
+            let columns = table.travelling();
+            let name = self.sync.relations[change.order].full_name();
             let excluded = self.excluded.get(&change.relation).map(String::as_str);
             let noted = self.noted.get(&change.relation).copied().unwrap_or(0);
             Ok(Work { change, table, columns, name, fitting: fitting.clone(), news: &self.news, excluded, tag: &self.tag, noted })
         };
         self.changes.iter().map(one).collect()
-    }
-
-    pub fn is_few(&self, change: &Change) -> bool {
-        change.changes <= FEW
-            && !self.noted.contains_key(&change.relation)
-            && !change.truncated
-            && !change.whole
-            && !self.care.thorough
-    }
-
-    /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
-    pub fn apply(&'a self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
-        let work = self.work(receivers)?;
-        let few: Vec<&Work> = work.iter().filter(|w| self.is_few(w.change)).collect();
-        self.ask_source(source, &few, &work)?;
-        for receiver in receivers.iter_mut() {
-            self.open(receiver, &work);
-        }
-        let rows = self.source_rows(source, &work)?;
-        for receiver in receivers.iter_mut() {
-            self.opened(receiver, &work);
-        }
-        let mut handfuls = Handfuls::default();
-        let mut wide = Vec::new();
-        for (item, rows) in few.into_iter().zip(&rows) {
-            if few::is_wide(rows, item.change.key.len()) {
-                wide.push(item.change.relation);
-                continue;
-            }
-            done(&item.name, 0);
-            handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
-        }
-        handfuls.write(receivers);
-        for item in &work {
-            if !self.is_few(item.change) || wide.contains(&item.change.relation) {
-                done(&item.name, 0);
-                self.write_many(item, source, receivers)?;
-            }
-            done(&item.name, item.change.changes);
-        }
-        let many = work.iter().filter(|w| !self.is_few(w.change)).map(|w| w.table.oid);
-        if many.clone().next().is_some() {
-            replaced::check(source, many)?;
-        }
-        Ok(())
-    }
-
-    fn ask_source(&self, source: &mut Conn, few: &[&Work], work: &[Work]) -> Result<()> {
-        source.pipeline_begin()?;
-        let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
-        source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
-        source.pipeline_add(BY_INDEX, &[], &[])?;
-        for item in few {
-            let widest = few::widest(item.change.changes);
-            let params = [&self.window.xmax, &self.window.xip, &widest].map(|p| Some(p.as_bytes()));
-            source.pipeline_add(&item.reading().few(), &[], &params)?;
-        }
-        replaced::queue(source, few.iter().map(|item| item.table.oid))?;
-        source.pipeline_send()
-    }
-
-    fn source_rows(&self, source: &mut Conn, work: &[Work]) -> Result<Vec<Rows>> {
-        let mut rows = source.pipeline_collect()?;
-        replaced::judge(rows.pop().as_ref())?;
-        let answers = rows.split_off(rows.len().min(2));
-        if let Some(fingerprints) = rows.first() {
-            shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;
-        }
-        Ok(answers)
-    }
-
-    /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
-    fn open(&self, receiver: &mut Receiver, work: &[Work]) {
-        let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
-        let locks = self.locks(receiver, work);
-        let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
-        receiver.attempt(|conn| {
-            conn.pipeline_begin()?;
-            conn.pipeline_add(super::gather::begin(self.sync), &[], &[])?;
-            conn.pipeline_add(&patient, &[], &[])?;
-            for lock in &locks {
-                conn.pipeline_add(lock, &[], &[])?;
-            }
-            conn.pipeline_add(HOLD, &[], &[Some(self.guard.as_bytes())])?;
-            let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
-            conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
-            if let Some(sql) = self.sequence_query {
-                conn.pipeline_add(sql, &[], &[])?;
-            }
-            conn.pipeline_send()
-        });
-    }
-
-    /// What keeps writers out: after some defeats, and where the key is deferrable, so that nothing else tells of a row that
-    /// somebody stores at the same time.
-    fn locks(&self, receiver: &Receiver, work: &[Work]) -> Vec<String> {
-        let loose = |w: &Writing<'_>| w.table.is_unique_on(w.key) && !w.table.refuses_doubles(w.key);
-        let wanted = work.iter().filter_map(|w| w.writing(receiver).ok());
-        wanted.filter(|w| self.care.locked || loose(w)).map(|w| w.lock()).collect()
-    }
-
-    /// Takes the answers to [`Pass::open`], and brings the sequences up to date.
-    fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
-        let locks = self.locks(receiver, work).len();
-        let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
-        let mut answers = answers.drain((3 + locks).min(answers.len())..);
-        let fingerprints = answers.next();
-        let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.sync)).collect();
-        let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
-        receiver.attempt(|_| checked);
-        if let (Some(source), Some(mine)) = (self.sequences, answers.next()) {
-            for sql in sequence::statements(self.sync, source, &mine) {
-                if receiver.attempt(|conn| conn.query(&sql)).is_some() {
-                    receiver.counts.sequences += 1;
-                }
-            }
-        }
     }
 
     /// Brings many rows of a table to the receivers; an error is the source's.

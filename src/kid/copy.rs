@@ -2,9 +2,9 @@
 //! so that one that is away gets them when it is back. Then the option is 0 again. It moves no row itself.
 
 use super::members::Pool;
-use super::run::Plan;
-use crate::catalog::sync::Role;
-use crate::error::{Error, Result, SqlState};
+use super::plan::Plan;
+use crate::catalog::sync::{Member, Role};
+use crate::error::Result;
 use crate::ident::text_array;
 use crate::libpq::Conn;
 use crate::pg::{spi, xact};
@@ -17,11 +17,9 @@ pub fn begin(plan: &mut Plan, pool: &mut Pool) -> Result<()> {
     if plan.sync.onetimecopy == 0 {
         return Ok(());
     }
-    let Some(first) = plan.sync.members.iter().position(|m| m.role == Role::Source) else {
-        return Err(Error::new(SqlState::WRONG_STATE, "the sync has no source"));
-    };
+    let first = plan.source()?;
     let all = plan.sync.onetimecopy == 1;
-    let gets = |(i, m): &(usize, &crate::catalog::sync::Member)| *i != first && (!all || m.role == Role::Target);
+    let gets = |(i, m): &(usize, &Member)| *i != first && (!all || m.role == Role::Target);
     let members: Vec<String> = plan.sync.members.iter().enumerate().filter(gets).map(|(_, m)| m.db.name.clone()).collect();
     let how = if all { "all" } else { "empty" };
     let mut session = pool.take(&plan.sync.members[first].db)?;

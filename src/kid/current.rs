@@ -3,28 +3,30 @@
 //! because what that plan does not know would count as served. It must never let a catalog that changes without end
 //! keep a run from getting on.
 
-use super::run::Plan;
+use super::plan::Plan;
 use crate::catalog;
 use crate::catalog::sync::Sync;
-use crate::error::{Error, Result, SqlState};
+use crate::error::Result;
 use crate::pg::{shmem, spi, xact};
 
 /// So often a run begins again because the sync is another one, though nothing that it has found is unknown to it.
 const PATIENCE: u32 = 3;
 
+/// The sync is another one than the run's plan has: the run begins again with a new plan.
+pub struct Outdated;
+
 impl Plan {
-    /// Fails, and says that the plan is `outdated`, if what the snapshots show is to be served by another one. `strangers`:
-    /// captured tables in which something has changed, and which the plan does not know.
-    pub fn check_current(&mut self, strangers: &[u32]) -> Result<()> {
+    /// Whether what the snapshots show is to be served by this plan. `strangers`: captured tables in which something has
+    /// changed, and which it does not know.
+    pub fn is_current(&mut self, strangers: &[u32]) -> Result<bool> {
         let new = strangers.iter().filter(|oid| self.strangers.insert(**oid)).count();
         if new > 0 {
             // It may have been made anew under the name of one that was dropped.
             self.shapes.clear();
         } else if self.renewals >= PATIENCE || !self.has_changed()? {
-            return Ok(());
+            return Ok(true);
         }
-        self.outdated = true;
-        Err(Error::new(SqlState(*b"40001"), "the sync was changed during the run"))
+        Ok(false)
     }
 
     fn has_changed(&self) -> Result<bool> {

@@ -7,6 +7,9 @@ use super::writing::Writing;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
+/// Up to so many changes of a table are written by their keys.
+pub const FEW: u64 = 100;
+
 /// A few rows of several relations, each written by its key, in one round trip to each receiver.
 #[derive(Default)]
 pub struct Handfuls<'a> {

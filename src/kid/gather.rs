@@ -37,6 +37,13 @@ pub struct Group {
     pub changes: Vec<Change>,
 }
 
+/// What came of asking the source.
+pub enum Gather {
+    Pending(Gathered),
+    /// Some receiver is to get whole tables.
+    WholeTables,
+}
+
 /// What the source has.
 pub struct Gathered {
     pub snapshot: String,
@@ -73,7 +80,7 @@ const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHER
 const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
-pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gathered> {
+pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
     let sync = asker.sync;
     let names: Vec<&str> = sync.members.iter().map(|m| m.db.name.as_str()).collect();
     let wanted: Vec<&str> = (0..names.len()).filter(|i| members & (1 << i) != 0).map(|i| names[i]).collect();
@@ -95,18 +102,11 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
     };
     let copied = |row: usize| track.get(row, 2).is_some() && track.get(row, 0).is_some_and(|m| wanted.contains(&m));
     if (0..track.len()).any(copied) {
-        return Err(Error::internal(WANTS_COPY));
+        return Ok(Gather::WholeTables);
     }
     let groups = groups(sync, members, &track, &changes, shapes)?;
     let (unflushed, strangers) = (flush::unflushed(&snapshot, 1), strangers(&changes, 1, shapes));
-    Ok(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences: answers.next(), strangers })
-}
-
-const WANTS_COPY: &str = "a receiver gets whole tables";
-
-/// Whether a run ended at once because a receiver gets whole tables.
-pub fn wants_copy(error: &Error) -> bool {
-    error.code == SqlState::INTERNAL && error.message == WANTS_COPY
+    Ok(Gather::Pending(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences: answers.next(), strangers }))
 }
 
 /// How the transactions of a run begin.
@@ -190,7 +190,4 @@ mod tests {
         assert_eq!(window("").xmax, "0");
         assert_eq!(window("a:b:c").xmax, "0");
     }
-
-    #[test]
-    fn names_are_quoted_in_an_array() {}
 }

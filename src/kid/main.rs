@@ -8,10 +8,13 @@ use std::time::Duration;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::bits;
+use super::current::Outdated;
 use super::members::Pool;
 use super::mesh;
+use super::plan::Plan;
 use super::report::{Progress, show};
-use super::run::{self, Plan};
+use super::run;
 use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
@@ -197,13 +200,9 @@ impl Kid {
         };
         let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
-        plan.patient = !job.main || (run::active(&plan.sync) & !run::only_source(&plan.sync)).count_ones() == 1;
+        plan.patient = !job.main || (bits::active(&plan.sync) & !bits::only_source(&plan.sync)).count_ones() == 1;
         let mut progress = Progress::new(self.slot, run);
-        loop {
-            run::run(&mut plan, &mut self.pool, job.members, &mut progress);
-            if !plan.outdated {
-                break;
-            }
+        while let Err(Outdated) = run::run(&mut plan, &mut self.pool, job.members, &mut progress) {
             plan = match self.renew(job.sync, plan) {
                 Ok(plan) => plan,
                 Err(error) => return self.lost(&error),
@@ -211,7 +210,7 @@ impl Kid {
         }
         plan.renewals = 0;
         // Who had no part in it may have something of an earlier run under way still.
-        let everybody = run::active(&plan.sync) & !run::only_source(&plan.sync);
+        let everybody = bits::active(&plan.sync) & !bits::only_source(&plan.sync);
         plan.clean_run = (progress.is_clean() && job.members & everybody == everybody).then_some(run);
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
@@ -243,12 +242,11 @@ impl Kid {
     }
 
     /// The plan in place of one that a run has given up.
-    fn renew(&mut self, sync: i32, mut old: Plan) -> Result<Plan> {
+    fn renew(&mut self, sync: i32, old: Plan) -> Result<Plan> {
         let (renewals, patient) = (old.renewals + 1, old.patient);
         let members = |plan: &Plan| plan.sync.members.iter().map(|m| (m.db.name.clone(), m.role)).collect::<Vec<_>>();
         let before = members(&old);
         let (relations, strangers) = (old.sync.relations.clone(), old.strangers.clone());
-        old.outdated = false;
         self.plans.insert(sync, old);
         let mut plan = self.plan(sync)?;
         // The master's assignment counts the members.

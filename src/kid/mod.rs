@@ -1,9 +1,11 @@
 //! Step 3 of a change: one run of one sync. Read `run.rs` first, then the steps in its order.
 
 pub mod apply;
+pub mod bits;
 mod bring;
 pub mod copy;
 mod current;
+pub mod failure;
 mod few;
 mod flush;
 pub mod gather;
@@ -13,6 +15,8 @@ pub mod main;
 pub mod members;
 pub mod mend;
 pub mod mesh;
+pub mod oneway;
+pub mod plan;
 pub mod progress;
 mod range;
 pub mod reading;

@@ -2,7 +2,7 @@
 //! always qualified and quoted. Reads only; which keys go to whom is decided elsewhere.
 
 use super::shape::Table;
-use super::statements::{Join, Window, format_of, list};
+use super::statements::{Join, Window, commit_time, format_of, key_object, list};
 use crate::ident::{quote_ident, quote_literal};
 
 /// The condition of a window given as parameters: xmax, xip.
@@ -34,17 +34,19 @@ pub struct Reading<'a> {
     pub noted: bool,
 }
 
-/// The time of a delta, whether the server keeps the times of commits or not.
-const TIME: &str = "CASE WHEN d.origin IS NULL AND pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool \
-    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
-
 /// Built-in types whose values are all short: bool, "char", name, int8, int2, int4, oid, float4, float8, date, time,
 /// timestamp, timestamptz, interval, timetz, uuid.
 const NARROW: [u32; 16] = [16, 18, 19, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 2950];
 /// Those of which it is known without fetching them how long they are: bytea, text, bpchar, varchar.
 const TEXTS: [u32; 4] = [17, 25, 1042, 1043];
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    /// One of a table itself, whatever is captured of it.
+    pub fn of(source: &'a Table, key: &'a [String], columns: &'a [String]) -> Self {
+        let (slots, segments, news) = (&[], &[], "");
+        Self { source, key, slots, columns, segments, batched: false, fitting: None, news, excluded: None, noted: false }
+    }
+
     /// The key columns k1, k2, … of a table of keys.
     pub fn keys(&self, prefix: &str) -> String {
         list(self.key.len(), |i| format!("{prefix}k{}", i + 1), ", ")
@@ -88,7 +90,7 @@ impl Reading<'_> {
         let left_out = self.excluded.map_or_else(String::new, |excluded| {
             format!(" WHERE NOT EXISTS (SELECT FROM {excluded} x WHERE {})", self.same("d.", "x."))
         });
-        let deltas = self.deltas_with(condition, &format!(", {TIME} AS at"));
+        let deltas = self.deltas_with(condition, &format!(", {} AS at", commit_time(false)));
         format!("SELECT {plain}, max(d.at) AS at FROM ({deltas}) d{left_out} GROUP BY {plain}")
     }
 
@@ -261,10 +263,7 @@ impl Reading<'_> {
              unnest({params}) WITH ORDINALITY u({texts}, ord)) k \
              LEFT JOIN LATERAL (SELECT pg_catalog.to_json(t.*) AS image FROM {only} t WHERE {on} OFFSET 0) r ON true",
             object = match told {
-                true => {
-                    let pairs = list(n, |i| format!("{}, k.k{}", quote_literal(&self.key[i]), i + 1), ", ");
-                    format!("pg_catalog.json_build_object({pairs})")
-                }
+                true => key_object(self.key, |i| format!("k.k{}", i + 1)),
                 false => "NULL".into(),
             },
             typed = list(n, typed, ", "),

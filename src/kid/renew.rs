@@ -5,11 +5,13 @@
 
 use std::collections::HashSet;
 
+use super::apply::Receiver;
 use super::copy;
+use super::failure::Failure;
 use super::gather::capture_missing;
 use super::heir;
 use super::members::Session;
-use super::run::Plan;
+use super::plan::Plan;
 use super::who;
 use crate::catalog::sync::Role;
 use crate::error::{Error, Result, SqlState};
@@ -58,7 +60,7 @@ pub fn forget(sync: i32, db: &str) -> Result<()> {
 }
 
 /// Looks at the connections of a run that this sync has not seen yet. An error is of the member at that place of the sync.
-pub fn recognise(plan: &mut Plan, sessions: &mut [(usize, &mut Session)]) -> Result<(), (usize, Error)> {
+fn recognise(plan: &mut Plan, sessions: &mut [(usize, &mut Session)]) -> Result<(), (usize, Error)> {
     for at in 0..sessions.len() {
         let (index, who) = (sessions[at].0, sessions[at].1.who.clone());
         if let Some((other, _)) =
@@ -93,6 +95,24 @@ pub fn recognise(plan: &mut Plan, sessions: &mut [(usize, &mut Session)]) -> Res
         plan.recognised.insert(sessions[at].0, sessions[at].1.number);
     }
     Ok(())
+}
+
+/// Makes sure that the members are who they were; a receiver that is not is left out. An error is the source's, where that is
+/// none of them.
+pub fn recognise_all(
+    plan: &mut Plan,
+    mut source: Option<(usize, &mut Session)>,
+    receivers: &mut Vec<Receiver>,
+    failures: &mut Vec<Failure>,
+) -> Result<()> {
+    loop {
+        let mut sessions: Vec<_> = source.iter_mut().map(|(index, session)| (*index, &mut **session)).collect();
+        sessions.extend(receivers.iter_mut().map(|r| (r.index, &mut r.session)));
+        let Err((index, error)) = recognise(plan, &mut sessions) else { return Ok(()) };
+        let Some(at) = receivers.iter().position(|r| r.index == index) else { return Err(error) };
+        let fresh = receivers.remove(at).session.fresh;
+        failures.push(Failure { index, error, fresh });
+    }
 }
 
 pub(super) fn is_source(plan: &Plan, index: usize) -> bool {

@@ -67,6 +67,35 @@ pub fn judge_among(error: &Error, attempt: u32, care: Care, fresh: bool, others:
     if others && error.code == SqlState::LOCK_NOT_AVAILABLE { Verdict::Down } else { judge(error, attempt, care, fresh) }
 }
 
+/// The attempts of a run: how careful the next one is, and how long it waits.
+#[derive(Default)]
+pub struct Tries {
+    pub care: Care,
+    /// 0 is the first.
+    pub attempt: u32,
+    next: Care,
+    wait: Duration,
+}
+
+impl Tries {
+    /// Takes a failure of the present attempt; see [`judge_among`]. The next one is as careful as all that are tried again want.
+    pub fn take(&mut self, error: &Error, fresh: bool, others: bool) -> Verdict {
+        let verdict = judge_among(error, self.attempt, self.care, fresh, others);
+        if let Verdict::Again { care, wait } = verdict {
+            self.next = self.next.and(care);
+            self.wait = self.wait.max(wait);
+        }
+        verdict
+    }
+
+    /// Begins the next one; how long to wait before it.
+    pub fn again(&mut self) -> Duration {
+        self.care = self.next;
+        self.attempt += 1;
+        std::mem::take(&mut self.wait)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +142,18 @@ mod tests {
     fn a_row_that_breaks_a_rule_is_refused() {
         assert_eq!(verdict("23514", 0), Verdict::Refused);
         assert_eq!(verdict("P0001", 0), Verdict::Refused);
+    }
+
+    #[test]
+    fn the_next_attempt_is_as_careful_as_all_want() {
+        let mut tries = Tries::default();
+        assert!(matches!(tries.take(&error("23505"), true, true), Verdict::Again { .. }));
+        assert!(matches!(tries.take(&error("22P05"), true, true), Verdict::Again { .. }));
+        assert_eq!(tries.take(&error("23514"), true, true), Verdict::Refused);
+        assert_eq!(tries.care, Care::default(), "the present one is as it is");
+        assert_eq!(tries.again(), Duration::from_millis(5));
+        assert_eq!((tries.care, tries.attempt), (Care { thorough: true, fitting: true, locked: false }, 1));
+        assert_eq!(tries.again(), Duration::ZERO, "nobody failed");
+        assert!(tries.care.thorough, "it never gets less careful");
     }
 }

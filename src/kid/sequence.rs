@@ -3,7 +3,7 @@
 //! A source's own sequence goes on handing out numbers meanwhile, and must never be set back.
 
 use crate::catalog::sync::{Relation, Sync};
-use crate::ident::{quote_ident, quote_literal};
+use crate::ident::{quote_literal, quote_qualified};
 use crate::libpq::Rows;
 
 fn sequences(sync: &Sync) -> impl Iterator<Item = &Relation> {
@@ -11,7 +11,7 @@ fn sequences(sync: &Sync) -> impl Iterator<Item = &Relation> {
 }
 
 fn name(relation: &Relation) -> String {
-    format!("{}.{}", quote_ident(&relation.schema), quote_ident(&relation.name))
+    quote_qualified(&relation.schema, &relation.name)
 }
 
 /// The statement that reads all sequences of the sync; None when it has none.
@@ -144,35 +144,6 @@ fn forward(name: &str, want: State) -> String {
          LATERAL (SELECT ('{last}'::pg_catalog.numeric - s.last_value) / p.seqincrement + (NOT s.is_called)::pg_catalog.int4 AS steps) w \
          WHERE p.seqrelid = {id} AND (s.last_value {behind} '{last}'{at_it})"
     )
-}
-
-/// The statements that make a receiver's sequences equal to the source's.
-pub fn statements(sync: &Sync, source: &Rows, receiver: &Rows) -> Vec<String> {
-    let mut all = Vec::new();
-    for relation in sequences(sync) {
-        let id = relation.id.to_string();
-        let find = |rows: &Rows| (0..rows.len()).find(|i| rows.text(*i, 0) == id);
-        let (Some(from), Some(to)) = (find(source), find(receiver)) else { continue };
-        let text = |c: usize| source.text(from, c);
-        let differs = |c: usize| text(c) != receiver.text(to, c);
-        let name = name(relation);
-        if (3..8).any(differs) {
-            let cycle = if source.bool(from, 7) { "CYCLE" } else { "NO CYCLE" };
-            let restart = format!("RESTART WITH {}", text(1));
-            all.push(format!(
-                "ALTER SEQUENCE {name} INCREMENT BY {} MINVALUE {} MAXVALUE {} START WITH {} {restart} {cycle}",
-                text(4),
-                text(5),
-                text(6),
-                text(3)
-            ));
-        }
-        if (1..8).any(differs) {
-            let called = source.bool(from, 2);
-            all.push(format!("SELECT pg_catalog.setval({}::pg_catalog.regclass, {}, {called})", quote_literal(&name), text(1)));
-        }
-    }
-    all
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 
-use super::statements::list;
+use super::statements::{key_object, list};
 use crate::catalog::describe::{self, Described};
 use crate::catalog::sync::{Relation, Sync};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::{quote_ident, quote_literal};
+use crate::ident::{quote_ident, quote_literal, quote_qualified};
 use crate::libpq::{Conn, Rows};
 
 /// A foreign key on one member.
@@ -139,13 +139,13 @@ impl UniqueIndex {
             " AND ",
         );
         let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
-        let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote_ident(&key[i])), ", ");
         format!(
             "WITH s AS (SELECT {keys}, pg_catalog.to_json(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
              o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
              c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
              DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
-             RETURNING pg_catalog.json_build_object({object}), pg_catalog.to_json(t.*), c.image",
+             RETURNING {object}, pg_catalog.to_json(t.*), c.image",
+            object = key_object(key, |i| format!("t.{}", quote_ident(&key[i]))),
             exprs = self.named("e"),
             predicate = self.predicate(),
             keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", "),
@@ -185,6 +185,16 @@ pub struct Table {
 impl Table {
     pub fn column(&self, name: &str) -> Option<&describe::Column> {
         self.columns.iter().find(|c| c.name == name)
+    }
+
+    /// The columns that travel: all that it does not generate itself.
+    pub fn travelling(&self) -> Vec<String> {
+        self.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect()
+    }
+
+    /// Keeps writers out before the snapshot is taken.
+    pub fn lock(&self) -> String {
+        format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", self.only)
     }
 
     /// The columns of a key in the table's order, if the table begins with them.
@@ -399,7 +409,7 @@ pub fn name_on(relation: &Relation) -> (&str, &str) {
 
 /// The error for a table of the sync that is not there.
 pub fn missing(sync: &Sync, relation: i32) -> Error {
-    let name = sync.relations.iter().find(|r| r.id == relation).map_or_else(String::new, |r| format!("{}.{}", r.schema, r.name));
+    let name = sync.relation(relation).map(Relation::full_name).unwrap_or_default();
     Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
         .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table.")
 }
@@ -462,7 +472,7 @@ pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
 
 fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fingerprint: String) -> Table {
     let key = d.key(relation.pkey.as_deref());
-    let name = format!("{}.{}", quote_ident(&d.schema), quote_ident(&d.name));
+    let name = quote_qualified(&d.schema, &d.name);
     let only = if d.kind == 'p' { name.clone() } else { format!("ONLY {name}") };
     let mut unique: Vec<Vec<String>> = d.unique.into_iter().map(|(_, columns)| columns).collect();
     if !d.primary_key.is_empty() {

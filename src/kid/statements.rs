@@ -3,6 +3,8 @@
 //! it is always written with its table's alias, a whole row as `t.*` (a bare `t` would be the column of that name), and no
 //! alias of ours stands in one list with columns of the user's.
 
+use crate::ident::quote_literal;
+
 /// A window as SQL literals: deltas not visible in the snapshot that was served last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -94,6 +96,31 @@ impl Join {
 /// Items of a list of SQL, counted from 0.
 pub fn list(n: usize, item: impl Fn(usize) -> String, separator: &str) -> String {
     (0..n).map(item).collect::<Vec<_>>().join(separator)
+}
+
+/// A key as a JSON object, of the values of its columns.
+pub fn key_object(key: &[String], value: impl Fn(usize) -> String) -> String {
+    let pairs = list(key.len(), |i| format!("{}, {}", quote_literal(&key[i]), value(i)), ", ");
+    format!("pg_catalog.json_build_object({pairs})")
+}
+
+/// The time of a delta `d`: that of its commit where the server keeps these, which may be `known`. What was written for another
+/// sync keeps the time of the original change.
+pub fn commit_time(known: bool) -> &'static str {
+    macro_rules! time {
+        ($and:literal) => {
+            concat!(
+                "CASE WHEN d.origin IS NULL",
+                $and,
+                " THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ",
+                "ELSE d.at END"
+            )
+        };
+    }
+    match known {
+        true => time!(""),
+        false => time!(" AND pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool"),
+    }
 }
 
 /// The option of a COPY.

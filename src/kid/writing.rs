@@ -445,9 +445,4 @@ impl Writing<'_> {
     pub fn delete_all(&self) -> String {
         format!("DELETE FROM {}", self.table.only)
     }
-
-    /// Keeps writers out before the snapshot is taken.
-    pub fn lock(&self) -> String {
-        format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", self.table.only)
-    }
 }

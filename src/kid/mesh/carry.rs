@@ -12,6 +12,7 @@ use super::record::{self, Doubt};
 use super::settle::{Outcome, Written};
 use super::{Broken, Mesh};
 use crate::ident::quote_ident;
+use crate::kid::bits;
 use crate::kid::gather::window;
 use crate::kid::statements::list;
 
@@ -89,7 +90,7 @@ impl Mesh<'_> {
     fn carry(&mut self, doubt: &Doubt, lack: &[usize]) -> Result<(), Broken> {
         let towards = {
             let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
-            (0..self.members.len()).filter(needs).fold(0, |bits, at| bits | self.members[at].bit())
+            bits::union((0..self.members.len()).filter(needs).map(|at| self.members[at].bit()))
         };
         let mut rows: Vec<(i32, Written)> = Vec::new();
         let written = |key: Vec<String>, row: &Value, cleared: &[String]| {
@@ -138,8 +139,7 @@ impl Mesh<'_> {
     /// Relations and keys as they are recorded, as this run names them; None: they are not there any more.
     fn recorded_keys(&mut self, recorded: &[(&str, &Map<String, Value>)]) -> Result<Vec<Option<(i32, Vec<String>)>>, Broken> {
         let mut found = vec![None; recorded.len()];
-        let relations: Vec<(i32, String)> =
-            self.plan.sync.relations.iter().map(|r| (r.id, format!("{}.{}", r.schema, r.name))).collect();
+        let relations: Vec<(i32, String)> = self.plan.sync.relations.iter().map(|r| (r.id, r.full_name())).collect();
         for (relation, name) in relations {
             let places: Vec<usize> = (0..recorded.len()).filter(|i| recorded[*i].0 == name).collect();
             for some in places.chunks(KEYS) {

@@ -12,12 +12,11 @@ use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
 use crate::kid::apply::{Pass, Work};
-use crate::kid::few;
+use crate::kid::bits;
+use crate::kid::few::{self, FEW};
 use crate::kid::shape;
 use crate::libpq::{Conn, Rows};
 
-/// Up to so many changes of a table, over all sources, travel with their rows at once.
-const FEW: u64 = 100;
 /// What a key takes in memory while it is compared, roughly.
 const KEY_BYTES: u64 = 256;
 const MARKS: &str = "SELECT relid, kind, xid FROM bucardo.capture_mark WHERE relid = ANY ($1::pg_catalog.oid[])";
@@ -80,7 +79,7 @@ impl Mesh<'_> {
         self.offers[at].as_ref()?.settled.get(&oid)
     }
 
-    /// Whether the changes of a relation travel with their rows at once.
+    /// Whether the changes of a relation, over all sources, travel with their rows at once.
     pub(super) fn is_few(&self, relation: i32) -> bool {
         let copied = self.offers.iter().flatten().any(|o| o.copy_all != 0 || o.copy_empty != 0);
         self.total(relation) <= FEW
@@ -95,7 +94,7 @@ impl Mesh<'_> {
     /// The members that capture what they get, by relation: because `makedelta` says so, or for members that are away,
     /// whom the change may reach only through them.
     pub(super) fn noted(&self) -> HashMap<i32, u64> {
-        let mut noted = crate::kid::run::noted(&self.plan.sync);
+        let mut noted = bits::noted(&self.plan.sync);
         let relayed = self.relayed();
         if relayed != 0 {
             for relation in self.plan.sync.relations.iter().filter(|r| !r.is_sequence) {
@@ -110,11 +109,11 @@ impl Mesh<'_> {
         if self.members.len() == self.plan.sync.members.len() {
             return 0;
         }
-        self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit())
+        self.present_sources()
     }
 
     pub(super) fn origin(&self, source: usize) -> String {
-        crate::kid::run::origin(self.plan, source)
+        self.plan.origin(source)
     }
 
     /// Whether equal keys have equal texts on every source.
@@ -127,25 +126,8 @@ impl Mesh<'_> {
 
     /// The pass of one source; `others` are not the source.
     pub(super) fn pass(&self, at: usize) -> Option<Pass<'_>> {
-        let offer = self.offers[at].as_ref()?;
-        Some(Pass {
-            sync: &self.plan.sync,
-            changes: &offer.changes,
-            window: offer.union(),
-            care: self.care,
-            source: &self.members[at].shapes,
-            source_version: self.members[at].session.conn.version(),
-            sequences: None,
-            sequence_query: None,
-            news: self.news(),
-            excluded: HashMap::new(),
-            level: offer.is_level(),
-            noted: HashMap::new(),
-            relayed: 0,
-            guard: String::new(),
-            origin: String::new(),
-            tag: String::new(),
-        })
+        let (offer, from) = (self.offers[at].as_ref()?, &self.members[at]);
+        Some(Pass::of_offer(&self.plan.sync, self.care, offer, (&from.shapes, from.session.conn.version()), self.news()))
     }
 
     /// The condition that leaves out what living sources of this sync wrote through it.
@@ -217,7 +199,7 @@ impl Mesh<'_> {
     /// A truncate that comes to a member after others have had it would take rows along that were written since, and that
     /// nobody sends again: such a member is made equal to a source that has had all of them.
     fn find_late(&mut self, relation: i32) {
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         let mut late = 0;
         for (member, offer) in self.members.iter().zip(&self.offers) {
             let Some(mark) = offer.as_ref().and_then(|o| o.truncated.get(&relation)) else { continue };
@@ -305,7 +287,7 @@ impl Mesh<'_> {
             let offer = self.offers[at].as_ref()?;
             let mark = offer.truncated.get(&relation).filter(|mark| mark.towards != 0)?;
             let waits = |(_, w): &&(usize, crate::kid::statements::Window)| mark.xids.iter().any(|xid| w.holds(*xid));
-            let away = offer.away.iter().filter(waits).fold(0, |bits, (member, _)| bits | 1 << member);
+            let away = bits::of(offer.away.iter().filter(waits).map(|(member, _)| *member));
             Some(Change { source: self.members[at].index, towards: mark.towards | away, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
@@ -319,7 +301,7 @@ impl Mesh<'_> {
         let settled = self.settled_of(at, relation).into_iter().flatten();
         let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
         let mut lost: HashMap<Vec<String>, u64> = HashMap::new();
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open & present))) {
             lost.entry(key.clone()).and_modify(|bits| *bits &= open).or_insert(open);
         }

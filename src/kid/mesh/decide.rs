@@ -136,13 +136,14 @@ pub fn choose(strategy: &Strategy, contenders: &[Change], given: &Circumstances<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kid::bits;
 
     const A: usize = 0;
     const B: usize = 1;
     const C: usize = 2;
 
     fn change(source: usize, towards: &[usize], at: i64) -> Change {
-        Change { source, towards: towards.iter().fold(0, |bits, m| bits | 1 << m), at, held: false }
+        Change { source, towards: bits::of(towards.iter().copied()), at, held: false }
     }
 
     fn given() -> Circumstances<'static> {

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::fault;
 use crate::ident::text_array;
 use crate::kid::apply::{self, Pass, Receiver, Work};
+use crate::kid::bits;
 use crate::kid::bring::{self, Bringing};
 use crate::kid::few::Handfuls;
 use crate::kid::members::Pool;
@@ -218,24 +219,17 @@ impl Mesh<'_> {
         let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
         let Some(offer) = self.offers[at].take() else { return };
         let mut from = self.members.remove(at);
-        let shapes = from.shapes.clone();
+        let (shapes, version) = (from.shapes.clone(), from.session.conn.version());
+        let level = offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty();
+        let tag = format!("_{at}");
         let pass = Pass {
-            sync: &self.plan.sync,
-            changes: &offer.changes,
-            window: offer.union(),
-            care: self.care,
-            source: &shapes,
-            source_version: from.session.conn.version(),
-            sequences: None,
-            sequence_query: None,
-            news,
             excluded,
-            level: offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty(),
+            level,
             noted,
             relayed,
-            guard: String::new(),
             origin,
-            tag: format!("_{at}"),
+            tag,
+            ..Pass::of_offer(&self.plan.sync, self.care, &offer, (&shapes, version), news)
         };
         let others = &mut self.members;
         let sent = pass.work(others).and_then(|work| {
@@ -254,8 +248,8 @@ impl Mesh<'_> {
     /// to itself, survives; so a source is emptied by DELETE, unless its writers were locked out before the snapshot:
     /// TRUNCATE would take rows along that came after it.
     fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
-        let late = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
-        let towards = self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).fold(0, |bits, t| bits | t.towards);
+        let late = self.late(relation);
+        let towards = bits::union(self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).map(|t| t.towards));
         let towards = towards & !late;
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
             let own = self.own_keys(at, relation, kept)?;
@@ -311,7 +305,7 @@ impl Mesh<'_> {
         let Some(at) = self.sources().first().copied().filter(|_| !written.is_empty()) else { return Ok(()) };
         let Some(model) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let key = self.key_of(relation);
-        let columns: Vec<String> = model.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let columns = model.travelling();
         let name = self.relation_name(relation);
         self.note_unasked(at, relation, written);
         for some in portions(written) {

@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use super::settle::{Decision, Written};
 use super::{Broken, Mesh};
 use crate::error::Error;
+use crate::ident::quote_ident;
 use crate::kid::shape::{self, ForeignKey, Table};
-use crate::kid::statements::{Join, list};
+use crate::kid::statements::{Join, key_object, list};
 use crate::libpq::Rows;
 
 /// How often what was removed may leave others without a parent.
@@ -158,8 +159,7 @@ impl Mesh<'_> {
         let Some(changed) = self.with_work(at, relation, |w, offer| w.reading().distinct(&offer.union().condition()))? else {
             return Ok(None);
         };
-        let quote = crate::ident::quote_ident;
-        let same = list(key.len(), |i| format!("p.{} {} k.k{}", quote(&key[i]), parent.equal(&key[i]), i + 1), " AND ");
+        let same = list(key.len(), |i| format!("p.{} {} k.k{}", quote_ident(&key[i]), parent.equal(&key[i]), i + 1), " AND ");
         let columns = list(places.len(), |i| format!("k.k{} AS k{}", places[i] + 1, i + 1), ", ");
         Ok(Some(format!("SELECT {columns} FROM ({changed}) k WHERE NOT EXISTS (SELECT FROM {} p WHERE {same})", parent.only)))
     }
@@ -241,28 +241,29 @@ impl Mesh<'_> {
 /// The rows of the table that refer to a parent that is not there: key, key and row as JSON. `only`: a query of their keys,
 /// or, if `by_parent`, of their parents'.
 fn orphans(table: &Table, parent: &Table, foreign: &ForeignKey, key: &[String], only: Option<&str>, by_parent: bool) -> String {
-    let quote = crate::ident::quote_ident;
     let n = foreign.columns.len();
-    let keys = list(key.len(), |i| format!("t.{}", quote(&key[i])), ", ");
-    let object = list(key.len(), |i| format!("{}, t.{}", crate::ident::quote_literal(&key[i]), quote(&key[i])), ", ");
-    let refers = list(n, |i| format!("t.{} IS NOT NULL", quote(&foreign.columns[i])), " AND ");
+    let keys = list(key.len(), |i| format!("t.{}", quote_ident(&key[i])), ", ");
+    let object = key_object(key, |i| format!("t.{}", quote_ident(&key[i])));
+    let refers = list(n, |i| format!("t.{} IS NOT NULL", quote_ident(&foreign.columns[i])), " AND ");
     let same = list(
         n,
-        |i| format!("p.{} {} t.{}", quote(&foreign.to[i]), parent.equal(&foreign.to[i]), quote(&foreign.columns[i])),
+        |i| format!("p.{} {} t.{}", quote_ident(&foreign.to[i]), parent.equal(&foreign.to[i]), quote_ident(&foreign.columns[i])),
         " AND ",
     );
     let among = only.map_or_else(String::new, |only| {
         let on = match by_parent {
-            true => {
-                list(n, |i| format!("k.k{} {} t.{}", i + 1, parent.equal(&foreign.to[i]), quote(&foreign.columns[i])), " AND ")
-            }
-            false => list(key.len(), |i| format!("t.{} {} k.k{}", quote(&key[i]), table.equal(&key[i]), i + 1), " AND "),
+            true => list(
+                n,
+                |i| format!("k.k{} {} t.{}", i + 1, parent.equal(&foreign.to[i]), quote_ident(&foreign.columns[i])),
+                " AND ",
+            ),
+            false => list(key.len(), |i| format!("t.{} {} k.k{}", quote_ident(&key[i]), table.equal(&key[i]), i + 1), " AND "),
         };
         format!("({only}) k JOIN ") + &format!("{} t ON {on}", table.only)
     });
     let from = if among.is_empty() { format!("{} t", table.only) } else { among };
     format!(
-        "SELECT {keys}, pg_catalog.json_build_object({object}), pg_catalog.to_json(t.*) FROM {from} \
+        "SELECT {keys}, {object}, pg_catalog.to_json(t.*) FROM {from} \
          WHERE {refers} AND NOT EXISTS (SELECT FROM {} p WHERE {same})",
         parent.only
     )

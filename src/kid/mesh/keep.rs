@@ -22,7 +22,7 @@ impl Mesh<'_> {
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         for entry in settled {
             // Who is away contends with nobody now.
             let open = ((entry.open & present) as i64).to_string();

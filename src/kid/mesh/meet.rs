@@ -149,12 +149,10 @@ impl PlainKey {
 impl Reading<'_> {
     /// The statement that a temporary table of keys is made with.
     pub(super) fn create_keys(&self, table: &str) -> String {
-        let columns: Vec<String> =
-            self.key.iter().enumerate().map(|(i, k)| format!("t.{} AS k{}", crate::ident::quote_ident(k), i + 1)).collect();
         format!(
             "CREATE TEMP TABLE {table} ON COMMIT DROP AS SELECT {}, 0::pg_catalog.int8 AS time, 0::pg_catalog.int8 AS towards, \
              false AS held, 0::pg_catalog.int4 AS source FROM {} t WITH NO DATA",
-            columns.join(", "),
+            self.key_columns(),
             self.source.only
         )
     }

@@ -23,13 +23,15 @@ mod whole;
 mod written;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use super::apply::Receiver;
+use super::bits;
+use super::current::Outdated;
+use super::failure::{self, Failure, at_member, explained};
 use super::members::Pool;
+use super::plan::Plan;
 use super::report::Progress;
-use super::retry::{self, Care, Verdict};
-use super::run::{self, Failure, Plan};
+use super::retry::{self, Care, Tries, Verdict};
 use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
@@ -79,6 +81,8 @@ pub(super) enum Broken {
     Run { error: Error, pause: bool },
     /// A customcode wants the run to end, with nothing changed.
     Ended,
+    /// The sync is another one by now.
+    Outdated,
 }
 
 impl From<Error> for Broken {
@@ -88,10 +92,9 @@ impl From<Error> for Broken {
 }
 
 /// Runs the sync for the given members and fills in how it went.
-pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) {
-    let mut todo = members & run::active(&plan.sync);
-    let mut care = Care::default();
-    let mut attempt = 0;
+pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) -> Result<(), Outdated> {
+    let mut todo = members & bits::active(&plan.sync);
+    let mut tries = Tries::default();
     // Tables that the last attempt touched: what is to be locked before the snapshot when it was defeated.
     let mut touched = HashSet::new();
     loop {
@@ -100,55 +103,51 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         if std::mem::take(&mut progress.recorded)
             && let Err(error) = progress.renumber()
         {
-            return progress.failed_for_good(error, false);
+            progress.failed_for_good(error, false);
+            return Ok(());
         }
-        let (failures, again) = match one_attempt(plan, pool, todo, care, &mut touched, progress) {
+        let (failures, mut retries) = match one_attempt(plan, pool, todo, tries.care, &mut touched, progress) {
             Ok(failures) => (failures, false),
-            Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
+            Err(Broken::Outdated) => return Err(Outdated),
             Err(Broken::Ended) => {
                 // What it leaves pending would else start the next run at once, and so on.
                 progress.saw_changes = false;
-                return;
+                return Ok(());
             }
             Err(Broken::Run { error, pause }) => {
-                run::forget(plan, &error);
-                match retry::judge(&error, attempt, care, true) {
-                    Verdict::Again { care: next, wait } if !pause => run::again(&mut care, next, &mut attempt, wait),
-                    _ => return progress.failed_for_good(error, pause),
+                failure::forget(plan, &error);
+                if pause || !matches!(tries.take(&error, true, false), Verdict::Again { .. }) {
+                    progress.failed_for_good(error, pause);
+                    return Ok(());
                 }
+                failure::again(&mut tries);
                 continue;
             }
         };
-        let mut wait = Duration::ZERO;
-        let mut next_care = care;
-        let mut retries = again;
         for Failure { index, error, fresh } in failures {
-            run::forget(plan, &error);
+            failure::forget(plan, &error);
             // An application's short transactions are waited for once more; beside whom others have something to do.
             let without = todo & !(1 << index);
-            let others = attempt > 0 && without.count_ones() > 1 && without & run::sources(&plan.sync) != 0;
-            match retry::judge_among(&error, attempt, care, fresh, others) {
-                Verdict::Again { care, wait: pause } => {
-                    retries = true;
-                    wait = wait.max(pause);
-                    next_care = next_care.and(care);
-                }
-                verdict => {
-                    todo &= !(1 << index);
-                    let error = run::at_member(run::explained(error), plan, index);
-                    // Nobody else could serve anything.
-                    if plan.sync.sources().count() == 1 && plan.sync.members[index].role == Role::Source {
-                        return progress.failed(if verdict == Verdict::Down { 1 << index } else { 0 }, error);
-                    }
-                    progress.member_failed(1 << index, verdict == Verdict::Down, error);
-                }
+            let others = tries.attempt > 0 && without.count_ones() > 1 && without & bits::sources(&plan.sync) != 0;
+            let verdict = tries.take(&error, fresh, others);
+            if matches!(verdict, Verdict::Again { .. }) {
+                retries = true;
+                continue;
             }
+            todo = without;
+            let error = at_member(explained(error), plan, index);
+            // Nobody else could serve anything.
+            if plan.sync.sources().count() == 1 && plan.sync.members[index].role == Role::Source {
+                progress.failed(if verdict == Verdict::Down { 1 << index } else { 0 }, error);
+                return Ok(());
+            }
+            progress.member_failed(1 << index, verdict == Verdict::Down, error);
         }
         if !retries {
-            return;
+            return Ok(());
         }
-        run::again(&mut care, next_care, &mut attempt, wait);
+        failure::again(&mut tries);
     }
 }
 
@@ -173,7 +172,7 @@ pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
                 report.refused |= 1 << index;
             }
             report.sqlstate = error.code.0;
-            report.message = Text::new(&run::at_member(error, plan, index).to_string());
+            report.message = Text::new(&at_member(error, plan, index).to_string());
         }
     }
     report
@@ -207,7 +206,7 @@ fn one_attempt(
     let Mesh { members, .. } = mesh;
     let mut sources = Vec::new();
     for member in members {
-        run::settle(member, pool, if broken.is_some() { &mut sources } else { &mut failures }, progress, served);
+        failure::settle(member, pool, if broken.is_some() { &mut sources } else { &mut failures }, progress, served);
     }
     match broken {
         None => Ok(failures),

@@ -3,8 +3,13 @@
 
 use std::collections::HashMap;
 
+use crate::catalog::sync::Sync;
+use crate::kid::apply::Pass;
+use crate::kid::bits;
 use crate::kid::gather::Change;
-use crate::kid::statements::Window;
+use crate::kid::retry::Care;
+use crate::kid::shape::Shapes;
+use crate::kid::statements::{Window, commit_time};
 
 /// A TRUNCATE that others have not got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +100,7 @@ impl Offer {
     pub fn towards(&self) -> String {
         let union = self.union();
         let (all, some): (Vec<_>, Vec<_>) = self.windows.iter().chain(&self.away).partition(|(_, w)| covers(w, &union));
-        let all = format!("{}::pg_catalog.int8", all.iter().fold(0_i64, |bits, (m, _)| bits | (1 << m)));
+        let all = format!("{}::pg_catalog.int8", bits::of(all.iter().map(|(m, _)| *m)) as i64);
         if some.is_empty() {
             return all;
         }
@@ -107,18 +112,42 @@ impl Offer {
 
     /// The members towards which a transaction's changes are pending, as bits.
     pub fn pending(&self, xid: i64) -> u64 {
-        self.windows.iter().filter(|(_, w)| w.holds(xid)).fold(0, |bits, (m, _)| bits | (1 << m))
+        bits::of(self.windows.iter().filter(|(_, w)| w.holds(xid)).map(|(m, _)| *m))
     }
 
     /// The expression for the time of a delta `d`.
     pub fn time(&self) -> &'static str {
-        if self.commit_times { COMMITTED } else { "d.at" }
+        if self.commit_times { commit_time(true) } else { "d.at" }
     }
 }
 
-/// What was written for another sync keeps the time of the original change.
-const COMMITTED: &str = "CASE WHEN d.origin IS NULL \
-    THEN coalesce(pg_catalog.pg_xact_commit_timestamp((d.xid % 4294967296)::pg_catalog.text::pg_catalog.xid), d.at) ELSE d.at END";
+impl<'a> Pass<'a> {
+    /// What a source has for all others, as it is read: nothing is left out, and nobody captures it. `news`: see
+    /// [`Reading::news`](crate::kid::reading::Reading::news).
+    pub(super) fn of_offer(
+        sync: &'a Sync,
+        care: Care,
+        offer: &'a Offer,
+        (source, source_version): (&'a Shapes, i32),
+        news: String,
+    ) -> Self {
+        Pass {
+            sync,
+            changes: &offer.changes,
+            window: offer.union(),
+            care,
+            source,
+            source_version,
+            news,
+            excluded: HashMap::new(),
+            level: offer.is_level(),
+            noted: HashMap::new(),
+            relayed: 0,
+            origin: String::new(),
+            tag: String::new(),
+        }
+    }
+}
 
 /// Whether a window holds all that another one holds.
 fn covers(window: &Window, other: &Window) -> bool {

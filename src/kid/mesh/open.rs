@@ -4,17 +4,20 @@
 use std::collections::{HashMap, HashSet};
 
 use super::carry::Carried;
-use super::offer::{Offer, Settled, Truncated};
+use super::offer::{self, Offer, Settled, Truncated};
 use super::{Broken, Mesh};
-use crate::catalog::sync::Role;
+use crate::catalog::sync::{Relation, Role, Sync};
 use crate::error::{Error, Result, SqlState};
-use crate::kid::apply::{Counts, Receiver};
+use crate::kid::apply::{self, Receiver};
+use crate::kid::bits;
+use crate::kid::failure::Failure;
 use crate::kid::gather::{self, Change, strings, window};
 use crate::kid::members::{self, Pool};
+use crate::kid::plan::Plan;
 use crate::kid::renew;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
-use crate::kid::run::{Failure, Plan};
+use crate::kid::shape::{Shapes, Table};
 use crate::kid::{flush, who};
 use crate::libpq::Rows;
 
@@ -43,16 +46,9 @@ pub(super) struct Begun {
 impl<'a> Mesh<'a> {
     /// Connects to the members; those that cannot be reached are left out and reported.
     pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, progress: &Progress) -> (Self, Vec<Failure>) {
-        let mut opened = Vec::new();
-        let mut failures = Vec::new();
-        for index in (0..plan.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
-            progress.member(&plan.sync.members[index].db.name);
-            match open_one(plan, pool, index) {
-                Ok(receiver) => opened.push(receiver),
-                Err((error, fresh)) => failures.push(Failure { index, error, fresh }),
-            }
-        }
-        recognise(plan, &mut opened, &mut failures);
+        let (mut opened, mut failures) = plan.open(pool, todo, members::PATIENCE, progress);
+        // All are asked as receivers: an error is one of theirs.
+        let _no_other = renew::recognise_all(plan, None, &mut opened, &mut failures);
         let encoding = members::common_encoding(opened.iter().map(|r| &r.session));
         let mut offers = Vec::new();
         for member in &mut opened {
@@ -92,6 +88,21 @@ impl<'a> Mesh<'a> {
         (0..self.members.len()).filter(|at| self.offers[*at].is_some()).collect()
     }
 
+    /// The members that take part, as bits.
+    pub(super) fn present(&self) -> u64 {
+        bits::union(self.members.iter().map(Receiver::bit))
+    }
+
+    /// The sources that do.
+    pub(super) fn present_sources(&self) -> u64 {
+        bits::union(self.sources().into_iter().map(|at| self.members[at].bit()))
+    }
+
+    /// The members to which others' truncates of a relation come late, as bits; see [`Offer::late`].
+    pub(super) fn late(&self, relation: i32) -> u64 {
+        bits::union(self.offers.iter().flatten().filter_map(|o| o.late.get(&relation).copied()))
+    }
+
     /// Whether all sources are well: a run goes on with all of them or not at all.
     pub(super) fn check(&self) -> Result<(), Broken> {
         let failed = |at: &usize| self.members[*at].failed.is_some();
@@ -105,8 +116,7 @@ impl<'a> Mesh<'a> {
         self.settle_doubt(&begun)?;
         let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
         let strangers = self.changes()?;
-        self.plan.check_current(&strangers)?;
-        Ok(sequences)
+        if self.plan.is_current(&strangers)? { Ok(sequences) } else { Err(Broken::Outdated) }
     }
 
     /// Whether nothing of an earlier run or attempt can be under way.
@@ -117,14 +127,14 @@ impl<'a> Mesh<'a> {
     fn begin(&mut self, touched: &HashSet<i32>) -> Result<Vec<Option<Begun>>, Broken> {
         let captured = self.plan.sync.capture_name();
         let begin = gather::begin(&self.plan.sync);
-        let guard = crate::kid::run::guard(self.plan);
+        let guard = self.plan.guard();
         // The only source receives nothing: beside this run it may have that of a member which catches up.
-        let only = crate::kid::run::only_source(&self.plan.sync);
+        let only = bits::only_source(&self.plan.sync);
         let shared = self.members.iter().position(|m| m.bit() & only != 0);
         if !self.follows() {
             let (before, rest) = self.members.split_at_mut(shared.unwrap_or(0));
-            crate::kid::apply::be_alone(before, &guard);
-            crate::kid::apply::be_alone(&mut rest[usize::from(shared.is_some())..], &guard);
+            apply::be_alone(before, &guard);
+            apply::be_alone(&mut rest[usize::from(shared.is_some())..], &guard);
             self.check()?;
         }
         self.locked = self.to_lock(touched);
@@ -189,8 +199,7 @@ impl<'a> Mesh<'a> {
     /// The statements that keep writers out.
     fn locks(&self, at: usize) -> Vec<String> {
         let tables = self.plan.sync.relations.iter().filter(|r| self.locked.contains(&r.id));
-        let lock = |t: &crate::kid::shape::Table| format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE", t.only);
-        tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(lock)).collect()
+        tables.filter_map(|r| self.members[at].shapes.get(&r.id).map(Table::lock)).collect()
     }
 
     fn windows(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
@@ -279,7 +288,7 @@ impl<'a> Mesh<'a> {
         let latest = uses_latest_of_all(&self.plan.sync);
         for at in &sources {
             let Some(offer) = &mut self.offers[*at] else { continue };
-            let union = super::offer::union(&offer.windows);
+            let union = offer::union(&offer.windows);
             let control = self.plan.control.as_bytes();
             let params =
                 [control, captured.as_bytes(), union.xmax.as_bytes(), union.xip.as_bytes(), if latest { b"t" } else { b"f" }];
@@ -309,41 +318,10 @@ impl<'a> Mesh<'a> {
     }
 }
 
-fn open_one(plan: &mut Plan, pool: &mut Pool, index: usize) -> Result<Receiver, (Error, bool)> {
-    let mut session = pool.take(&plan.sync.members[index].db).map_err(|e| (e, true))?;
-    let fresh = session.fresh;
-    let shapes = match plan.sync.members[index].role {
-        Role::Source => plan.source_shapes(index, &mut session),
-        _ => plan.shapes(index, &mut session),
-    };
-    let shapes = shapes.map_err(|e| (e, fresh))?;
-    Ok(Receiver {
-        index,
-        session,
-        shapes,
-        failed: None,
-        spoilt: false,
-        counts: Counts::default(),
-        copied: 0,
-        patience: members::PATIENCE,
-    })
-}
-
-/// Makes sure that the members are who they were; one that is not is left out.
-fn recognise(plan: &mut Plan, opened: &mut Vec<Receiver>, failures: &mut Vec<Failure>) {
-    loop {
-        let mut sessions: Vec<_> = opened.iter_mut().map(|r| (r.index, &mut r.session)).collect();
-        let Err((index, error)) = renew::recognise(plan, &mut sessions) else { return };
-        let Some(at) = opened.iter().position(|r| r.index == index) else { return };
-        let fresh = opened.remove(at).session.fresh;
-        failures.push(Failure { index, error, fresh });
-    }
-}
-
 /// What there is to say about the clocks of the sources, where they decide anything.
 fn doubt(plan: &Plan, opened: &[Receiver]) -> String {
     let by_time = |s: &str| s.starts_with("bucardo_latest");
-    let own = |r: &crate::catalog::sync::Relation| r.conflict_strategy.as_deref().is_some_and(by_time);
+    let own = |r: &Relation| r.conflict_strategy.as_deref().is_some_and(by_time);
     if !by_time(&plan.sync.conflict_strategy) && !plan.sync.relations.iter().any(own) {
         return String::new();
     }
@@ -356,19 +334,18 @@ fn find(rows: &Rows, name: &str) -> Option<usize> {
     (0..rows.len()).find(|row| rows.get(*row, 0) == Some(name))
 }
 
-fn uses_latest_of_all(sync: &crate::catalog::sync::Sync) -> bool {
+fn uses_latest_of_all(sync: &Sync) -> bool {
     let name = "bucardo_latest_all_tables";
     sync.conflict_strategy == name || sync.relations.iter().any(|r| r.conflict_strategy.as_deref() == Some(name))
 }
 
-fn settled(rows: &Rows, sync: &crate::catalog::sync::Sync) -> Result<HashMap<u32, Vec<Settled>>> {
+fn settled(rows: &Rows, sync: &Sync) -> Result<HashMap<u32, Vec<Settled>>> {
     let mut all: HashMap<u32, Vec<Settled>> = HashMap::new();
     for row in 0..rows.len() {
         let keys: Vec<Vec<String>> = serde_json::from_str(rows.get(row, 2).unwrap_or("[]"))
             .map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))?;
         let open = strings(rows.get(row, 3))?;
-        let open =
-            sync.members.iter().enumerate().filter(|(_, m)| open.contains(&m.db.name)).fold(0, |bits, (i, _)| bits | 1 << i);
+        let open = bits::where_member(sync, |m| open.contains(&m.db.name));
         let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
     }
@@ -376,13 +353,7 @@ fn settled(rows: &Rows, sync: &crate::catalog::sync::Sync) -> Result<HashMap<u32
 }
 
 /// One row of `capture_gather`.
-fn take_change(
-    sync: &crate::catalog::sync::Sync,
-    shapes: &crate::kid::shape::Shapes,
-    rows: &Rows,
-    row: usize,
-    offer: &mut Offer,
-) -> Result<()> {
+fn take_change(sync: &Sync, shapes: &Shapes, rows: &Rows, row: usize, offer: &mut Offer) -> Result<()> {
     let oid: u32 = rows.number(row, 0).unwrap_or_default();
     let found = sync.relations.iter().enumerate().find(|(_, r)| shapes.get(&r.id).is_some_and(|t| t.oid == oid));
     // Captured but no longer in the sync: the master takes the capture off.

@@ -15,9 +15,12 @@ use super::meet::PlainKey;
 use super::record::{self, Stand};
 pub(super) use super::written::{Noted, Written};
 use super::{Broken, Errand, Mesh};
+use crate::catalog::sync::Relation;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
-use crate::ident::text_array;
+use crate::ident::{quote_literal, text_array};
+use crate::kid::reading::Reading;
+use crate::kid::shape;
 
 /// A decision, as `bucardo.conflict` keeps it.
 #[derive(Clone, Debug, Default)]
@@ -357,24 +360,10 @@ impl Mesh<'_> {
         &self,
         at: usize,
         relation: i32,
-        body: impl FnOnce(&crate::kid::reading::Reading<'_>) -> String,
+        body: impl FnOnce(&Reading<'_>) -> String,
     ) -> Result<String, Broken> {
-        let table =
-            self.members[at].shapes.get(&relation).ok_or_else(|| crate::kid::shape::missing(&self.plan.sync, relation))?;
-        let key = self.key_of(relation);
-        let reading = crate::kid::reading::Reading {
-            source: table,
-            key: &key,
-            slots: &[],
-            columns: &[],
-            segments: &[],
-            batched: false,
-            fitting: None,
-            news: "",
-            excluded: None,
-            noted: false,
-        };
-        Ok(body(&reading))
+        let table = self.members[at].shapes.get(&relation).ok_or_else(|| shape::missing(&self.plan.sync, relation))?;
+        Ok(body(&Reading::of(table, &self.key_of(relation), &[])))
     }
 
     fn choose_all(&mut self, relation: i32, conflicts: Vec<Conflict>, outcome: &mut Outcome) -> Result<(), Broken> {
@@ -383,7 +372,7 @@ impl Mesh<'_> {
         let strategy = Strategy::parse(&text, &names);
         let shared: Vec<Rc<str>> = names.iter().map(|name| (*name).into()).collect();
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
-        let present = self.sources().iter().fold(0, |bits, at| bits | self.members[*at].bit());
+        let present = self.present_sources();
         let (gone, conflicts): (Vec<_>, Vec<_>) =
             conflicts.into_iter().partition(|c| c.rows.iter().all(|(_, row)| row.is_none()));
         for conflict in gone {
@@ -408,7 +397,7 @@ impl Mesh<'_> {
     }
 
     pub(super) fn strategy_of(&self, relation: i32) -> String {
-        let own = self.plan.sync.relations.iter().find(|r| r.id == relation).and_then(|r| r.conflict_strategy.clone());
+        let own = self.plan.sync.relation(relation).and_then(|r| r.conflict_strategy.clone());
         own.unwrap_or_else(|| self.plan.sync.conflict_strategy.clone())
     }
 
@@ -434,14 +423,13 @@ impl Mesh<'_> {
         )
         .hint(format!(
             "Make the rows equal, or choose another conflict_strategy with bucardo.update_sync, then SELECT bucardo.resume({});",
-            crate::ident::quote_literal(&self.plan.sync.name)
+            quote_literal(&self.plan.sync.name)
         ));
         Broken::Run { error, pause: true }
     }
 
     pub(super) fn relation_name(&self, relation: i32) -> String {
-        let found = self.plan.sync.relations.iter().find(|r| r.id == relation);
-        found.map_or_else(String::new, |r| format!("{}.{}", r.schema, r.name))
+        self.plan.sync.relation(relation).map(Relation::full_name).unwrap_or_default()
     }
 
     fn carry_out(

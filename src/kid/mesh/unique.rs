@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::decide::{self, Change, Choice, Circumstances, Strategy};
 use super::settle::{Decision, Image, Outcome, Written, rows_json};
 use super::{Broken, Mesh};
-use crate::kid::shape::UniqueIndex;
+use crate::kid::bits;
+use crate::kid::shape::{Table, UniqueIndex};
 use crate::kid::statements::Join;
 use crate::libpq::{Conn, Rows};
 
@@ -155,7 +156,7 @@ impl Mesh<'_> {
         let text = self.strategy_of(relation);
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
         let contenders: Vec<Change> = group.iter().map(|c| c.change).collect();
-        let present = contenders.iter().fold(0, |bits, c| bits | (1 << c.source));
+        let present = bits::of(contenders.iter().map(|c| c.source));
         let given = Circumstances { latest: &latest, present, random: super::settle::random() };
         let choice = decide::choose(&Strategy::parse(&text, &names), &contenders, &given);
         let winner = match choice {
@@ -218,10 +219,8 @@ impl Mesh<'_> {
         let (winner, loser) = (self.member_name(from).to_string(), self.name(at).to_string());
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(decisions) };
         let key = self.key_of(relation);
-        let Some(columns) = self.place(from).and_then(|place| {
-            let source = self.members[place].shapes.get(&relation)?;
-            Some(source.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect::<Vec<_>>())
-        }) else {
+        let Some(columns) = self.place(from).and_then(|place| self.members[place].shapes.get(&relation).map(Table::travelling))
+        else {
             return Ok(decisions);
         };
         let name = self.relation_name(relation);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
+use crate::kid::bits;
 use crate::kid::members;
 use crate::kid::reading::Reading;
 use crate::kid::report::Progress;
@@ -24,18 +25,7 @@ struct Model {
 
 impl Model {
     fn reading(&self) -> Reading<'_> {
-        Reading {
-            source: &self.table,
-            key: &self.key,
-            slots: &[],
-            columns: &self.columns,
-            segments: &[],
-            batched: false,
-            fitting: None,
-            news: "",
-            excluded: None,
-            noted: false,
-        }
+        Reading::of(&self.table, &self.key, &self.columns)
     }
 
     fn on<T>(&self, receiver: &Receiver, body: impl FnOnce(&Writing<'_>) -> T) -> Option<T> {
@@ -55,13 +45,13 @@ impl Mesh<'_> {
         progress: &mut Progress,
     ) -> Result<(), Broken> {
         let wants = |o: &super::offer::Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
-        let given = self.offers.iter().flatten().fold(0, |bits, o| bits | o.copy_all);
+        let given = bits::union(self.offers.iter().flatten().map(|o| o.copy_all));
         let mut places: Vec<usize> = (0..self.members.len()).collect();
         places.sort_by_key(|at| given & self.members[*at].bit() != 0);
         let model = places.into_iter().find_map(|at| {
             let offer = self.offers[at].as_ref().filter(|o| wants(o) != 0)?;
             // Who is to be made equal itself is no model.
-            let others = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
+            let others = self.late(relation);
             if others & self.members[at].bit() != 0 {
                 return None;
             }
@@ -69,7 +59,7 @@ impl Mesh<'_> {
         });
         let Some((at, sure, if_empty)) = model else { return Ok(()) };
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
-        let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let columns = table.travelling();
         let model = Model { relation, name: self.relation_name(relation), table, key: self.key_of(relation), columns };
         let (mut straight, mut staged, mut own) = (0, 0, HashMap::new());
         for to in (0..self.members.len()).filter(|to| *to != at).collect::<Vec<_>>() {

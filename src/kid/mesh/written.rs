@@ -7,6 +7,7 @@ use super::contend::Key;
 use super::decide::Change;
 use super::settle::Outcome;
 use crate::ident::{quote_ident, quote_literal, text_array};
+use crate::kid::bits;
 use crate::kid::gather::window;
 use crate::kid::statements::list;
 
@@ -74,12 +75,12 @@ impl Mesh<'_> {
     fn may_miss(&self, at: usize) -> u64 {
         let away = self.away_from(at);
         let targets = self.members.iter().zip(&self.offers).filter(|(_, offer)| offer.is_none());
-        targets.fold(away, |bits, (member, _)| bits | member.bit())
+        away | bits::union(targets.map(|(member, _)| member.bit()))
     }
 
     /// The members, as bits, that are away, as far as the source knows of them.
     fn away_from(&self, at: usize) -> u64 {
-        self.offers[at].iter().flat_map(|o| &o.away).fold(0, |bits, (member, _)| bits | 1 << member)
+        bits::of(self.offers[at].iter().flat_map(|o| &o.away).map(|(member, _)| *member))
     }
 
     /// Has the source (by its place in the sync) whose change of a key goes to all capture it once more, if there is a member
@@ -87,11 +88,11 @@ impl Mesh<'_> {
     /// come there last.
     pub(super) fn tell_again(&self, key: &Key, changes: &[Change], source: usize, outcome: &mut Outcome) {
         let (Some(own), Some(at)) = (changes.iter().find(|c| c.source == source), self.place(source)) else { return };
-        let others = changes.iter().filter(|c| c.source != source).fold(0, |bits, c| bits | !c.towards);
+        let others = bits::union(changes.iter().filter(|c| c.source != source).map(|c| !c.towards));
         let missed = self.may_miss(at) & !own.towards;
         // Of a target nobody knows surely what it has, and it contends with nobody. But a source that is away and has this change
         // alone has written in the knowledge of it, and would contend with it once more.
-        let sources = crate::kid::run::sources(&self.plan.sync);
+        let sources = bits::sources(&self.plan.sync);
         let spared = missed & sources & self.away_from(at) != 0;
         if others & missed != 0 || (missed & !sources != 0 && !spared) {
             outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
@@ -150,7 +151,7 @@ impl Mesh<'_> {
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.
     fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
-        let noted = crate::kid::run::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
+        let noted = bits::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
         self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| noted & self.members[at].bit() != 0)
     }
 

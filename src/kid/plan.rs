@@ -1,0 +1,156 @@
+//! What a kid knows of a sync: its catalog, read once for as long as that does not change, what its tables look like on each
+//! member, and what the last run has seen. It outlives runs, and must never outlive a change of the catalog.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use super::apply::Receiver;
+use super::failure::Failure;
+use super::gather::Asker;
+use super::members::{self, Pool, Session};
+use super::mend;
+use super::report::Progress;
+use super::sequence;
+use super::shape::{self, Shapes};
+use crate::catalog::sync::{Role, Sync};
+use crate::error::{Error, Result, SqlState};
+use crate::libpq::Rows;
+use crate::pg::shmem;
+
+/// What a kid keeps of a sync between runs.
+pub struct Plan {
+    pub sync: Sync,
+    pub control: String,
+    /// The catalog's generation in which it was read.
+    pub generation: u64,
+    pub(super) shapes: HashMap<usize, Rc<Shapes>>,
+    pub(super) sequence_query: Option<String>,
+    /// The sequences' state that each receiver was given last.
+    sequences: HashMap<usize, String>,
+    /// The connection by which each member was recognised last.
+    pub(super) recognised: HashMap<usize, u64>,
+    /// The last run, if it was this kid's and all went well; and whether the present one follows right after it. If not, a
+    /// transaction of a run that died may be open still, and have its COMMIT under way.
+    pub clean_run: Option<i64>,
+    pub follows: bool,
+    /// Whether the present run waits for locks however long they are held, unless its kid is needed: no other member waits for it.
+    pub patient: bool,
+    /// How many plans the present run has given up, and the captured tables (by their oids) that are known not to be of the
+    /// sync.
+    pub(super) renewals: u32,
+    pub(super) strangers: HashSet<u32>,
+}
+
+impl Plan {
+    pub fn new(sync: Sync, control: String, generation: u64) -> Self {
+        let sequence_query = sequence::query(&sync);
+        Self {
+            sync,
+            control,
+            generation,
+            shapes: HashMap::new(),
+            sequence_query,
+            sequences: HashMap::new(),
+            recognised: HashMap::new(),
+            clean_run: None,
+            follows: false,
+            patient: false,
+            renewals: 0,
+            strangers: HashSet::new(),
+        }
+    }
+
+    /// The first source, by its place among the members.
+    pub fn source(&self) -> Result<usize> {
+        self.sync.first_source().ok_or_else(|| Error::new(SqlState::WRONG_STATE, "the sync has no source"))
+    }
+
+    /// What the transactions of a sync's runs hold on every member that receives.
+    pub fn guard(&self) -> String {
+        format!("bucardo run {} {}", self.control, self.sync.capture_name())
+    }
+
+    /// What deltas are marked with that a run writes for other syncs: through which sync they came, and from whom.
+    pub fn origin(&self, source: usize) -> String {
+        format!("{}:{}:{}", self.control, self.sync.capture_name(), self.sync.members[source].db.name)
+    }
+
+    /// How long the present run waits for a lock, as `lock_timeout`.
+    pub fn patience(&self) -> &'static str {
+        if self.patient { members::LONG_PATIENCE } else { members::PATIENCE }
+    }
+
+    /// Whether it goes on waiting for a lock: as long as no other sync waits for the kid.
+    pub fn waits_on(&self, error: &Error) -> bool {
+        let short = || shmem::read(|s| s.masters.iter().any(|m| m.db == shmem::my_database() && m.short));
+        self.patient && error.code == SqlState::LOCK_NOT_AVAILABLE && !short()
+    }
+
+    fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+        if let Some(known) = self.shapes.get(&index) {
+            return Ok(known.clone());
+        }
+        // Sizes are asked under a lock. A session that has failed here is not kept.
+        session.conn.query(&format!("SET lock_timeout = '{}'", self.patience()))?;
+        let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
+        session.conn.query("SET lock_timeout = 0")?;
+        self.shapes.insert(index, seen.clone());
+        Ok(seen)
+    }
+
+    /// The same for a source, which must have every table, and capture it.
+    pub fn source_shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
+        if let Some(known) = self.shapes.get(&index) {
+            return Ok(known.clone());
+        }
+        let seen = self.shapes(index, session)?;
+        let asker = Asker { control: &self.control, sync: &self.sync, source: index };
+        let checked = shape::check_complete(&self.sync, &seen).and_then(|()| mend::mend(&mut session.conn, &asker, &seen));
+        // What was not found whole is looked at again.
+        checked.inspect_err(|_| drop(self.shapes.remove(&index)))?;
+        Ok(seen)
+    }
+
+    /// Connects to the members that take part; those that cannot be reached are left out and reported. `patience`: how long
+    /// each of them waits for locks.
+    pub fn open(
+        &mut self,
+        pool: &mut Pool,
+        todo: u64,
+        patience: &'static str,
+        progress: &Progress,
+    ) -> (Vec<Receiver>, Vec<Failure>) {
+        let (mut opened, mut failures) = (Vec::new(), Vec::new());
+        for index in (0..self.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
+            progress.member(&self.sync.members[index].db.name);
+            match self.open_one(pool, index, patience) {
+                Ok(receiver) => opened.push(receiver),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        (opened, failures)
+    }
+
+    fn open_one(&mut self, pool: &mut Pool, index: usize, patience: &'static str) -> Result<Receiver, Failure> {
+        let mut session = pool.take(&self.sync.members[index].db).map_err(|error| Failure { index, error, fresh: true })?;
+        let shapes = match self.sync.members[index].role {
+            Role::Source => self.source_shapes(index, &mut session),
+            _ => self.shapes(index, &mut session),
+        };
+        match shapes {
+            Ok(shapes) => Ok(Receiver::new(index, session, shapes, patience)),
+            Err(error) => Err(Failure { index, error, fresh: session.fresh }),
+        }
+    }
+
+    /// The sequences' state, if any of the receivers was given another one last.
+    pub fn moved_sequences(&self, rows: Option<&Rows>, receivers: &[Receiver]) -> Option<String> {
+        let state = sequence::fingerprint(rows?);
+        receivers.iter().any(|r| self.sequences.get(&r.index) != Some(&state)).then_some(state)
+    }
+
+    /// Keeps which state a receiver was given.
+    pub fn gave_sequences(&mut self, receiver: &Receiver, state: &str) {
+        self.sequences.insert(receiver.index, state.to_string());
+    }
+}
