@@ -137,7 +137,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 9 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 10 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -979,6 +979,26 @@ BEGIN
 END
 $body$;
 
+-- Gives a table of places (how far somebody was served) a new file with its rows alone, at once or not at all. Each run writes
+-- a new version of its row, and while anybody holds an old snapshot none of them goes: each run would read them all.
+-- A run whose snapshot is older than the new file finds it empty: it takes such an answer for none, and begins again.
+CREATE OR REPLACE FUNCTION bucardo.capture_renew_places(p_table regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    places json;
+BEGIN
+    IF pg_relation_size(p_table) < 128 * 1024 THEN
+        RETURN;
+    END IF;
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', p_table);
+    EXECUTE format('SELECT json_agg(t) FROM %s t', p_table) INTO places;
+    EXECUTE format('TRUNCATE %s', p_table);
+    EXECUTE format('INSERT INTO %1$s SELECT * FROM json_populate_recordset(NULL::%1$s, $1)', p_table) USING coalesce(places, '[]');
+EXCEPTION WHEN lock_not_available THEN
+    NULL;
+END
+$body$;
+
 -- Empties the segments that everybody has been served from, of tables with so many bytes of them. Never waits for a writer
 -- and lets none wait: it switches writers to an empty segment first, and takes a lock only on segments that they have left,
 -- at once or not at all. One that was left just now waits for the next purge: somebody may be on his way to it. Where all is
@@ -1055,6 +1075,9 @@ BEGIN
             END;
         END LOOP;
     END LOOP;
+    -- Last, because runs wait for these.
+    PERFORM bucardo.capture_renew_places('bucardo.capture_track');
+    PERFORM bucardo.capture_renew_places('bucardo.capture_progress');
     RETURN freed;
 END
 $body$;

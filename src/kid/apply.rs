@@ -48,14 +48,12 @@ pub struct Receiver {
     pub counts: Counts,
     /// Rows that the last COPY stored.
     pub copied: u64,
-    /// How long it waits for locks that others hold, as `lock_timeout`.
-    pub patience: &'static str,
 }
 
 impl Receiver {
-    pub fn new(index: usize, session: Session, shapes: Rc<Shapes>, patience: &'static str) -> Self {
+    pub fn new(index: usize, session: Session, shapes: Rc<Shapes>) -> Self {
         let counts = Counts::default();
-        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0, patience }
+        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0 }
     }
 
     pub fn bit(&self) -> u64 {
@@ -300,13 +298,12 @@ fn truncate(item: &Work, receiver: &mut Receiver) {
 /// The same by the statements of a table.
 pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver) {
     let (truncate, delete) = (writing.truncate(), writing.delete_all());
-    let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
     let done = receiver.attempt_on(name, |conn| {
-        conn.query("SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = '1s'")?;
+        conn.query("SAVEPOINT bucardo_truncate")?;
         match conn.query(&truncate) {
-            Ok(_) => conn.query(&format!("RELEASE SAVEPOINT bucardo_truncate; {patient}")).map(drop),
+            Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate").map(drop),
             Err(e) if matches!(e.code.as_str(), "0A000" | "55P03") => {
-                conn.query(&format!("ROLLBACK TO SAVEPOINT bucardo_truncate; {patient}"))?;
+                conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate")?;
                 conn.query(&delete).map(drop)
             }
             Err(e) => Err(e),

@@ -23,10 +23,12 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SELECT pg_catalog.set_config(s, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::pg_catalog.text[]) s \
     WHERE pg_catalog.current_setting(s, true) IS NOT NULL";
 
-/// Whoever waits on one member holds up the others, and rows that it has changed there: so for this long only.
-pub const PATIENCE: &str = "2s";
-/// Where nobody is held up, this long until it looks whether others wait for its kid.
-pub const LONG_PATIENCE: &str = "10s";
+/// How long a run waits for a lock on a member, in milliseconds: whoever waits holds up others, and rows that it has changed.
+/// Two seconds at most, and less than an application waits there before it looks for a deadlock: of a circle that closes
+/// after the run's own look at it the run must be the one that gives up, and it has begun to wait before the other. To be
+/// asked before [`SESSION`] changes what it asks for.
+const PATIENCE: &str = "SELECT greatest(1, least(2000, pg_catalog.floor(900 * \
+    pg_catalog.date_part('epoch', pg_catalog.current_setting('deadlock_timeout')::pg_catalog.interval))))";
 
 /// The connections that wait for the next run, by the member's name and which of its connections it is.
 #[derive(Default)]
@@ -41,6 +43,8 @@ pub struct Session {
     /// Whether it was made for this run.
     pub fresh: bool,
     pub who: Who,
+    /// How long it waits for locks that others hold, as `lock_timeout`.
+    pub patience: String,
     /// Where the member's log was after it had committed in this run.
     pub place: Option<String>,
     /// Which of this kid's connections it is.
@@ -84,6 +88,7 @@ impl Pool {
         if conn.version() < 130_000 {
             return Err(Error::new(SqlState::NOT_SUPPORTED, format!("db \"{}\" is older than PostgreSQL 13", db.name)));
         }
+        let patience = format!("{}ms", conn.query(PATIENCE)?.text(0, 0));
         conn.query(&format!("{SESSION}; SET work_mem = {}", guc::kid_work_mem())).map_err(|e| {
             e.at(format_args!("db \"{}\"", db.name))
                 .hint("The role in the conninfo must be a superuser (or may set session_replication_role).")
@@ -93,7 +98,7 @@ impl Pool {
             return Err(who::other_database(&db.name, db.identity.as_deref().unwrap_or_default(), &who.identity));
         }
         self.made += 1;
-        Ok(Session { conn, fresh: true, who, place: None, number: self.made, key, kept_as })
+        Ok(Session { conn, fresh: true, who, patience, place: None, number: self.made, key, kept_as })
     }
 
     /// Takes a session back, if it can be used again.

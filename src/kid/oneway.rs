@@ -89,7 +89,7 @@ impl OneWay<'_> {
     fn open(&self, receiver: &mut Receiver, work: &[Work]) {
         let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
         let locks = self.locks(receiver, work);
-        let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.patience);
+        let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.session.patience);
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
             conn.pipeline_add(gather::begin(self.pass.sync), &[], &[])?;

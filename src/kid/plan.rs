@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::apply::Receiver;
 use super::failure::Failure;
 use super::gather::Asker;
-use super::members::{self, Pool, Session};
+use super::members::{Pool, Session};
 use super::mend;
 use super::report::Progress;
 use super::sequence;
@@ -75,11 +75,6 @@ impl Plan {
         format!("{}:{}:{}", self.control, self.sync.capture_name(), self.sync.members[source].db.name)
     }
 
-    /// How long the present run waits for a lock, as `lock_timeout`.
-    pub fn patience(&self) -> &'static str {
-        if self.patient { members::LONG_PATIENCE } else { members::PATIENCE }
-    }
-
     /// Whether it goes on waiting for a lock: as long as no other sync waits for the kid.
     pub fn waits_on(&self, error: &Error) -> bool {
         let short = || shmem::read(|s| s.masters.iter().any(|m| m.db == shmem::my_database() && m.short));
@@ -91,7 +86,7 @@ impl Plan {
             return Ok(known.clone());
         }
         // Sizes are asked under a lock. A session that has failed here is not kept.
-        session.conn.query(&format!("SET lock_timeout = '{}'", self.patience()))?;
+        session.conn.query(&format!("SET lock_timeout = '{}'", session.patience))?;
         let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
         session.conn.query("SET lock_timeout = 0")?;
         self.shapes.insert(index, seen.clone());
@@ -111,19 +106,12 @@ impl Plan {
         Ok(seen)
     }
 
-    /// Connects to the members that take part; those that cannot be reached are left out and reported. `patience`: how long
-    /// each of them waits for locks.
-    pub fn open(
-        &mut self,
-        pool: &mut Pool,
-        todo: u64,
-        patience: &'static str,
-        progress: &Progress,
-    ) -> (Vec<Receiver>, Vec<Failure>) {
+    /// Connects to the members that take part; those that cannot be reached are left out and reported.
+    pub fn open(&mut self, pool: &mut Pool, todo: u64, progress: &Progress) -> (Vec<Receiver>, Vec<Failure>) {
         let (mut opened, mut failures) = (Vec::new(), Vec::new());
         for index in (0..self.sync.members.len()).filter(|i| todo & (1 << i) != 0) {
             progress.member(&self.sync.members[index].db.name);
-            match self.open_one(pool, index, patience) {
+            match self.open_one(pool, index) {
                 Ok(receiver) => opened.push(receiver),
                 Err(failure) => failures.push(failure),
             }
@@ -131,14 +119,14 @@ impl Plan {
         (opened, failures)
     }
 
-    fn open_one(&mut self, pool: &mut Pool, index: usize, patience: &'static str) -> Result<Receiver, Failure> {
+    fn open_one(&mut self, pool: &mut Pool, index: usize) -> Result<Receiver, Failure> {
         let mut session = pool.take(&self.sync.members[index].db).map_err(|error| Failure { index, error, fresh: true })?;
         let shapes = match self.sync.members[index].role {
             Role::Source => self.source_shapes(index, &mut session),
             _ => self.shapes(index, &mut session),
         };
         match shapes {
-            Ok(shapes) => Ok(Receiver::new(index, session, shapes, patience)),
+            Ok(shapes) => Ok(Receiver::new(index, session, shapes)),
             Err(error) => Err(Failure { index, error, fresh: session.fresh }),
         }
     }

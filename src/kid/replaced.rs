@@ -56,6 +56,7 @@ pub fn committed(conn: &mut Conn) -> Result<String> {
     })
 }
 
-fn replaced(table: &str) -> Error {
+/// The error that makes a run begin again.
+pub fn replaced(table: &str) -> Error {
     Error::new(SqlState(*b"40001"), format!("{table} was emptied or rewritten during the run"))
 }

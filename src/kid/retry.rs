@@ -36,6 +36,8 @@ pub enum Verdict {
 
 /// How often a run that was only unlucky is taken again before it is called refused.
 const MAX_DEFEATS: u32 = 20;
+/// The same for one that waits for somebody else's lock: for about a minute.
+const MAX_WAITS: u32 = 40;
 /// From this defeat on the tables are locked first.
 const LOCK_AFTER: u32 = 3;
 
@@ -51,7 +53,9 @@ pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
         // A kept connection may have died with a server that is back already.
         _ if is_away(error.code) && !fresh && attempt == 0 => Verdict::Again { care, wait: Duration::ZERO },
         _ if is_away(error.code) => Verdict::Down,
-        "40001" | "40P01" | "55P03" if attempt < MAX_DEFEATS => again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care }),
+        "40001" | "40P01" if attempt < MAX_DEFEATS => again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care }),
+        // Who holds a lock for long is not overtaken by locking the whole table, which makes others wait there.
+        "55P03" if attempt < MAX_WAITS => again(care),
         // Another row holds the value now: a row of this run that is not yet written, or one that an application just made.
         "23505" | "23P01" if attempt < 3 => again(Care { thorough: true, ..care }),
         "22P05" if !care.fitting => again(Care { fitting: true, ..care }),
@@ -115,6 +119,12 @@ mod tests {
             assert!(matches!(verdict(code, 2), Verdict::Again { care: Care { locked: true, .. }, .. }));
             assert_eq!(verdict(code, MAX_DEFEATS), Verdict::Refused);
         }
+    }
+
+    #[test]
+    fn a_run_that_waits_for_a_lock_locks_nothing_more() {
+        assert!(matches!(verdict("55P03", LOCK_AFTER), Verdict::Again { care: Care { locked: false, .. }, .. }));
+        assert_eq!(verdict("55P03", MAX_WAITS), Verdict::Refused);
     }
 
     #[test]

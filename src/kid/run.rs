@@ -157,8 +157,7 @@ impl Attempt<'_> {
 
     /// Connects to the receivers, and makes sure that all members are who they were and alone.
     fn open(&mut self, todo: u64) -> Result<(Vec<Receiver>, Vec<Failure>)> {
-        let patience = self.plan.patience();
-        let (mut receivers, mut failures) = self.plan.open(self.pool, todo, patience, self.progress);
+        let (mut receivers, mut failures) = self.plan.open(self.pool, todo, self.progress);
         renew::recognise_all(self.plan, Some((self.source, &mut self.from)), &mut receivers, &mut failures)?;
         let encoding = members::common_encoding(std::iter::once(&self.from).chain(receivers.iter().map(|r| &r.session)));
         members::speak(&mut self.from.conn, encoding)?;

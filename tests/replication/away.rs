@@ -121,6 +121,30 @@ fn a_lock_on_a_target_delays_and_a_stop_is_still_answered() {
     net.settle(&["t"]);
 }
 
+/// A run waits for a row of an application's, which then asks for a row of the run's: PostgreSQL ends whoever sees the circle,
+/// and the run has looked for it before.
+#[test]
+fn a_deadlock_with_an_application_is_never_the_applications() {
+    let net = Net::together(Capture::Native, 1);
+    for table in ["t", "u"] {
+        net.everywhere(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text)"));
+    }
+    net.add_sync("tables => 't, u'");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'old'); INSERT INTO u VALUES (1, 'old')");
+    net.settle(&["t", "u"]);
+    let mut app = net.on("B");
+    app.exec("BEGIN; UPDATE u SET v = 'app'");
+    net.on("A").exec("BEGIN; UPDATE t SET v = 'new'; UPDATE u SET v = 'new'; COMMIT");
+    net.wait_sql(
+        "B",
+        "a run that has waited for longer than it looks for a deadlock",
+        "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND clock_timestamp() - waitstart > '300ms'",
+    );
+    app.exec("UPDATE t SET v = 'app'");
+    app.exec("COMMIT");
+    net.settle(&["t", "u"]);
+}
+
 /// An application holds a lock on one target for as long as it likes: the other target is served meanwhile.
 fn locked_by(lock: &str) {
     let net = Net::together(Capture::Native, 2).with_table(T, "public.t");

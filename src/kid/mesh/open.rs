@@ -15,6 +15,7 @@ use crate::kid::gather::{self, Change, strings, window};
 use crate::kid::members::{self, Pool};
 use crate::kid::plan::Plan;
 use crate::kid::renew;
+use crate::kid::replaced;
 use crate::kid::report::Progress;
 use crate::kid::retry::Care;
 use crate::kid::shape::{Shapes, Table};
@@ -27,8 +28,12 @@ const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_id
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
 const TRACK: &str =
     "SELECT member, served, copy, identity FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
-const PROGRESS: &str =
-    "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3";
+/// To be asked after [`TRACK`]. A row without a source says that one of the two tables has got another file since the snapshot
+/// was taken: what is not found there may yet be so.
+const PROGRESS: &str = "SELECT source, served, identity, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3 \
+    UNION ALL SELECT NULL, NULL, NULL, NULL FROM pg_catalog.pg_class c \
+    WHERE c.oid IN ('bucardo.capture_track'::pg_catalog.regclass, 'bucardo.capture_progress'::pg_catalog.regclass) \
+    AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)";
 const SETTLED: &str =
     "SELECT relid, snapshot, keys, pg_catalog.to_json(open) FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
 const GATHER: &str =
@@ -46,7 +51,7 @@ pub(super) struct Begun {
 impl<'a> Mesh<'a> {
     /// Connects to the members; those that cannot be reached are left out and reported.
     pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, progress: &Progress) -> (Self, Vec<Failure>) {
-        let (mut opened, mut failures) = plan.open(pool, todo, members::PATIENCE, progress);
+        let (mut opened, mut failures) = plan.open(pool, todo, progress);
         // All are asked as receivers: an error is one of theirs.
         let _no_other = renew::recognise_all(plan, None, &mut opened, &mut failures);
         let encoding = members::common_encoding(opened.iter().map(|r| &r.session));
@@ -146,11 +151,12 @@ impl<'a> Mesh<'a> {
             let holds = shared != Some(at);
             locked.push(locks.len() + usize::from(holds));
             let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
+            let patient = format!("SET LOCAL lock_timeout = '{}'", self.members[at].session.patience);
             self.members[at].attempt(|conn| {
                 let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
                 conn.pipeline_begin()?;
                 conn.pipeline_add(begin, &[], &[])?;
-                conn.pipeline_add(&format!("SET LOCAL lock_timeout = '{}'", members::PATIENCE), &[], &[])?;
+                conn.pipeline_add(&patient, &[], &[])?;
                 for lock in &locks {
                     conn.pipeline_add(lock, &[], &[])?;
                 }
@@ -177,6 +183,11 @@ impl<'a> Mesh<'a> {
                 let here = rest.next()?;
                 let mut for_source = || if self.offers[at].is_some() { rest.next() } else { None };
                 let (track, progress, settled) = (for_source(), for_source(), for_source());
+                let renewed = progress.as_ref().is_some_and(|rows| (0..rows.len()).any(|row| rows.get(row, 0).is_none()));
+                if renewed {
+                    self.members[at].failed = Some(replaced::replaced("the account of what was served"));
+                    return None;
+                }
                 Some(Begun { here, track, progress, settled, sequences: rest.next() })
             }));
         }

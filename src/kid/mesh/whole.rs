@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::bits;
-use crate::kid::members;
 use crate::kid::reading::Reading;
 use crate::kid::report::Progress;
 use crate::kid::shape::{Table, is_binary_safe};
@@ -201,10 +200,10 @@ impl Mesh<'_> {
         for (relation, members) in std::mem::take(&mut self.copied) {
             for member in self.members.iter_mut().filter(|m| members & m.bit() != 0 && m.failed.is_none()) {
                 let Some(name) = member.shapes.get(&relation).map(|t| t.name.clone()) else { continue };
-                let conn = &mut member.session.conn;
+                let (conn, patience) = (&mut member.session.conn, &member.session.patience);
                 if rebuilt.contains(&relation) {
                     // Others wait behind whoever waits for this lock: not for long.
-                    let set = conn.query(&format!("SET lock_timeout = '{}'", members::PATIENCE));
+                    let set = conn.query(&format!("SET lock_timeout = '{patience}'"));
                     if let Err(error) = set.and_then(|_| conn.query(&format!("REINDEX TABLE {name}"))) {
                         pgrx::warning!("bucardo: the indexes of {name} were not rebuilt on db \"{}\": {error}", conn.name);
                     }

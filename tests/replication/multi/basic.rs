@@ -64,6 +64,33 @@ fn everything_is_published() {
     m.control().exec("SELECT bucardo.purge()");
 }
 
+/// Each run writes a version of what its source knows of how far everybody was served; under an old snapshot all of them stay.
+#[test]
+fn an_old_snapshot_does_not_keep_what_runs_have_noted() {
+    let m = Plan::new(2).targets(1).start().with(T, "tables => 'public.t'");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (2, 'B')")]);
+    assert_eq!(m.kick(), "good");
+    let mut old = m.on("A");
+    old.exec("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1");
+    let places = [("capture_track", "served"), ("capture_progress", "run")];
+    let all = |table: &str| m.on("A").one(&format!("SELECT string_agg(t::text, ';' ORDER BY member) FROM bucardo.{table} t"));
+    let size = |table: &str| m.on("A").number(&format!("SELECT pg_relation_size('bucardo.{table}')"));
+    for (table, column) in places {
+        let before = all(table);
+        let again = format!("UPDATE bucardo.{table} SET {column} = {column};");
+        m.on("A").exec(&again.repeat(2000));
+        assert!(size(table) > 128 * 1024, "{table}: {}", size(table));
+        m.control().exec("SELECT bucardo.purge()");
+        assert!(size(table) < 20_000, "{table}: {}", size(table));
+        assert_eq!(all(table), before);
+    }
+    m.changes(&[("A", "UPDATE t SET val = 'new' WHERE id = 2"), ("B", "UPDATE t SET val = 'new' WHERE id = 1")]);
+    assert_eq!(m.kick(), "good");
+    m.expect_everywhere("SELECT string_agg(id || val, ',' ORDER BY id) FROM t", "1new,2new");
+    assert_eq!((m.pending(), m.count_conflicts("true")), (0, 0));
+    old.exec("COMMIT");
+}
+
 #[test]
 fn a_column_that_one_member_lacks_is_named_and_the_others_go_on() {
     let m = Plan::new(2).targets(1).start().with(T, "tables => 'public.t'");
