@@ -11,6 +11,7 @@ use crate::error::{Result, SqlState};
 use crate::ident::{display_qualified, quote_ident, quote_literal, quote_qualified};
 use crate::kid::{renew, who};
 use crate::libpq::Conn;
+use crate::pg::spi;
 use crate::{catalog, guc, master};
 
 /// An active member, connected, and the sync's relations as they are there.
@@ -21,10 +22,13 @@ pub struct Checked<'a> {
     pub relations: Vec<Option<Described>>,
 }
 
-/// Opens a member for one of our functions, and makes sure that it can take part.
+/// Opens a member for one of our functions, and makes sure that it can take part. It waits for locks there as long as the
+/// caller says that he waits for any.
 pub fn open(target: &crate::libpq::Target, function: &str) -> Result<(Conn, Identity)> {
     let mut conn = Conn::open(target, &format!("bucardo {function}"), guc::connect_timeout())?;
     let identity = describe::check_member(&mut conn)?;
+    let patience: Option<String> = spi::value("SELECT pg_catalog.current_setting('lock_timeout')", &[])?;
+    conn.query(&format!("SET lock_timeout = {}", quote_literal(&patience.unwrap_or_default())))?;
     Ok((conn, identity))
 }
 
@@ -72,6 +76,7 @@ pub fn check<'a>(
             Err(e) if e.code.class() == "08" && before.is_some_and(|b| b.members.contains(member)) => {
                 pgrx::warning!("{}: it is not checked now", e.message);
             }
+            Err(e) if e.code == SqlState::LOCK_NOT_AVAILABLE => return Err(e.at(format!("db \"{}\"", member.db.name))),
             Err(e) => {
                 faults.push(Fault { code: e.code, db: member.db.name.clone(), relation: None, fault: e.message, fix: e.hint })
             }
