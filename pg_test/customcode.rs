@@ -7,7 +7,7 @@ mod tests {
     use serde_json::json;
 
     use crate::catalog::customcode::{self, Code};
-    use crate::kid::hook;
+    use crate::kid::customcode::call;
     use crate::pg::role;
 
     /// A role that may register, and a function that says whose rights it has.
@@ -41,7 +41,7 @@ mod tests {
         run("SET ROLE registrar; SELECT bucardo.add_customcode('c', 'conflict', 's.who(jsonb)'); RESET ROLE");
         let code = registered("c");
         let before = (role::current(), text("SHOW search_path"));
-        let answer = hook::call(&code, &json!({"a": 1})).unwrap().unwrap();
+        let answer = call(&code, &json!({"a": 1})).unwrap().unwrap();
         assert_eq!(answer, r#"{"c": {"a": 1}, "winner": "registrar"}"#);
         assert_eq!((role::current(), text("SHOW search_path")), before);
     }
@@ -70,7 +70,7 @@ mod tests {
 
     #[pg_test(error = "cannot set parameter \"role\" within security-definer function")]
     fn a_code_cannot_become_another_role() {
-        hook::call(&plpgsql("SET ROLE NONE"), &json!({})).unwrap();
+        call(&plpgsql("SET ROLE NONE"), &json!({})).unwrap();
     }
 
     #[pg_test(error = "cannot fire deferred trigger within security-restricted operation")]
@@ -79,7 +79,7 @@ mod tests {
         run("CREATE TABLE s.t (id int); GRANT INSERT ON s.t TO registrar; \
              CREATE FUNCTION s.late() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$; \
              CREATE CONSTRAINT TRIGGER late AFTER INSERT ON s.t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION s.late()");
-        hook::call(&code, &json!({})).unwrap();
+        call(&code, &json!({})).unwrap();
     }
 
     #[pg_test]
@@ -89,7 +89,7 @@ mod tests {
             "IF current_setting('search_path') <> 'pg_catalog, pg_temp' THEN RAISE 'search_path'; END IF; \
              PERFORM set_config('search_path', 's, pg_catalog', false)",
         );
-        assert_eq!(hook::call(&code, &json!({})).unwrap().as_deref(), Some("{}"));
+        assert_eq!(call(&code, &json!({})).unwrap().as_deref(), Some("{}"));
         assert_eq!(text("SHOW search_path"), before);
     }
 
@@ -97,14 +97,14 @@ mod tests {
     fn a_code_cannot_read_what_its_registrar_cannot() {
         let code = plpgsql("PERFORM 1 FROM s.secret");
         run("CREATE TABLE s.secret (id int)");
-        hook::call(&code, &json!({})).unwrap();
+        call(&code, &json!({})).unwrap();
     }
 
     #[pg_test]
     fn a_code_whose_role_or_relation_is_gone() {
         run(SETUP);
         run("SELECT bucardo.add_customcode('c', 'conflict', 's.who(jsonb)'); UPDATE bucardo.customcode SET owner = 'gone'");
-        let error = hook::call(&registered("c"), &json!({})).unwrap_err();
+        let error = call(&registered("c"), &json!({})).unwrap_err();
         assert_eq!(error.code.as_str(), "42704", "{error}");
         run("UPDATE bucardo.customcode SET relation = 's.gone'");
         assert!(customcode::load().unwrap().of("any").is_empty());

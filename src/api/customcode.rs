@@ -11,7 +11,7 @@ use crate::catalog::customcode::{self, Fields};
 use crate::catalog::{Noun, options};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{check_name, quote_literal, shown};
-use crate::kid::hook;
+use crate::kid::customcode::on_member;
 use crate::master::notify;
 use crate::pg::{role, spi};
 
@@ -186,7 +186,7 @@ fn member_query(db: Option<&str>, sql: Option<&str>) -> Result<SetOfIterator<'st
     let (db, sql) = (required(db, "db")?, bare(required(sql, "sql")?));
     // On a line of its own what follows is not part of a comment.
     let sql = format!("WITH q AS (\n{sql}\n) SELECT pg_catalog.to_jsonb(q) FROM q");
-    let rows = hook::on_member(db, |conn| conn.query_params(&sql, &[])).unwrap_or_else(|| Err(outside("member_query")))?;
+    let rows = on_member(db, |conn| conn.query_params(&sql, &[])).unwrap_or_else(|| Err(outside("member_query")))?;
     let row = |i| serde_json::from_str(rows.get(i, 0).unwrap_or("null")).map(pgrx::JsonB);
     let all = (0..rows.len()).map(row).collect::<Result<Vec<_>, _>>();
     let all = all.map_err(|e| Error::internal(format!("a row of db \"{db}\" cannot be read: {e}")))?;
@@ -211,6 +211,6 @@ fn block(sql: &str) -> String {
 #[pg_extern]
 fn member_exec(db: Option<&str>, sql: Option<&str>) -> Result<i64, ErrorReport> {
     let (db, sql) = (required(db, "db")?, required(sql, "sql")?);
-    let rows = hook::on_member(db, |conn| conn.query(&block(sql))).unwrap_or_else(|| Err(outside("member_exec")))?;
+    let rows = on_member(db, |conn| conn.query(&block(sql))).unwrap_or_else(|| Err(outside("member_exec")))?;
     Ok(rows.number(0, 0).unwrap_or(0))
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::bring::{self, Bringing};
-use super::gather::Change;
+use super::gather::TableChanges;
 use super::members::{self, Session};
 use super::range::Range;
 use super::reading::Reading;
@@ -17,6 +17,7 @@ use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
+use crate::ident::quote_literal;
 use crate::libpq::Conn;
 
 /// What was written.
@@ -97,7 +98,7 @@ pub fn be_alone(receivers: &mut [Receiver], guard: &str) {
 /// A pass: one snapshot of one source, for receivers that get the same of it.
 pub struct Pass<'a> {
     pub sync: &'a Sync,
-    pub changes: &'a [Change],
+    pub changes: &'a [TableChanges],
     pub window: Window,
     pub care: Care,
     pub source: &'a Shapes,
@@ -120,7 +121,7 @@ pub struct Pass<'a> {
 
 /// A change with everything that is known of it on the source.
 pub struct Work<'a> {
-    pub change: &'a Change,
+    pub change: &'a TableChanges,
     pub table: &'a Table,
     pub columns: Vec<String>,
     /// The relation's name for messages.
@@ -170,7 +171,7 @@ impl<'a> Pass<'a> {
         let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
         let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
         let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
-        let one = |change: &'a Change| {
+        let one = |change: &'a TableChanges| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
             let columns = table.travelling();
             let name = self.sync.relations[change.order].full_name();
@@ -280,12 +281,12 @@ impl<'a> Pass<'a> {
 
 /// Captures a TRUNCATE that a run brings.
 pub fn note_truncate(oid: u32, origin: &str) -> String {
-    format!("SELECT bucardo.capture_note_truncate({oid}, {})", crate::ident::quote_literal(origin))
+    format!("SELECT bucardo.capture_note_truncate({oid}, {})", quote_literal(origin))
 }
 
 /// Captures that a run has made a table equal to another one's.
 pub fn note_whole(oid: u32, origin: &str) -> String {
-    format!("SELECT bucardo.capture_note_whole({oid}, {})", crate::ident::quote_literal(origin))
+    format!("SELECT bucardo.capture_note_whole({oid}, {})", quote_literal(origin))
 }
 
 /// Empties the table: by TRUNCATE where PostgreSQL allows it, else (a foreign key points to it) by DELETE.

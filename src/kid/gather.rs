@@ -11,7 +11,7 @@ use crate::libpq::{Conn, Rows};
 
 /// The changes of one relation that some receivers need.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub struct TableChanges {
     /// The relation's number in the catalog.
     pub relation: i32,
     /// The place of the relation in the sync.
@@ -34,7 +34,7 @@ pub struct Change {
 pub struct Group {
     pub served: String,
     pub members: u64,
-    pub changes: Vec<Change>,
+    pub changes: Vec<TableChanges>,
 }
 
 /// What came of asking the source.
@@ -140,7 +140,7 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
         let found = sync.relations.iter().enumerate().find(|(_, r)| shapes.get(&r.id).is_some_and(|t| t.oid == oid));
         // Captured but no longer in the sync: the master takes the capture off.
         let Some((order, relation)) = found else { continue };
-        let change = Change {
+        let change = TableChanges {
             relation: relation.id,
             order,
             key: strings(changes.get(row, 2))?,

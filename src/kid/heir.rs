@@ -4,9 +4,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::copy;
 use super::gather::capture_missing;
 use super::members::Session;
+use super::onetimecopy;
 use super::plan::Plan;
 use super::renew::is_source;
 use crate::error::Error;
@@ -60,7 +60,7 @@ pub fn find(
             return Ok(None);
         }
         let takers: Vec<String> = (0..plan.sync.members.len()).filter(|i| *i != from).map(|i| name(i).to_string()).collect();
-        copy::note(&mut sessions[*at].1.conn, plan, from, "all", &takers).map_err(|e| (from, e))?;
+        onetimecopy::note(&mut sessions[*at].1.conn, plan, from, "all", &takers).map_err(|e| (from, e))?;
         pgrx::warning!(
             "bucardo: sync \"{}\": what db \"{gone}\" gave last, before it went, may have reached db \"{}\" only: whole tables go to {}",
             plan.sync.name,

@@ -18,7 +18,7 @@ use super::run;
 use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
-use crate::master::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
+use crate::master::slot::{KidSlot, KidState, Outcome, Phase, Place, Report, Text};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// An idle kid looks this often whether its master still lives.
@@ -144,7 +144,7 @@ impl Kid {
         show(self.slot, |kid| {
             kid.report = report;
             kid.state = KidState::Reported;
-            kid.phase = crate::master::slot::Phase::Idle;
+            kid.phase = Phase::Idle;
             kid.run = 0;
         });
         wake_master(self.db);

@@ -4,7 +4,7 @@
 
 use super::apply::{Pass, Receiver, Work};
 use super::few::{self, FEW, Handfuls};
-use super::gather::{self, Change};
+use super::gather::{self, TableChanges};
 use super::members::HOLD;
 use super::replaced;
 use super::sequence;
@@ -133,7 +133,7 @@ impl OneWay<'_> {
         }
     }
 
-    fn is_few(&self, change: &Change) -> bool {
+    fn is_few(&self, change: &TableChanges) -> bool {
         change.changes <= FEW
             && !self.pass.noted.contains_key(&change.relation)
             && !change.truncated

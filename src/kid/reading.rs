@@ -253,8 +253,8 @@ impl<'a> Reading<'a> {
         )
     }
 
-    /// The rows of given keys as JSON, in any order: the key's place, the key as an object (null if it is not `told`), the row or null.
-    /// Parameters: for each key column the texts of its values, as an array.
+    /// The rows of given keys as JSON, in any order: the key's place, the key as an object (null if it is not `told`), the
+    /// row or null. Parameters: for each key column the texts of its values, as an array.
     pub fn as_json(&self, told: bool) -> String {
         let n = self.key.len();
         let typed = |i: usize| format!("u.t{0}::{1} AS k{0}", i + 1, self.key_type(i));

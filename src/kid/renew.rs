@@ -1,16 +1,16 @@
-//! Whether the members are what they were when the sync ran last. One that failed over and has lost what it had
-//! committed, and one that was confirmed to be another database, gets whole tables; if it is the only source, all others
-//! get them from it. What somebody has captured itself and not yet given away survives. It must never believe that somebody was served who may have
-//! lost what it was given.
+//! Whether the members are what they were when the sync ran last. One that failed over and has lost what it had committed,
+//! and one that was confirmed to be another database, gets whole tables; if it is the only source, all others get them from
+//! it. What somebody has captured itself and not yet given away survives. It must never believe that somebody was served who
+//! may have lost what it was given.
 
 use std::collections::HashSet;
 
 use super::apply::Receiver;
-use super::copy;
 use super::failure::Failure;
 use super::gather::capture_missing;
 use super::heir;
 use super::members::Session;
+use super::onetimecopy;
 use super::plan::Plan;
 use super::who;
 use crate::catalog::sync::Role;
@@ -208,7 +208,7 @@ fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, lo
     let all = is_source(plan, index) && !other;
     let takes = |i: &usize| if all || alone { *i != from } else { *i == index };
     let takers: Vec<String> = (0..plan.sync.members.len()).filter(takes).map(|i| plan.sync.members[i].db.name.clone()).collect();
-    copy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers)?;
+    onetimecopy::note(&mut sessions[giver].1.conn, plan, from, "all", &takers)?;
     if all {
         let (timeline, sync) = (now.split(':').next().unwrap_or(""), plan.sync.capture_name());
         let params = [plan.control.as_str(), &sync, &name, timeline].map(Some);

@@ -8,8 +8,9 @@ use super::who;
 use crate::error::{Error, Result, SqlState};
 use crate::libpq::{Conn, Rows};
 
-/// The tables that have another file than this transaction's snapshot knows, or another name, by which they would not have been the
-/// ones that were read or written; of partitioned ones, their partitions. One that is gone has neither. The planner does not see which, so that it keeps its plan, and can do nothing but look for each by its oid.
+/// The tables that have another file than this transaction's snapshot knows, or another name, by which they would not have
+/// been the ones that were read or written; of partitioned ones, their partitions. One that is gone has neither. The planner
+/// does not see which, so that it keeps its plan, and can do nothing but look for each by its oid.
 const REPLACED: &str = "SELECT p.oid::pg_catalog.regclass FROM unnest((SELECT $1::pg_catalog.oid[])::pg_catalog.oid[]) o \
     CROSS JOIN LATERAL (SELECT c.relkind, format('%I.%I', \
         (SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = c.relnamespace), c.relname) AS name \

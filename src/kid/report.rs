@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::apply::Counts;
+use super::main::begin_run;
 use super::renew::{self, Seen};
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result};
@@ -74,7 +75,7 @@ impl Progress {
 
     /// Takes another number.
     pub fn renumber(&mut self) -> Result<()> {
-        self.run = super::main::begin_run(shmem::read(|s| s.kids[self.slot].db), None)?;
+        self.run = begin_run(shmem::read(|s| s.kids[self.slot].db), None)?;
         show(self.slot, |kid| kid.run = self.run);
         Ok(())
     }

@@ -7,28 +7,28 @@ use std::rc::Rc;
 
 use super::apply::{self, Pass, Receiver};
 use super::bits;
-use super::copy;
 use super::current::Outdated;
 use super::failure::{self, Failure, at_member, explained};
 use super::flush;
-use super::gather::{self, Asker, Change, Gather, Gathered, Group};
+use super::gather::{self, Asker, Gather, Gathered, Group, TableChanges};
 use super::members::{self, Pool, Session};
 use super::mesh;
+use super::onetimecopy;
 use super::oneway::OneWay;
 use super::plan::Plan;
-use super::progress;
 use super::renew;
 use super::replaced;
 use super::report::Progress;
 use super::retry::{self, Care, Tries, Verdict};
 use super::shape::Shapes;
+use super::track;
 use crate::error::Result;
 use crate::fault;
 use crate::master::slot::Phase;
 
 /// Runs the sync for the given members and fills in how it went.
 pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progress) -> Result<(), Outdated> {
-    if let Err(error) = copy::begin(plan, pool) {
+    if let Err(error) = onetimecopy::begin(plan, pool) {
         let away = plan.sync.first_source().filter(|_| retry::is_away(error.code));
         progress.failed(away.map_or(0, |i| 1 << i), error);
         return Ok(());
@@ -224,7 +224,7 @@ impl Attempt<'_> {
         fault::point("kid.before_mark")?;
         if served != 0 {
             let asker = Asker { control: &self.plan.control, sync: &self.plan.sync, source: self.source };
-            let place = progress::end(&mut self.from.conn, &asker, snapshot, served)?;
+            let place = track::end(&mut self.from.conn, &asker, snapshot, served)?;
             self.progress.seen.insert(self.source, (self.from.who.identity.clone(), place));
         } else {
             self.from.conn.query("COMMIT")?;
@@ -234,7 +234,7 @@ impl Attempt<'_> {
 }
 
 /// Commits all receivers that have not failed: sends to all, then collects.
-fn commit(receivers: &mut [Receiver], changes: &[Change]) -> Result<u64> {
+fn commit(receivers: &mut [Receiver], changes: &[TableChanges]) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
         let oids: Vec<u32> = changes.iter().filter_map(|c| receiver.table(c.relation).ok()).map(|t| t.oid).collect();

@@ -155,7 +155,7 @@ impl UniqueIndex {
 }
 
 /// A table on one member.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Table {
     pub oid: u32,
     /// The quoted name.
@@ -279,8 +279,8 @@ const FINGERPRINT: &str = "SELECT o, c.name || md5(concat_ws('|', c.relhasrules,
     CROSS JOIN LATERAL (SELECT r.relhasrules, (SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = r.relnamespace) \
         || '.' || r.relname || ' ' AS name FROM pg_catalog.pg_class r WHERE r.oid = o OFFSET 0) c";
 
-/// The equality operators of the columns of unique indexes, from the indexes' own operator classes: of several that of the primary
-/// key, as in `capture_equal`.
+/// The equality operators of the columns of unique indexes, from the indexes' own operator classes: of several that of the
+/// primary key, as in `capture_equal`.
 const EQUALS: &str = "SELECT DISTINCT ON (i.indrelid, a.attname) i.indrelid, a.attname, n.nspname, o.oprname FROM pg_catalog.pg_index i, \
     LATERAL unnest(i.indkey::pg_catalog.int2[], i.indclass::pg_catalog.oid[]) u(attnum, class), pg_catalog.pg_attribute a, \
     pg_catalog.pg_opclass c, pg_catalog.pg_amop p, pg_catalog.pg_operator o, pg_catalog.pg_namespace n \

@@ -1,10 +1,12 @@
 //! The SQL that a run sends to a receiver, made from the shape of its table: rows one by one with prepared statements, or
 //! set-wise out of a staging table. Names and operators are always qualified and quoted.
 
+use super::apply::note_whole;
 use super::range::Range;
 use super::shape::Table;
 use super::statements::{format_of, list};
-use crate::ident::{quote_ident, quote_literal};
+use crate::catalog::describe::Column;
+use crate::ident::{quote_ident, quote_literal, text_array};
 
 /// The built-in types of whole numbers: int8, int2, int4.
 const WHOLE_NUMBERS: [u32; 3] = [20, 21, 23];
@@ -172,7 +174,7 @@ impl Writing<'_> {
 
     /// The columns, quoted, that only this receiver has.
     fn extra(&self) -> Vec<String> {
-        let own = |c: &&crate::catalog::describe::Column| !c.generated && !self.columns.contains(&c.name);
+        let own = |c: &&Column| !c.generated && !self.columns.contains(&c.name);
         self.table.columns.iter().filter(own).map(|c| quote_ident(&c.name)).collect()
     }
 
@@ -220,7 +222,7 @@ impl Writing<'_> {
         format!(
             "SELECT bucardo.capture_note({}, {}, {}, {})",
             self.table.oid,
-            quote_literal(&crate::ident::text_array(&names)),
+            quote_literal(&text_array(&names)),
             quote_literal(&query),
             quote_literal(origin)
         )
@@ -379,7 +381,7 @@ impl Writing<'_> {
     pub fn note_unstaged(&self, origin: &str) -> String {
         format!(
             "{} FROM (SELECT 1 FROM {} t WHERE NOT EXISTS (SELECT FROM {} s WHERE {}) LIMIT 1) x",
-            super::apply::note_whole(self.table.oid, origin),
+            note_whole(self.table.oid, origin),
             self.table.only,
             self.stage_name(),
             self.on_stage()
@@ -446,3 +448,6 @@ impl Writing<'_> {
         format!("DELETE FROM {}", self.table.only)
     }
 }
+
+#[cfg(test)]
+mod tests;

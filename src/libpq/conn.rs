@@ -1,5 +1,5 @@
-//! One connection to one member: opened under a deadline (see `opening`), used without blocking, cancelled and closed in every way
-//! out. After an error of the wire it is `broken` and must be replaced; it never reconnects by itself.
+//! One connection to one member: opened under a deadline (see `opening`), used without blocking, cancelled and closed in
+//! every way out. After an error of the wire it is `broken` and must be replaced; it never reconnects by itself.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};

@@ -9,7 +9,7 @@ use super::settle::{Conflict, Ruling, parsed};
 use super::{Broken, Mesh};
 use crate::catalog::customcode::Code;
 use crate::error::{Error, SqlState};
-use crate::kid::hook::{self, Answer};
+use crate::kid::customcode::{self, Answer};
 
 /// A conflict as a code is told of it.
 struct Told<'a> {
@@ -45,7 +45,7 @@ impl Mesh<'_> {
             }
             let told: Vec<&Told> = open.iter().map(|i| &conflicts[*i]).collect();
             let context = self.context(relation, &told);
-            let answer = hook::ask(code, &context, &mut self.members, names.clone());
+            let answer = customcode::ask(code, &context, &mut self.members, names.clone());
             // A member that failed under its hands ends the attempt as if it had failed under ours.
             self.check()?;
             let answer = answer?;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::offer::Settled;
 use super::open::Begun;
 use super::record::{self, Doubt};
-use super::settle::{Outcome, Written};
+use super::settle::{Settlement, Written};
 use super::{Broken, Mesh};
 use crate::ident::quote_ident;
 use crate::kid::bits;
@@ -47,10 +47,10 @@ impl Carried {
     }
 
     /// The rows of a relation, but for those of the keys that somebody has changed since.
-    pub fn rows_for(&self, relation: i32, changed: &HashSet<Vec<String>>, outcome: &mut Outcome) {
+    pub fn rows_for(&self, relation: i32, changed: &HashSet<Vec<String>>, settlement: &mut Settlement) {
         let rows = self.rows.get(&relation).into_iter().flatten();
         for one in rows.filter(|w| !changed.contains(&w.key)) {
-            if one.row.is_none() { &mut outcome.removed } else { &mut outcome.written }.push(one.clone());
+            if one.row.is_none() { &mut settlement.removed } else { &mut settlement.written }.push(one.clone());
         }
     }
 }

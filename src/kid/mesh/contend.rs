@@ -5,16 +5,20 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use super::decide::Change;
+use super::decide::KeyChange;
 use super::meet::{List, Places, contended, grouped, meet};
+use super::offer::{Offer, Settled};
 use super::open::take_marks;
 use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
-use crate::kid::apply::{Pass, Work};
+use crate::ident::{quote_literal, text_array};
+use crate::kid::apply::{Pass, Receiver, Work};
 use crate::kid::bits;
 use crate::kid::few::{self, FEW};
 use crate::kid::shape;
+use crate::kid::statements::{Join, Window};
+use crate::kid::stream::stream;
 use crate::libpq::{Conn, Rows};
 
 /// What a key takes in memory while it is compared, roughly.
@@ -29,7 +33,7 @@ pub(super) type Key = Rc<[String]>;
 pub(super) struct Contended {
     pub key: Key,
     /// In the listed order of the sources.
-    pub changes: Vec<Change>,
+    pub changes: Vec<KeyChange>,
 }
 
 /// The rows of a few changes, by the source's place and the relation.
@@ -74,7 +78,7 @@ impl Mesh<'_> {
             })
     }
 
-    pub(super) fn settled_of(&self, at: usize, relation: i32) -> Option<&Vec<super::offer::Settled>> {
+    pub(super) fn settled_of(&self, at: usize, relation: i32) -> Option<&Vec<Settled>> {
         let oid = self.members[at].shapes.get(&relation)?.oid;
         self.offers[at].as_ref()?.settled.get(&oid)
     }
@@ -136,7 +140,7 @@ impl Mesh<'_> {
         let origins: Vec<String> =
             self.plan.sync.members.iter().map(|m| format!("{}:{sync}:{}", self.plan.control, m.db.name)).collect();
         let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
-        let list = crate::ident::quote_literal(&crate::ident::text_array(&origins));
+        let list = quote_literal(&text_array(&origins));
         format!(" AND (origin IS NULL OR origin <> ALL ({list}::pg_catalog.text[]))")
     }
 
@@ -151,7 +155,7 @@ impl Mesh<'_> {
             let shapes = self.members[at].shapes.clone();
             let tables = || relations.iter().filter_map(|r| shapes.get(r)).map(|t| t.oid);
             let (fingerprint, oids) = shape::fingerprint_query(tables());
-            let window = self.offers[at].as_ref().map(super::offer::Offer::union);
+            let window = self.offers[at].as_ref().map(Offer::union);
             let totals: HashMap<i32, u64> = few.iter().map(|(relation, _)| (*relation, self.total(*relation))).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
@@ -282,13 +286,13 @@ impl Mesh<'_> {
         self.offers[at].as_ref()?.change(relation).map(|c| c.key.len())
     }
 
-    fn truncations(&self, relation: i32) -> Vec<Change> {
+    fn truncations(&self, relation: i32) -> Vec<KeyChange> {
         let one = |at: usize| {
             let offer = self.offers[at].as_ref()?;
             let mark = offer.truncated.get(&relation).filter(|mark| mark.towards != 0)?;
-            let waits = |(_, w): &&(usize, crate::kid::statements::Window)| mark.xids.iter().any(|xid| w.holds(*xid));
+            let waits = |(_, w): &&(usize, Window)| mark.xids.iter().any(|xid| w.holds(*xid));
             let away = bits::of(offer.away.iter().filter(waits).map(|(member, _)| *member));
-            Some(Change { source: self.members[at].index, towards: mark.towards | away, at: mark.at, held: false })
+            Some(KeyChange { source: self.members[at].index, towards: mark.towards | away, at: mark.at, held: false })
         };
         (0..self.members.len()).filter_map(one).collect()
     }
@@ -318,12 +322,7 @@ impl Mesh<'_> {
     }
 
     /// Calls with what is known of a relation on a source.
-    pub(super) fn with_work<T>(
-        &self,
-        at: usize,
-        relation: i32,
-        body: impl FnOnce(&Work<'_>, &super::offer::Offer) -> T,
-    ) -> Result<Option<T>> {
+    pub(super) fn with_work<T>(&self, at: usize, relation: i32, body: impl FnOnce(&Work<'_>, &Offer) -> T) -> Result<Option<T>> {
         let (Some(pass), Some(offer)) = (self.pass(at), self.offers[at].as_ref()) else { return Ok(None) };
         let work = pass.work(&self.members)?;
         Ok(work.iter().find(|w| w.change.relation == relation).map(|w| body(w, offer)))
@@ -366,15 +365,15 @@ impl Mesh<'_> {
             self.check()?;
             let mut from = self.members.remove(*at);
             let place = hub - usize::from(*at < hub);
-            let into = |_: &crate::kid::apply::Receiver| format!("COPY pg_temp.{table} FROM STDIN");
-            let copied = crate::kid::stream::stream(&mut from.session.conn, &out, &mut self.members[place..=place], "keys", into);
+            let into = |_: &Receiver| format!("COPY pg_temp.{table} FROM STDIN");
+            let copied = stream(&mut from.session.conn, &out, &mut self.members[place..=place], "keys", into);
             from.attempt(|_| copied);
             self.members.insert(*at, from);
         }
         let sources: Vec<usize> = sources.iter().map(|at| self.members[*at].index).collect();
         let cursor = format!("bucardo_contended_{relation}");
         let select = self.with_work(hub, relation, |w, _| w.reading().same_keys(&table, &sources, all))?.unwrap_or_default();
-        let sql = format!("{}DECLARE {cursor} NO SCROLL CURSOR FOR {select}", crate::kid::statements::Join::Free.settings());
+        let sql = format!("{}DECLARE {cursor} NO SCROLL CURSOR FOR {select}", Join::Free.settings());
         self.members[hub].attempt(|conn| conn.query(&sql));
         self.check()?;
         Ok(Way::Table { hub, cursor, keys: self.key_of(relation).len(), sources })
@@ -385,7 +384,7 @@ impl Mesh<'_> {
 #[derive(Default)]
 pub(super) struct Search {
     /// The truncations, which concern every key.
-    marks: Vec<Change>,
+    marks: Vec<KeyChange>,
     /// Keys for which the truncation of a source, by its place in the sync, has lost already; and those for which it still
     /// contends with somebody.
     lost: HashMap<usize, HashMap<Vec<String>, u64>>,
@@ -438,7 +437,7 @@ impl Default for Way {
 
 impl Contended {
     /// Adds the truncations, which concern every key.
-    fn add_marks(&mut self, marks: &[Change], lost: &HashMap<usize, HashMap<Vec<String>, u64>>) {
+    fn add_marks(&mut self, marks: &[KeyChange], lost: &HashMap<usize, HashMap<Vec<String>, u64>>) {
         for mark in marks {
             let open = lost.get(&mark.source).and_then(|keys| keys.get(&*self.key)).copied();
             if let Some(open) = open {
@@ -451,7 +450,7 @@ impl Contended {
                     // What the source has done to the key since says all.
                     Some(_) => {}
                     None if towards == 0 => {}
-                    None => self.changes.push(Change { towards, held: true, ..*mark }),
+                    None => self.changes.push(KeyChange { towards, held: true, ..*mark }),
                 }
                 continue;
             }

@@ -6,7 +6,7 @@
 
 /// One source's change of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct KeyChange {
     /// The source, by its place among the members.
     pub source: usize,
     /// The members towards which it is pending, as bits.
@@ -19,36 +19,36 @@ pub struct Change {
 
 /// What becomes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Judgement {
     /// No conflict: this source knows the others' changes, and its row goes to everybody.
     Newest(usize),
     /// These sources did not know each other's changes; in the listed order.
     Conflict(Vec<usize>),
 }
 
-fn pending(change: &Change, towards: usize) -> bool {
+fn pending(change: &KeyChange, towards: usize) -> bool {
     change.towards & (1 << towards) != 0
 }
 
 /// Judges the changes of one key, at least one, in the listed order of their sources.
-pub fn judge(changes: &[Change]) -> Verdict {
-    let beaten = |x: &Change| changes.iter().any(|y| y.source != x.source && !pending(x, y.source) && pending(y, x.source));
-    let mut left: Vec<&Change> = changes.iter().filter(|c| !beaten(c)).collect();
+pub fn judge(changes: &[KeyChange]) -> Judgement {
+    let beaten = |x: &KeyChange| changes.iter().any(|y| y.source != x.source && !pending(x, y.source) && pending(y, x.source));
+    let mut left: Vec<&KeyChange> = changes.iter().filter(|c| !beaten(c)).collect();
     // Only where everybody is beaten in a circle, which no order of runs can make, all are left.
     if left.is_empty() {
         left = changes.iter().collect();
     }
     let first = left[0].source;
-    let contend = |x: &&&Change| left.iter().any(|y| y.source != x.source && pending(x, y.source) && pending(y, x.source));
+    let contend = |x: &&&KeyChange| left.iter().any(|y| y.source != x.source && pending(x, y.source) && pending(y, x.source));
     let contenders: Vec<usize> = left.iter().filter(contend).map(|c| c.source).collect();
-    if contenders.len() < 2 { Verdict::Newest(first) } else { Verdict::Conflict(contenders) }
+    if contenders.len() < 2 { Judgement::Newest(first) } else { Judgement::Conflict(contenders) }
 }
 
 /// The first of the contenders that have the same row as this one: who know each other's changes have brought them together.
 /// A row that two have merged is one row, and may be counted once only.
-pub fn head(contenders: &[Change], source: usize) -> usize {
+pub fn head(contenders: &[KeyChange], source: usize) -> usize {
     let Some(own) = contenders.iter().find(|c| c.source == source) else { return source };
-    let same = |c: &&Change| c.source == source || (!pending(c, source) && !pending(own, c.source));
+    let same = |c: &&KeyChange| c.source == source || (!pending(c, source) && !pending(own, c.source));
     contenders.iter().find(same).map_or(source, |c| c.source)
 }
 
@@ -110,9 +110,9 @@ pub struct Circumstances<'a> {
 }
 
 /// Chooses among the contenders, at least two, in the listed order.
-pub fn choose(strategy: &Strategy, contenders: &[Change], given: &Circumstances<'_>) -> Choice {
+pub fn choose(strategy: &Strategy, contenders: &[KeyChange], given: &Circumstances<'_>) -> Choice {
     // The first of equals: `max_by_key` alone would take the last.
-    let greatest = |rank: &dyn Fn(&Change) -> i64| {
+    let greatest = |rank: &dyn Fn(&KeyChange) -> i64| {
         let best = contenders.iter().map(rank).max();
         contenders.iter().find(|c| Some(rank(c)) == best).map(|c| c.source)
     };
@@ -142,8 +142,8 @@ mod tests {
     const B: usize = 1;
     const C: usize = 2;
 
-    fn change(source: usize, towards: &[usize], at: i64) -> Change {
-        Change { source, towards: bits::of(towards.iter().copied()), at, held: false }
+    fn change(source: usize, towards: &[usize], at: i64) -> KeyChange {
+        KeyChange { source, towards: bits::of(towards.iter().copied()), at, held: false }
     }
 
     fn given() -> Circumstances<'static> {
@@ -153,37 +153,37 @@ mod tests {
     #[test]
     fn changes_that_did_not_know_each_other_conflict() {
         let all = [change(A, &[B, C], 1), change(B, &[A, C], 2)];
-        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B]));
+        assert_eq!(judge(&all), Judgement::Conflict(vec![A, B]));
     }
 
     #[test]
     fn who_knows_the_others_is_newer() {
         // A has B's change already, and changed the row on top of it; B's is still pending towards C only.
         let all = [change(A, &[B, C], 3), change(B, &[C], 2)];
-        assert_eq!(judge(&all), Verdict::Newest(A));
-        assert_eq!(judge(&[change(B, &[A], 1)]), Verdict::Newest(B));
+        assert_eq!(judge(&all), Judgement::Newest(A));
+        assert_eq!(judge(&[change(B, &[A], 1)]), Judgement::Newest(B));
     }
 
     #[test]
     fn both_delivered_to_each_other_is_no_conflict() {
         // Decided between A and B while C was away: their rows are the same.
-        assert_eq!(judge(&[change(A, &[C], 1), change(B, &[C], 2)]), Verdict::Newest(A));
+        assert_eq!(judge(&[change(A, &[C], 1), change(B, &[C], 2)]), Judgement::Newest(A));
         // C comes back with a change of its own: all three contend for what C did not know.
         let all = [change(A, &[C], 1), change(B, &[C], 2), change(C, &[A, B], 3)];
-        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B, C]));
+        assert_eq!(judge(&all), Judgement::Conflict(vec![A, B, C]));
     }
 
     #[test]
     fn who_know_each_other_contend_with_one_row() {
         let all = [change(A, &[B, C], 1), change(B, &[A], 2), change(C, &[A], 3)];
-        assert_eq!(judge(&all), Verdict::Conflict(vec![A, B, C]));
+        assert_eq!(judge(&all), Judgement::Conflict(vec![A, B, C]));
         assert_eq!([A, B, C].map(|source| head(&all, source)), [A, B, B]);
     }
 
     #[test]
     fn a_partial_commit_is_never_decided_again() {
         // A won and B has committed A's row, but A died before it had committed B's progress.
-        assert_eq!(judge(&[change(B, &[A], 2)]), Verdict::Newest(B));
+        assert_eq!(judge(&[change(B, &[A], 2)]), Judgement::Newest(B));
     }
 
     #[test]

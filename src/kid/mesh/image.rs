@@ -1,6 +1,6 @@
-//! Rows that are no jsonb, though they are JSON: with a `\u0000`, a number beyond all measure, or of hundreds of megabytes. Looked
-//! for only when the record of decisions was refused, and then told apart by asking the server itself; a stand-in with the row's key
-//! is recorded for such a row. It must never change a row that jsonb takes.
+//! Rows that are no jsonb, though they are JSON: with a `\u0000`, a number beyond all measure, or of hundreds of megabytes.
+//! Looked for only when the record of decisions was refused, and then told apart by asking the server itself; a stand-in with
+//! the row's key is recorded for such a row. It must never change a row that jsonb takes.
 
 use std::collections::HashMap;
 

@@ -3,7 +3,7 @@
 
 use super::contend::Key;
 use super::open::keys_json;
-use super::settle::Outcome;
+use super::settle::Settlement;
 use super::{Broken, Errand, Mesh};
 use crate::error::Error;
 use crate::ident::text_array;
@@ -84,17 +84,17 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    /// On a source, the table of the keys of a relation that it keeps to itself, with those of the outcome, which are not
+    /// On a source, the table of the keys of a relation that it keeps to itself, with those of the settlement, which are not
     /// held any longer; None: it keeps none.
-    pub(super) fn kept_table(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
-        let table = self.keep(at, relation, outcome)?;
+    pub(super) fn kept_table(&mut self, at: usize, relation: i32, settlement: &mut Settlement) -> Result<Option<String>, Broken> {
+        let table = self.keep(at, relation, settlement)?;
         self.run_errands()?;
         Ok(table)
     }
 
     /// The same with the keys still on their way.
-    pub(super) fn keep(&mut self, at: usize, relation: i32, outcome: &mut Outcome) -> Result<Option<String>, Broken> {
-        let kept = outcome.kept.remove(&at).unwrap_or_default();
+    pub(super) fn keep(&mut self, at: usize, relation: i32, settlement: &mut Settlement) -> Result<Option<String>, Broken> {
+        let kept = settlement.kept.remove(&at).unwrap_or_default();
         let name = format!("bucardo_kept_{relation}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
         if !self.kept.contains(&(at, relation)) {
@@ -159,12 +159,12 @@ impl Mesh<'_> {
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
     /// won: these still contend with what sources have changed that are away now; and what must be told again. It is on its
     /// way afterwards.
-    pub(super) fn note_lost(&mut self, relation: i32, outcome: &mut Outcome) {
-        outcome.again.drain().for_each(|(at, keys)| self.note_again(at, relation, &keys));
+    pub(super) fn note_lost(&mut self, relation: i32, settlement: &mut Settlement) {
+        settlement.again.drain().for_each(|(at, keys)| self.note_again(at, relation, &keys));
         let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
         let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
         let away = text_array(&away);
-        for (keys, open) in [(&mut outcome.lost, "{}"), (&mut outcome.open, away.as_str())] {
+        for (keys, open) in [(&mut settlement.lost, "{}"), (&mut settlement.open, away.as_str())] {
             for (at, keys) in keys.drain() {
                 let Some(snapshot) = self.offers[at].as_ref().map(|o| o.snapshot.clone()) else { continue };
                 self.note_settled(at, relation, &snapshot, &keys, open);

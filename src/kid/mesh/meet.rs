@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Mesh;
 use super::contend::Contended;
-use super::decide::Change;
+use super::decide::KeyChange;
 use crate::kid::reading::Reading;
 use crate::kid::statements::list;
 use crate::libpq::Rows;
@@ -109,8 +109,8 @@ pub(super) fn grouped(rows: &Rows, row: usize, keys: usize, sources: &[usize]) -
     Contended { key: (0..keys).map(|column| rows.text(row, column)).collect(), changes }
 }
 
-fn change(rows: &Rows, row: usize, time: usize, source: usize) -> Change {
-    Change {
+fn change(rows: &Rows, row: usize, time: usize, source: usize) -> KeyChange {
+    KeyChange {
         source,
         at: rows.number(row, time).unwrap_or(i64::MIN),
         towards: rows.number::<i64>(row, time + 1).unwrap_or(0) as u64,

@@ -5,6 +5,7 @@
 
 mod ask;
 mod carry;
+mod commit;
 mod contend;
 mod decide;
 mod deliver;
@@ -34,6 +35,7 @@ use super::report::Progress;
 use super::retry::{self, Care, Tries, Verdict};
 use crate::catalog::sync::Role;
 use crate::error::Error;
+use crate::fault;
 use crate::master::slot::{Outcome, Phase, Report, Text};
 use carry::Carried;
 use offer::Offer;
@@ -190,7 +192,7 @@ fn one_attempt(
     progress.phase(Phase::Connect);
     let (mut mesh, mut failures) = Mesh::open(plan, pool, todo, care, progress);
     progress.phase(Phase::Gather);
-    crate::fault::point("kid.before_gather")?;
+    fault::point("kid.before_gather")?;
     let served = mesh.exchange(touched, pool, progress);
     let (served, broken) = match served {
         Ok(served) => (served, None),
@@ -198,10 +200,10 @@ fn one_attempt(
     };
     if served != 0 {
         progress.phase(Phase::Mark);
-        crate::fault::point("kid.before_mark")?;
+        fault::point("kid.before_mark")?;
         mesh.mark(served);
         mesh.after_copy();
-        crate::fault::point("kid.after_mark")?;
+        fault::point("kid.after_mark")?;
     }
     let Mesh { members, .. } = mesh;
     let mut sources = Vec::new();
@@ -215,5 +217,99 @@ fn one_attempt(
             Err(Broken::Members(sources))
         }
         Some(broken) => Err(broken),
+    }
+}
+
+impl Mesh<'_> {
+    /// Everything between the first BEGIN and the last COMMIT. The members that have committed, as bits.
+    fn exchange(&mut self, touched: &mut HashSet<i32>, pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
+        let committed = self.try_exchange(touched, pool, progress);
+        progress.recorded |= self.recorded > 0;
+        // Nobody was told to commit: then it is certain that what was recorded has not happened, whoever is away.
+        if committed.is_err() && self.recorded > 0 && !self.committing {
+            record::forget_runs(&self.plan.sync.name, &[self.run])?;
+            progress.recorded = false;
+        }
+        committed
+    }
+
+    fn try_exchange(&mut self, touched: &mut HashSet<i32>, pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
+        let sequences = self.gather(touched)?;
+        fault::point("kid.after_gather")?;
+        let relations = self.relations();
+        self.care.thorough |= self.must_look(&relations);
+        let moved = self.moved_sequences(&sequences);
+        if relations.is_empty() && moved.iter().all(Vec::is_empty) {
+            // Nothing to do; but that is to be noted where a copy of the progress says something else, or where something is kept.
+            if self.offers.iter().flatten().any(|o| o.echoed) {
+                self.note_progress(&[], false);
+                self.check()?;
+            }
+            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed);
+            return if noted { self.commit(pool, progress) } else { Ok(0) };
+        }
+        touched.extend(&relations);
+        progress.saw_changes |= !relations.is_empty();
+        progress.phase(Phase::Apply);
+        progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
+        self.apply(&relations, progress)?;
+        self.note_carried()?;
+        self.note_progress(&relations, self.decides() || !self.carried.is_empty());
+        // Last, because a lock on a sequence holds up who takes numbers.
+        self.move_sequences(moved);
+        self.check()?;
+        progress.phase(Phase::Commit);
+        self.commit(pool, progress)
+    }
+
+    /// Decides and writes all relations.
+    fn apply(&mut self, relations: &[i32], progress: &mut Progress) -> Result<(), Broken> {
+        let few = self.look(relations)?;
+        let mut settlements = HashMap::new();
+        for relation in relations {
+            let settlement = self.settle(*relation, &few)?;
+            settlements.insert(*relation, settlement);
+        }
+        let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
+        let mut kept = HashMap::new();
+        for relation in &many {
+            let mut settlement = settlements.remove(relation).unwrap_or_default();
+            if self.care.thorough {
+                self.decide_clashes(*relation, &mut settlement)?;
+            }
+            for at in self.changed(*relation) {
+                if let Some(table) = self.kept_table(at, *relation, &mut settlement)? {
+                    kept.insert((at, *relation), table);
+                }
+            }
+            self.truncate(*relation, &kept)?;
+            self.copy_whole(*relation, &kept, progress)?;
+            self.write(*relation, &settlement.removed)?;
+            settlements.insert(*relation, settlement);
+        }
+        self.check()?;
+        if self.care.thorough {
+            for relation in relations {
+                let decisions = self.send_thoroughly(*relation, &kept, progress)?;
+                self.decisions.extend(decisions);
+            }
+        } else {
+            let mut staged = Vec::new();
+            for at in self.sources() {
+                self.send(at, &few, &settlements, &kept, &mut staged, progress)?;
+                self.check()?;
+            }
+            self.bring_in(&staged)?;
+        }
+        for relation in relations {
+            let Some(mut settlement) = settlements.remove(relation) else { continue };
+            self.write(*relation, &settlement.written)?;
+            self.note_lost(*relation, &mut settlement);
+            self.decisions.extend(settlement.decisions);
+        }
+        self.run_errands()?;
+        let decisions = self.adopt_orphans(relations)?;
+        self.decisions.extend(decisions);
+        Ok(())
     }
 }

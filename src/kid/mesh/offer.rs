@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::catalog::sync::Sync;
 use crate::kid::apply::Pass;
 use crate::kid::bits;
-use crate::kid::gather::Change;
+use crate::kid::gather::TableChanges;
 use crate::kid::retry::Care;
 use crate::kid::shape::Shapes;
 use crate::kid::statements::{Window, commit_time};
@@ -52,7 +52,7 @@ pub struct Offer {
     /// All of them in one.
     pub window: Option<Window>,
     /// The tables with changes, by their order in the sync.
-    pub changes: Vec<Change>,
+    pub changes: Vec<TableChanges>,
     pub truncated: HashMap<i32, Truncated>,
     /// Tables of which every row may have changed, and towards whom that is pending.
     pub whole: HashMap<i32, u64>,
@@ -82,7 +82,7 @@ impl Offer {
     }
 
     /// The changes of a table.
-    pub fn change(&self, relation: i32) -> Option<&Change> {
+    pub fn change(&self, relation: i32) -> Option<&TableChanges> {
         self.changes.iter().find(|c| c.relation == relation)
     }
 

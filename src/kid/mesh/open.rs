@@ -11,7 +11,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::kid::apply::{self, Receiver};
 use crate::kid::bits;
 use crate::kid::failure::Failure;
-use crate::kid::gather::{self, Change, strings, window};
+use crate::kid::gather::{self, TableChanges, strings, window};
 use crate::kid::members::{self, Pool};
 use crate::kid::plan::Plan;
 use crate::kid::renew;
@@ -376,7 +376,7 @@ fn take_change(sync: &Sync, shapes: &Shapes, rows: &Rows, row: usize, offer: &mu
         offer.whole.insert(relation.id, 0);
     }
     offer.latest = offer.latest.max(rows.number(row, 8).unwrap_or(i64::MIN));
-    offer.changes.push(Change {
+    offer.changes.push(TableChanges {
         relation: relation.id,
         order,
         key: strings(rows.get(row, 1))?,

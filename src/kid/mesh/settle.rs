@@ -1,5 +1,5 @@
 //! What becomes of contended keys: each is judged, conflicts are decided by their strategy or by a customcode, and the
-//! outcome is turned into what `deliver` and `record` carry out: which source keeps which key to itself, which rows are
+//! settlement is turned into what `deliver` and `record` carry out: which source keeps which key to itself, which rows are
 //! new altogether, which changes have lost for good.
 
 use std::collections::{HashMap, HashSet};
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use super::contend::{FewRows, Key, Search};
-use super::decide::{self, Change, Choice, Circumstances, Strategy, Verdict};
+use super::decide::{self, Choice, Circumstances, Judgement, KeyChange, Strategy};
 use super::keep::add_errands;
 use super::meet::PlainKey;
 use super::record::{self, Stand};
@@ -46,7 +46,7 @@ impl Decision {
 
 /// What is to be done with the contended keys of a relation.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct Settlement {
     /// Keys that a source (by place) does not send.
     pub kept: HashMap<usize, Vec<Key>>,
     /// How many contended keys a source (by place) keeps to itself.
@@ -72,8 +72,8 @@ pub(super) struct Outcome {
 /// A conflict with the rows of its contenders.
 pub(super) struct Conflict {
     key: Key,
-    changes: Vec<Change>,
-    pub contenders: Vec<Change>,
+    changes: Vec<KeyChange>,
+    pub contenders: Vec<KeyChange>,
     /// As JSON, like the rows.
     pub key_json: String,
     /// By member; None: deleted.
@@ -82,7 +82,7 @@ pub(super) struct Conflict {
 
 impl Conflict {
     /// One contender for each row.
-    pub fn heads(&self) -> impl Iterator<Item = &Change> {
+    pub fn heads(&self) -> impl Iterator<Item = &KeyChange> {
         self.contenders.iter().filter(|c| decide::head(&self.contenders, c.source) == c.source)
     }
 }
@@ -156,8 +156,8 @@ impl Mesh<'_> {
 
     /// Decides all contended keys of a relation, some at a time: while they are decided here, the sources fetch the rows of
     /// the next, but where codes are asked, which may use the sources themselves.
-    pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Outcome, Broken> {
-        let mut outcome = Outcome::default();
+    pub(super) fn settle(&mut self, relation: i32, few: &FewRows) -> Result<Settlement, Broken> {
+        let mut settlement = Settlement::default();
         // Of the rows that runs which died have left, those that somebody has changed since.
         let mut changed = HashSet::new();
         // A quarter of the memory is for rows: as texts they are here twice, and once in the answers.
@@ -165,11 +165,11 @@ impl Mesh<'_> {
         let mut portion = if self.wide.contains(&relation) { NARROW } else { PORTION };
         let codes = self.codes(relation).next().is_some();
         let mut search = self.search(relation, few)?;
-        let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?;
+        let mut asked = self.prepare(relation, &mut search, portion, &mut changed, &mut settlement)?;
         asked.iter().for_each(|asked| self.ask(asked));
         while let Some(current) = asked {
             // While the sources are at it, unless one of them must tell which keys are the next.
-            let next = search.is_here().then(|| self.prepare(relation, &mut search, portion, &mut changed, &mut outcome));
+            let next = search.is_here().then(|| self.prepare(relation, &mut search, portion, &mut changed, &mut settlement));
             let conflicts = self.take_some(current)?;
             let bytes: usize = conflicts.iter().flat_map(|c| &c.rows).map(|(_, row)| row.as_ref().map_or(0, String::len)).sum();
             portion = match bytes {
@@ -177,13 +177,14 @@ impl Mesh<'_> {
                 _ if bytes * 3 < room => (portion * 3).min(MOST),
                 _ => portion,
             };
-            self.put_away(relation, &mut outcome)?;
+            self.put_away(relation, &mut settlement)?;
             asked = match next {
                 Some(next) => next?,
-                None => self.prepare(relation, &mut search, portion, &mut changed, &mut outcome)?,
+                None => self.prepare(relation, &mut search, portion, &mut changed, &mut settlement)?,
             };
             asked.iter().filter(|_| !codes).for_each(|asked| self.ask(asked));
-            let chosen = self.choose_all(relation, conflicts, &mut outcome).and_then(|()| self.hand_over(&mut outcome, room));
+            let chosen =
+                self.choose_all(relation, conflicts, &mut settlement).and_then(|()| self.hand_over(&mut settlement, room));
             if let Err(broken) = chosen {
                 // Whatever comes of it, the answers must be fetched.
                 asked.filter(|_| !codes).map(|asked| self.take_some(asked));
@@ -191,14 +192,14 @@ impl Mesh<'_> {
             }
             asked.iter().filter(|_| codes).for_each(|asked| self.ask(asked));
         }
-        self.put_away(relation, &mut outcome)?;
+        self.put_away(relation, &mut settlement)?;
         self.run_errands()?;
         for (source, listed) in search.listed() {
-            let place = self.place(source).filter(|at| outcome.withheld.get(at) == Some(&listed));
-            outcome.silent.extend(place.filter(|at| self.settled_of(*at, relation).is_none()));
+            let place = self.place(source).filter(|at| settlement.withheld.get(at) == Some(&listed));
+            settlement.silent.extend(place.filter(|at| self.settled_of(*at, relation).is_none()));
         }
-        self.carried.rows_for(relation, &changed, &mut outcome);
-        Ok(outcome)
+        self.carried.rows_for(relation, &changed, &mut settlement);
+        Ok(settlement)
     }
 
     /// Judges the next contended keys, and makes the questions for the contenders' rows. None: there are no more.
@@ -208,7 +209,7 @@ impl Mesh<'_> {
         search: &mut Search,
         most: usize,
         changed: &mut HashSet<Vec<String>>,
-        outcome: &mut Outcome,
+        settlement: &mut Settlement,
     ) -> Result<Option<Asked>, Broken> {
         let Some(mut contended) = self.contended(search, most)? else { return Ok(None) };
         // Numbers in their own order, texts of the same length too: rows are found sooner beside each other.
@@ -221,16 +222,16 @@ impl Mesh<'_> {
             }
             let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {
-                Verdict::Newest(source) => {
+                Judgement::Newest(source) => {
                     let newest = Some(source).filter(|s| !held(s));
-                    self.keep_others(outcome, &one.key, &one.changes, newest);
-                    newest.into_iter().for_each(|source| self.tell_again(&one.key, &one.changes, source, outcome));
+                    self.keep_others(settlement, &one.key, &one.changes, newest);
+                    newest.into_iter().for_each(|source| self.tell_again(&one.key, &one.changes, source, settlement));
                 }
-                Verdict::Conflict(sources) if sources.iter().all(held) => {
-                    self.keep_others(outcome, &one.key, &one.changes, None);
-                    outcome.spared.push(one.key);
+                Judgement::Conflict(sources) if sources.iter().all(held) => {
+                    self.keep_others(settlement, &one.key, &one.changes, None);
+                    settlement.spared.push(one.key);
                 }
-                Verdict::Conflict(sources) => {
+                Judgement::Conflict(sources) => {
                     let contenders = one.changes.iter().copied().filter(|c| sources.contains(&c.source)).collect();
                     let (key_json, rows) = (plain.as_ref().map_or_else(String::new, |p| p.json(&one.key)), Vec::new());
                     conflicts.push(Conflict { key: one.key, changes: one.changes, contenders, key_json, rows });
@@ -276,45 +277,45 @@ impl Mesh<'_> {
     }
 
     /// Brings what was decided to the members, so that it need not be held here; not a few keys, which travel as they are.
-    fn put_away(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
-        for (winner, wanted) in std::mem::take(&mut outcome.wanted) {
+    fn put_away(&mut self, relation: i32, settlement: &mut Settlement) -> Result<(), Broken> {
+        for (winner, wanted) in std::mem::take(&mut settlement.wanted) {
             let Some(at) = self.place(winner) else { continue };
             self.ask_rows(at, relation, &wanted.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), false)?;
             for ((key, mut decision), (_, row)) in wanted.into_iter().zip(self.take_rows(at)) {
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
-                outcome.decisions.push(decision);
-                outcome.written.push(Written::everywhere(key.to_vec(), row));
+                settlement.decisions.push(decision);
+                settlement.written.push(Written::everywhere(key.to_vec(), row));
             }
             self.check()?;
         }
         if self.is_few(relation) {
             return Ok(());
         }
-        self.spare(relation, std::mem::take(&mut outcome.spared))?;
+        self.spare(relation, std::mem::take(&mut settlement.spared))?;
         for at in self.changed(relation) {
-            if outcome.kept.contains_key(&at) {
-                self.keep(at, relation, outcome)?;
+            if settlement.kept.contains_key(&at) {
+                self.keep(at, relation, settlement)?;
             }
         }
         // Who has only truncated sends no keys.
-        outcome.kept.clear();
-        self.note_lost(relation, outcome);
+        settlement.kept.clear();
+        self.note_lost(relation, settlement);
         Ok(())
     }
 
     /// Takes over the decisions. They are recorded while receivers work on their tables, unless that takes too much memory.
-    fn hand_over(&mut self, outcome: &mut Outcome, room: usize) -> Result<(), Broken> {
-        self.decisions.append(&mut outcome.decisions);
+    fn hand_over(&mut self, settlement: &mut Settlement, room: usize) -> Result<(), Broken> {
+        self.decisions.append(&mut settlement.decisions);
         let many = self.decisions.iter().map(Decision::size).sum::<usize>() > room;
         if many { self.record(Stand::Part) } else { Ok(()) }
     }
 
     /// All sources but one keep the key to themselves.
-    fn keep_others(&self, outcome: &mut Outcome, key: &Key, changes: &[Change], but: Option<usize>) {
+    fn keep_others(&self, settlement: &mut Settlement, key: &Key, changes: &[KeyChange], but: Option<usize>) {
         for change in changes.iter().filter(|c| Some(c.source) != but) {
             if let Some(place) = self.place(change.source) {
-                outcome.kept.entry(place).or_default().push(key.clone());
-                *outcome.withheld.entry(place).or_default() += 1;
+                settlement.kept.entry(place).or_default().push(key.clone());
+                *settlement.withheld.entry(place).or_default() += 1;
             }
         }
     }
@@ -366,7 +367,7 @@ impl Mesh<'_> {
         Ok(body(&Reading::of(table, &self.key_of(relation), &[])))
     }
 
-    fn choose_all(&mut self, relation: i32, conflicts: Vec<Conflict>, outcome: &mut Outcome) -> Result<(), Broken> {
+    fn choose_all(&mut self, relation: i32, conflicts: Vec<Conflict>, settlement: &mut Settlement) -> Result<(), Broken> {
         let names: Vec<&str> = self.plan.sync.members.iter().map(|m| m.db.name.as_str()).collect();
         let text: Rc<str> = self.strategy_of(relation).into();
         let strategy = Strategy::parse(&text, &names);
@@ -378,7 +379,7 @@ impl Mesh<'_> {
         for conflict in gone {
             // Deleted by all: there is nothing to decide.
             let first = conflict.contenders.first().map(|c| c.source);
-            self.keep_others(outcome, &conflict.key, &conflict.changes, first);
+            self.keep_others(settlement, &conflict.key, &conflict.changes, first);
         }
         let ruled = self.ask_codes(relation, &conflicts)?;
         for (conflict, ruled) in conflicts.into_iter().zip(ruled) {
@@ -391,7 +392,7 @@ impl Mesh<'_> {
                     Choice::Abort => return Err(self.abort(relation, conflict)?),
                 },
             };
-            self.carry_out(relation, conflict, ruling, by, &shared, outcome)?;
+            self.carry_out(relation, conflict, ruling, by, &shared, settlement)?;
         }
         Ok(())
     }
@@ -439,33 +440,33 @@ impl Mesh<'_> {
         ruling: Ruling,
         strategy: Rc<str>,
         names: &[Rc<str>],
-        outcome: &mut Outcome,
+        settlement: &mut Settlement,
     ) -> Result<(), Broken> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
-        self.keep_others(outcome, &conflict.key, &conflict.changes, winner);
+        self.keep_others(settlement, &conflict.key, &conflict.changes, winner);
         let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| names[w].clone()));
         let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, ..Decision::default() };
         match ruling {
             // What all write alike has lost nowhere: whoever commits first tells the rest.
             Ruling::Row(row) => {
-                self.tell_made(&conflict.key, &conflict.contenders, outcome);
+                self.tell_made(&conflict.key, &conflict.contenders, settlement);
                 let row = row.map(|r| r.to_string());
                 decision.made = Some(row.clone().unwrap_or_else(|| "null".to_string()));
-                outcome.written.push(Written::everywhere(conflict.key.to_vec(), row));
+                settlement.written.push(Written::everywhere(conflict.key.to_vec(), row));
             }
             Ruling::Winner(_) | Ruling::Nobody => {
                 // One that has not changed the key wins, or keeps it to itself: then its row, as it is there, goes to all, and
                 // the losers' changes stay pending: they bring that row to members that are away now.
                 if let Some(winner) = winner.filter(|w| !conflict.changes.iter().any(|c| c.source == *w && !c.held)) {
-                    self.tell_made(&conflict.key, &conflict.contenders, outcome);
-                    outcome.wanted.entry(winner).or_default().push((conflict.key, decision));
+                    self.tell_made(&conflict.key, &conflict.contenders, settlement);
+                    settlement.wanted.entry(winner).or_default().push((conflict.key, decision));
                     return Ok(());
                 }
                 match winner {
-                    Some(winner) => self.tell_again(&conflict.key, &conflict.changes, winner, outcome),
-                    None => outcome.spared.push(conflict.key.clone()),
+                    Some(winner) => self.tell_again(&conflict.key, &conflict.changes, winner, settlement),
+                    None => settlement.spared.push(conflict.key.clone()),
                 }
-                let lost = if winner.is_some() { &mut outcome.lost } else { &mut outcome.open };
+                let lost = if winner.is_some() { &mut settlement.lost } else { &mut settlement.open };
                 for change in conflict.contenders.iter().filter(|c| Some(c.source) != winner) {
                     if let Some(place) = self.place(change.source) {
                         lost.entry(place).or_default().push(conflict.key.clone());
@@ -473,7 +474,7 @@ impl Mesh<'_> {
                 }
             }
         }
-        outcome.decisions.push(decision);
+        settlement.decisions.push(decision);
         Ok(())
     }
 }

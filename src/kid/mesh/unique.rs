@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
-use super::decide::{self, Change, Choice, Circumstances, Strategy};
-use super::settle::{Decision, Image, Outcome, Written, rows_json};
+use super::decide::{self, Choice, Circumstances, KeyChange, Strategy};
+use super::settle::{Decision, Image, Settlement, Written, random, rows_json};
 use super::{Broken, Mesh};
+use crate::kid::apply::Receiver;
 use crate::kid::bits;
 use crate::kid::shape::{Table, UniqueIndex};
 use crate::kid::statements::Join;
+use crate::kid::stream::stream;
 use crate::libpq::{Conn, Rows};
 
 /// The rows that have lost: source and key.
@@ -23,12 +25,12 @@ type Doomed = HashSet<(usize, Vec<String>)>;
 struct Clashing {
     key: Vec<String>,
     /// The source, and when it changed the row.
-    change: Change,
+    change: KeyChange,
 }
 
 impl Mesh<'_> {
-    /// Finds the clashes between rows that sources are about to send, and adds to the outcome what becomes of them.
-    pub(super) fn decide_clashes(&mut self, relation: i32, outcome: &mut Outcome) -> Result<(), Broken> {
+    /// Finds the clashes between rows that sources are about to send, and adds to the settlement what becomes of them.
+    pub(super) fn decide_clashes(&mut self, relation: i32, settlement: &mut Settlement) -> Result<(), Broken> {
         let sources = self.changed(relation);
         let Some(hub) = sources.first().copied().filter(|_| sources.len() > 1) else { return Ok(()) };
         let Some(table) = self.members[hub].shapes.get(&relation).cloned() else { return Ok(()) };
@@ -51,12 +53,12 @@ impl Mesh<'_> {
         }
         let name = format!("bucardo_rows_{relation}");
         let (source, time) = (table.free_name("bucardo_source"), table.free_name("bucardo_time"));
-        self.bring_together(relation, hub, &name, (&source, &time), outcome)?;
+        self.bring_together(relation, hub, &name, (&source, &time), settlement)?;
         let mut doomed = Doomed::new();
         for index in &indexes {
             let sql = index.clashes(&name, &key, &source, &time);
             let Some(rows) = self.members[hub].attempt(|conn| conn.query(&sql)) else { break };
-            self.choose_rows(relation, &key, &rows, &mut doomed, outcome)?;
+            self.choose_rows(relation, &key, &rows, &mut doomed, settlement)?;
         }
         self.check()
     }
@@ -77,7 +79,7 @@ impl Mesh<'_> {
         hub: usize,
         name: &str,
         (source, time): (&str, &str),
-        outcome: &mut Outcome,
+        settlement: &mut Settlement,
     ) -> Result<(), Broken> {
         let only = self.members[hub].shapes.get(&relation).map_or_else(String::new, |t| t.name.clone());
         let create = format!(
@@ -85,7 +87,7 @@ impl Mesh<'_> {
         );
         self.members[hub].attempt(|conn| conn.query(&create));
         for at in self.changed(relation) {
-            let kept = self.kept_table(at, relation, outcome)?;
+            let kept = self.kept_table(at, relation, settlement)?;
             let index = self.members[at].index;
             let sql = self.with_work(at, relation, |work, offer| {
                 let reading = work.reading();
@@ -105,9 +107,9 @@ impl Mesh<'_> {
             self.check()?;
             let mut from = self.members.remove(at);
             let to = hub - usize::from(at < hub);
-            let into = |_: &crate::kid::apply::Receiver| format!("COPY {place} FROM STDIN");
+            let into = |_: &Receiver| format!("COPY {place} FROM STDIN");
             let out = format!("{free}COPY ({select}) TO STDOUT");
-            let copied = crate::kid::stream::stream(&mut from.session.conn, &out, &mut self.members[to..=to], "rows", into);
+            let copied = stream(&mut from.session.conn, &out, &mut self.members[to..=to], "rows", into);
             from.attempt(|_| copied);
             self.members.insert(at, from);
         }
@@ -121,7 +123,7 @@ impl Mesh<'_> {
         key: &[String],
         rows: &Rows,
         doomed: &mut Doomed,
-        outcome: &mut Outcome,
+        settlement: &mut Settlement,
     ) -> Result<(), Broken> {
         let mut groups: BTreeMap<i64, Vec<Clashing>> = BTreeMap::new();
         let n = key.len();
@@ -129,7 +131,7 @@ impl Mesh<'_> {
             let source: usize = rows.number(row, n).unwrap_or_default();
             let one = Clashing {
                 key: (0..n).map(|c| rows.text(row, c)).collect(),
-                change: Change { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN), held: false },
+                change: KeyChange { source, towards: u64::MAX, at: rows.number(row, n + 1).unwrap_or(i64::MIN), held: false },
             };
             groups.entry(rows.number(row, n + 2).unwrap_or_default()).or_default().push(one);
         }
@@ -138,7 +140,7 @@ impl Mesh<'_> {
             group.retain(|one| !doomed.contains(&(one.change.source, one.key.clone())));
             if group.len() > 1 {
                 group.sort_by_key(|c| c.change.source);
-                self.choose_row(relation, group, doomed, outcome)?;
+                self.choose_row(relation, group, doomed, settlement)?;
             }
         }
         Ok(())
@@ -149,15 +151,15 @@ impl Mesh<'_> {
         relation: i32,
         group: Vec<Clashing>,
         doomed: &mut Doomed,
-        outcome: &mut Outcome,
+        settlement: &mut Settlement,
     ) -> Result<(), Broken> {
         let names: Vec<String> = self.plan.sync.members.iter().map(|m| m.db.name.clone()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let text = self.strategy_of(relation);
         let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
-        let contenders: Vec<Change> = group.iter().map(|c| c.change).collect();
+        let contenders: Vec<KeyChange> = group.iter().map(|c| c.change).collect();
         let present = bits::of(contenders.iter().map(|c| c.source));
-        let given = Circumstances { latest: &latest, present, random: super::settle::random() };
+        let given = Circumstances { latest: &latest, present, random: random() };
         let choice = decide::choose(&Strategy::parse(&text, &names), &contenders, &given);
         let winner = match choice {
             Choice::Abort => {
@@ -175,17 +177,17 @@ impl Mesh<'_> {
         let rows = rows_json(&rows.collect::<Vec<_>>());
         for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
             let Some(place) = self.place(one.change.source) else { continue };
-            outcome.kept.entry(place).or_default().push(one.key.as_slice().into());
+            settlement.kept.entry(place).or_default().push(one.key.as_slice().into());
             // Where nobody wins each row stays where it is, and goes nowhere.
             if winner.is_some() {
-                outcome.removed.push(Written::everywhere(one.key.clone(), None));
+                settlement.removed.push(Written::everywhere(one.key.clone(), None));
                 // For who is away: the loser's change, which stays pending, brings the removal only where it was not served.
-                self.tell_removed(&one.key, &one.change, outcome);
+                self.tell_removed(&one.key, &one.change, settlement);
             }
             if winner.is_none() {
-                outcome.open.entry(place).or_default().push(one.key.as_slice().into());
+                settlement.open.entry(place).or_default().push(one.key.as_slice().into());
             }
-            outcome.decisions.push(Decision {
+            settlement.decisions.push(Decision {
                 relation,
                 key: key_json.unwrap_or_default(),
                 strategy: text.as_str().into(),

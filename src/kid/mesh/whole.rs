@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::offer::Offer;
 use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::bits;
@@ -43,7 +44,7 @@ impl Mesh<'_> {
         kept: &HashMap<(usize, i32), String>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
-        let wants = |o: &super::offer::Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
+        let wants = |o: &Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
         let given = bits::union(self.offers.iter().flatten().map(|o| o.copy_all));
         let mut places: Vec<usize> = (0..self.members.len()).collect();
         places.sort_by_key(|at| given & self.members[*at].bit() != 0);

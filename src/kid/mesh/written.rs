@@ -4,12 +4,12 @@
 
 use super::Mesh;
 use super::contend::Key;
-use super::decide::Change;
-use super::settle::Outcome;
+use super::decide::KeyChange;
+use super::settle::Settlement;
 use crate::ident::{quote_ident, quote_literal, text_array};
 use crate::kid::bits;
 use crate::kid::gather::window;
-use crate::kid::statements::list;
+use crate::kid::statements::{Window, list};
 
 /// A key that is written as it is said here, on every member.
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Mesh<'_> {
     /// Has the source (by its place in the sync) whose change of a key goes to all capture it once more, if there is a member
     /// that may miss it now, and that has been served this change and another one of these already: the other one may have
     /// come there last.
-    pub(super) fn tell_again(&self, key: &Key, changes: &[Change], source: usize, outcome: &mut Outcome) {
+    pub(super) fn tell_again(&self, key: &Key, changes: &[KeyChange], source: usize, settlement: &mut Settlement) {
         let (Some(own), Some(at)) = (changes.iter().find(|c| c.source == source), self.place(source)) else { return };
         let others = bits::union(changes.iter().filter(|c| c.source != source).map(|c| !c.towards));
         let missed = self.may_miss(at) & !own.towards;
@@ -95,22 +95,22 @@ impl Mesh<'_> {
         let sources = bits::sources(&self.plan.sync);
         let spared = missed & sources & self.away_from(at) != 0;
         if others & missed != 0 || (missed & !sources != 0 && !spared) {
-            outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
+            settlement.again.entry(at).or_default().push((key.clone(), Some(own.at)));
         }
     }
 
     /// The same for a row that all write alike: the contenders' changes bring it to whoever waits for any of them.
-    pub(super) fn tell_made(&self, key: &Key, contenders: &[Change], outcome: &mut Outcome) {
+    pub(super) fn tell_made(&self, key: &Key, contenders: &[KeyChange], settlement: &mut Settlement) {
         let Some((own, at)) = contenders.first().and_then(|own| Some((own, self.place(own.source)?))) else { return };
         if contenders.iter().fold(self.may_miss(at), |bits, c| bits & !c.towards) != 0 {
-            outcome.again.entry(at).or_default().push((key.clone(), Some(own.at)));
+            settlement.again.entry(at).or_default().push((key.clone(), Some(own.at)));
         }
     }
 
     /// The same for a row of a source that is removed everywhere.
-    pub(super) fn tell_removed(&self, key: &[String], change: &Change, outcome: &mut Outcome) {
+    pub(super) fn tell_removed(&self, key: &[String], change: &KeyChange, settlement: &mut Settlement) {
         if let Some(at) = self.place(change.source).filter(|at| self.may_miss(*at) != 0) {
-            outcome.again.entry(at).or_default().push((key.into(), Some(change.at)));
+            settlement.again.entry(at).or_default().push((key.into(), Some(change.at)));
         }
     }
 
@@ -122,7 +122,7 @@ impl Mesh<'_> {
         let Some(offer) = &self.offers[at] else { return };
         let last = window(&offer.snapshot).xmax.parse::<i64>().map_or(0, |xmax| xmax - 1);
         let missing = self.may_miss(at);
-        let waits = |(member, w): &(usize, crate::kid::statements::Window)| missing & (1 << member) == 0 || w.holds(last);
+        let waits = |(member, w): &(usize, Window)| missing & (1 << member) == 0 || w.holds(last);
         let xid = if offer.windows.iter().chain(&offer.away).all(waits) { last.to_string() } else { String::new() };
         // With an origin the time counts that is given, which is that of the change.
         self.note_keys(at, relation, oid, keys, AGAIN, &xid);

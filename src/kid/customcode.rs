@@ -16,7 +16,7 @@ use crate::pg::{role, spi, xact};
 
 /// What the row of one key shall be.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
+pub struct RowChoice {
     /// An object of the key columns.
     pub key: Value,
     /// The member whose row wins; none: `row` says it.
@@ -31,7 +31,7 @@ pub struct Answer {
     /// The member that wins all conflicts that were asked about.
     pub winner: Option<String>,
     /// Winners of single keys.
-    pub winners: Vec<Choice>,
+    pub winners: Vec<RowChoice>,
     /// No further code is to be asked.
     pub last: bool,
     /// The run is to be cancelled.
@@ -190,7 +190,7 @@ fn truth_of(word: &str, value: &Value) -> Result<bool> {
     value.as_bool().ok_or_else(|| wrong(format!("the answer's \"{word}\" is {}, not a boolean", kind(value))))
 }
 
-fn choices(value: Value) -> Result<Vec<Choice>> {
+fn choices(value: Value) -> Result<Vec<RowChoice>> {
     let Value::Array(items) = value else {
         return Err(wrong(format!("the answer's \"winners\" is {}, not an array", kind(&value))));
     };
@@ -201,7 +201,7 @@ fn choices(value: Value) -> Result<Vec<Choice>> {
 
 /// `{"key": …, "db": …}` or `{"key": …, "row": …}`, or what is wrong with it. A row of null is a deletion, so it counts
 /// when there is no db.
-fn choice(item: Value) -> Result<Choice, String> {
+fn choice(item: Value) -> Result<RowChoice, String> {
     let Value::Object(mut item) = item else { return Err(format!("it is {}, not an object", kind(&item))) };
     let key = match item.remove("key") {
         Some(Value::Object(key)) if !key.is_empty() => Value::Object(key),
@@ -216,7 +216,7 @@ fn choice(item: Value) -> Result<Choice, String> {
         (None, Some(row)) => return Err(format!("its \"row\" is {}, not an object or null", kind(&row))),
     };
     no_more(&item)?;
-    Ok(Choice { key, db, row })
+    Ok(RowChoice { key, db, row })
 }
 
 /// A word too many would be a choice that is only half obeyed.
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(answer(r#"{"winner": "A"}"#), Answer { winner: Some("A".into()), ..Answer::default() });
         let text = r#"{"winners": [{"key": {"id": 1}, "db": "B"}, {"key": {"id": 2}, "row": {"id": 2, "v": null}},
             {"key": {"id": 3}, "row": null}, {"key": {"id": 4}, "db": "A", "row": null}, {"key": {"id": 5}, "db": null, "row": {}}]}"#;
-        let choice = |id: i32, db: Option<&str>, row| Choice { key: json!({"id": id}), db: db.map(String::from), row };
+        let choice = |id: i32, db: Option<&str>, row| RowChoice { key: json!({"id": id}), db: db.map(String::from), row };
         let expected = [
             choice(1, Some("B"), None),
             choice(2, None, Some(json!({"id": 2, "v": null}))),
