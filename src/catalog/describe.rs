@@ -337,7 +337,4 @@ mod tests {
         assert_eq!(none.key(None).unwrap(), ["a"]);
         assert_eq!(table(&[], &[]).key(None), None);
     }
-
-    #[test]
-    fn arrays() {}
 }
