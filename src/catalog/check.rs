@@ -165,7 +165,7 @@ fn presence(c: &Checked<'_>, relation: &Relation, found: Option<&Described>, syn
         (None, None) => fault(
             SqlState::WRONG_STATE,
             "the table has no key: neither a primary key nor a unique index over NOT NULL columns".into(),
-            Some(format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or use it with fullcopy members only")),
+            Some(format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or leave the table out")),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! A run between several sources, on one screen: open → gather → contend → deliver → commit → mark. Every member has one
+//! A run between several sources, from its steps in the files beside this one: open → gather → contend → deliver → commit → mark. Every member has one
 //! transaction, in which it is read and written; each source tells the others its changes, and a key that several have
 //! changed is decided before a row travels. It must never let one source go on with a decision that another has not
 //! taken: if one fails before the commits, all begin again.
