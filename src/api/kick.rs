@@ -73,7 +73,7 @@ fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
         Some((ticket, master.procno))
     });
     let Some((ticket, master)) = asked else {
-        return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
+        return Err(Error::new(SqlState::INSUFFICIENT_RESOURCES, "too many syncs on this server"));
     };
     worker::set_latch(master);
     Ok(ticket)

@@ -196,7 +196,7 @@ impl State {
 
 /// Whether an error only says that there is no capture on the member.
 pub fn is_missing(error: &Error) -> bool {
-    matches!(error.code.as_str(), "3F000" | "42P01" | "42883")
+    matches!(error.code, SqlState::INVALID_SCHEMA | SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_FUNCTION)
 }
 
 /// Takes all capture of a control database off a member. False: some tables are busy, and have it still.

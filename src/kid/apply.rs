@@ -81,7 +81,7 @@ impl Receiver {
     }
 
     pub fn table(&self, relation: i32) -> Result<&Table> {
-        self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState(*b"42P01"), "a table of the sync is missing"))
+        self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState::UNDEFINED_TABLE, "a table of the sync is missing"))
     }
 }
 
@@ -174,7 +174,7 @@ impl<'a> Pass<'a> {
     pub fn work(&'a self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
         let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
         let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
-        let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
+        let missing = || Error::new(SqlState::UNDEFINED_TABLE, "a table of the sync is missing on the source");
         let one = |change: &'a Change| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
             let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
@@ -422,7 +422,7 @@ pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver
         conn.query("SAVEPOINT bucardo_truncate; SET LOCAL lock_timeout = '1s'")?;
         match conn.query(&truncate) {
             Ok(_) => conn.query(&format!("RELEASE SAVEPOINT bucardo_truncate; {patient}")).map(drop),
-            Err(e) if matches!(e.code.as_str(), "0A000" | "55P03") => {
+            Err(e) if matches!(e.code, SqlState::NOT_SUPPORTED | SqlState::LOCK_NOT_AVAILABLE) => {
                 conn.query(&format!("ROLLBACK TO SAVEPOINT bucardo_truncate; {patient}"))?;
                 conn.query(&delete).map(drop)
             }

@@ -24,7 +24,7 @@ impl Plan {
             return Ok(());
         }
         self.outdated = true;
-        Err(Error::new(SqlState(*b"40001"), "the sync was changed during the run"))
+        Err(Error::new(SqlState::SERIALIZATION_FAILURE, "the sync was changed during the run"))
     }
 
     fn has_changed(&self) -> Result<bool> {

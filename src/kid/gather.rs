@@ -4,6 +4,7 @@
 use super::flush;
 use super::shape::Shapes;
 use super::statements::Window;
+use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
 use crate::ident::text_array;
@@ -115,7 +116,7 @@ pub fn begin(sync: &Sync) -> &'static str {
 }
 
 pub fn capture_missing(error: Error) -> Error {
-    if matches!(error.code.as_str(), "42883" | "42P01" | "3F000") && error.message.contains("bucardo.") {
+    if install::is_missing(&error) && error.message.contains("bucardo.") {
         return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
             .hint("Install them again with bucardo.update_sync('the sync').");
     }

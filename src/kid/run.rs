@@ -217,7 +217,7 @@ pub(super) fn again(care: &mut Care, next: Care, attempt: &mut u32, wait: Durati
 
 /// What was seen of the tables may be the reason: look again before the next attempt.
 pub(super) fn forget(plan: &mut Plan, error: &Error) {
-    if !retry::is_away(error.code) && !matches!(error.code.as_str(), "40001" | "40P01") {
+    if !retry::is_away(error.code) && !matches!(error.code, SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK) {
         plan.shapes.clear();
     }
 }

@@ -21,7 +21,7 @@ use super::watch::Watcher;
 use crate::catalog;
 use crate::catalog::db::Db;
 use crate::catalog::sync::{Role, Sync};
-use crate::error::Result;
+use crate::error::{Result, SqlState};
 use crate::fault;
 use crate::guc::{self, LogLevel};
 use crate::libpq::{Conninfo, Target};
@@ -149,7 +149,7 @@ fn master_gone(slot: usize) {
             if wanted && !s.stopping {
                 sync.begun = sync.done;
             } else {
-                fail_kicks(sync, "55000", notify::STOPPED);
+                fail_kicks(sync, SqlState::WRONG_STATE, notify::STOPPED);
                 sync.hint = if wanted { Text::EMPTY } else { Text::new(notify::START) };
             }
         }
