@@ -3,7 +3,7 @@
 //! connections and the descriptions go on to whoever installs capture.
 
 use super::compare::{Fault, Pair};
-use super::db;
+use super::{cleanup, db};
 use super::describe::{self, Described, Identity};
 use super::sync::{Member, Relation, Role, Sync};
 use crate::capture::install::{self, Captured, Owner};
@@ -189,7 +189,7 @@ pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
         let conninfo = db::secret(name)?.unwrap_or_default();
         master::notify::remember_install(name, &conninfo, &captured);
         // What an earlier change left to be taken off here is wanted again.
-        super::change::forget_cleanup(&control, &conninfo, &captured)?;
+        cleanup::forget(&control, &conninfo, &captured)?;
         if install::is_copy(&install::known(&mut c.conn, &control, &captured)?, name).is_some() {
             // Whoever calls has confirmed it. Where it stood was another database's place.
             renew::forget(sync.id, name)?;

@@ -4,6 +4,7 @@
 
 pub mod change;
 pub mod check;
+pub mod cleanup;
 pub mod compare;
 pub mod customcode;
 pub mod db;

@@ -8,12 +8,13 @@ use super::main::{Entry, HISTORY, INSPECT, Master, Removal, Source, Step};
 use super::upkeep::{self, BROKEN, LISTING, Listing, PURGE, RELEASE};
 use super::watch::News;
 use crate::capture::install;
+use crate::catalog::cleanup;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::guc;
 use crate::ident::{quote_literal, text_array};
 use crate::libpq::Conninfo;
-use crate::pg::shmem;
+use crate::pg::{shmem, xact};
 
 /// Tables with so many bytes of capture are purged without waiting for the interval: each run reads them all.
 const PURGE_BYTES: i64 = 32 * 1024;
@@ -187,7 +188,7 @@ impl Master {
             }
             _ => {
                 if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                    upkeep::cleaned(id)?;
+                    xact::transaction(|| cleanup::done(id))?;
                 }
             }
         }
@@ -225,7 +226,7 @@ impl Master {
         }
         for token in wanted_again {
             if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                upkeep::cleaned(id)?;
+                xact::transaction(|| cleanup::done(id))?;
             }
         }
         Ok(())

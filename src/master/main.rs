@@ -285,7 +285,7 @@ impl Master {
             return self.stop();
         }
         fault::point("master.before_reload")?;
-        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
+        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, catalog::cleanup::waiting()?)))?;
         self.learn_members(generation)?;
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::slot::Report;
-use crate::catalog::db::Db;
 use crate::catalog::sync::{Relation, Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -117,22 +116,6 @@ impl Listing {
     }
 }
 
-/// A removal that a committed transaction left to do.
-pub struct Cleanup {
-    pub id: i64,
-    pub control: String,
-    pub db: String,
-    pub conninfo: String,
-    pub sync: Option<String>,
-}
-
-/// The removals that wait. To be called in a transaction.
-pub fn cleanups() -> Result<Vec<Cleanup>> {
-    spi::select("SELECT id::bigint, control, db, conninfo, sync FROM bucardo.cleanup ORDER BY id", &[], |row| {
-        Ok(Cleanup { id: row.get(1)?, control: row.get(2)?, db: row.get(3)?, conninfo: row.get(4)?, sync: row.opt(5)? })
-    })
-}
-
 /// Writes the row of a run whose kid was ended, and could not.
 pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let sql = "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, error, sqlstate) \
@@ -142,20 +125,6 @@ pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let (name, message) = (sync.name.as_str().into(), report.message.get().into());
     let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
     xact::transaction(|| spi::execute(sql, &args).map(drop))
-}
-
-/// Leaves everything of an earlier catalog to be taken off a member. To be called in a transaction.
-pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
-    let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo) VALUES ($1, $2, $3)";
-    spi::execute(sql, &[control.into(), db.name.as_str().into(), db.conninfo.as_str().into()]).map(drop)
-}
-
-/// A removal is done.
-pub fn cleaned(id: i64) -> Result<()> {
-    // Where somebody holds the row it is carried out once more another time.
-    let sql =
-        "DELETE FROM bucardo.cleanup WHERE id = ANY (ARRAY(SELECT id FROM bucardo.cleanup WHERE id = $1 FOR UPDATE SKIP LOCKED))";
-    xact::transaction(|| spi::execute(sql, &[id.into()]).map(drop))
 }
 
 /// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
