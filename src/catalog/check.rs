@@ -3,9 +3,9 @@
 //! connections and the descriptions go on to whoever installs capture.
 
 use super::compare::{Fault, Pair};
-use super::{cleanup, db};
 use super::describe::{self, Described, Identity};
 use super::sync::{Member, Relation, Role, Sync};
+use super::{cleanup, db};
 use crate::capture::install::{self, Captured, Owner};
 use crate::error::{Result, SqlState};
 use crate::ident::{display_qualified, quote_ident, quote_literal, quote_qualified};

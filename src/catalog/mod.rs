@@ -28,6 +28,11 @@ pub fn control_id() -> Result<String> {
     })
 }
 
+/// Whether somebody has stopped the master for good.
+pub fn is_stopped() -> Result<Option<bool>> {
+    spi::value("SELECT stopped FROM bucardo.control", &[])
+}
+
 /// The catalog's nouns that have a name of their own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Noun {

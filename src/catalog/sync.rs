@@ -134,6 +134,12 @@ pub fn load(name: &str) -> Result<Option<Sync>> {
     Ok(load_where(Some(name))?.into_iter().next())
 }
 
+/// The sync of that number, whatever its name is by now.
+pub fn load_by_id(id: i32) -> Result<Option<Sync>> {
+    let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[id.into()])?;
+    name.map_or(Ok(None), |name| load(&name))
+}
+
 /// All syncs, by name.
 pub fn load_all() -> Result<Vec<Sync>> {
     load_where(None)

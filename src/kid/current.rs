@@ -7,7 +7,7 @@ use super::run::Plan;
 use crate::catalog;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::{shmem, spi, xact};
+use crate::pg::{shmem, xact};
 
 /// So often a run begins again because the sync is another one, though nothing that it has found is unknown to it.
 const PATIENCE: u32 = 3;
@@ -28,15 +28,10 @@ impl Plan {
     }
 
     fn has_changed(&self) -> Result<bool> {
-        let db = shmem::my_database();
-        if shmem::with(|s| s.master(db).map_or(0, |m| m.generation)) == self.generation {
+        if shmem::generation(shmem::my_database()) == self.generation {
             return Ok(false);
         }
-        let id = self.sync.id;
-        let now = xact::transaction(|| {
-            let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[id.into()])?;
-            name.map_or(Ok(None), |name| catalog::sync::load(&name))
-        })?;
+        let now = xact::transaction(|| catalog::sync::load_by_id(self.sync.id))?;
         Ok(now.is_none_or(|now| !is_same(&self.sync, &now)))
     }
 }

@@ -185,21 +185,15 @@ impl Progress {
 
     /// The report for the master.
     pub fn report(&self) -> Report {
-        let mut report = Report {
+        Report {
             outcome: self.outcome(),
             down: self.down,
             refused: self.refused,
             whole: self.whole,
             idle: !self.saw_changes,
             pause: self.pause,
-            ..Report::NONE
-        };
-        if let Some(error) = &self.error {
-            report.sqlstate = error.code.0;
-            report.message = Text::new(&error.to_string());
-            report.hint = Text::new(error.hint.as_deref().unwrap_or(""));
+            ..self.error.as_ref().map_or(Report::NONE, Report::bad)
         }
-        report
     }
 
     fn details(&self) -> Value {

@@ -44,7 +44,7 @@ impl Master {
             DropAwaited::Begun => true,
         };
         if over {
-            let stopped = xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))?;
+            let stopped = xact::transaction(catalog::is_stopped)?;
             shmem::with(|s| {
                 let master = &mut s.masters[self.slot];
                 master.for_drop = false;
@@ -57,7 +57,7 @@ impl Master {
         Ok(())
     }
 
-    fn end_kids(&mut self) {
+    pub(super) fn end_kids(&mut self) {
         while !self.kids.end_all(Instant::now()) {
             latch::wait(None, Some(Duration::from_millis(20)));
         }

@@ -147,7 +147,7 @@ impl Master {
     fn look_again(&mut self, sync: &str) {
         if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync) {
             entry.controller.changed = true;
-            shmem::with(|s| s.master(self.db).map(|m| m.generation += 1));
+            shmem::bump_generation(self.db);
         }
     }
 

@@ -177,7 +177,7 @@ impl Master {
             return Ok(None);
         }
         let (control, stopped, database) = xact::transaction(|| {
-            let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
+            let stopped = catalog::is_stopped()?.unwrap_or(false);
             let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
             Ok((catalog::control_id()?, stopped, database))
         })?;
@@ -260,9 +260,7 @@ impl Master {
 
     /// Ends the kids, whose members roll back, and then this process, for good.
     fn stop(&mut self) -> Result<()> {
-        while !self.kids.end_all(Instant::now()) {
-            latch::wait(None, Some(Duration::from_millis(20)));
-        }
+        self.end_kids();
         // Wanted it is no more, unless somebody has said so meanwhile.
         shmem::with(|s| {
             s.masters[self.slot].stop = false;
@@ -281,7 +279,7 @@ impl Master {
         if self.for_drop.is_some() {
             return self.learn_members(generation);
         }
-        if xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))? == Some(true) {
+        if xact::transaction(catalog::is_stopped)? == Some(true) {
             return self.stop();
         }
         fault::point("master.before_reload")?;

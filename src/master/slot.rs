@@ -2,6 +2,8 @@
 //! Plain data of fixed size. Whoever holds its lock copies in or out and does nothing else; the lock is never held
 //! over SPI, libpq, logging or a wait.
 
+use crate::error::Error;
+
 pub const MAX_MASTERS: usize = 32;
 pub const MAX_SYNCS: usize = 512;
 pub const MAX_KIDS: usize = 64;
@@ -246,6 +248,18 @@ impl Report {
         message: Text::EMPTY,
         hint: Text::EMPTY,
     };
+
+    /// Of a run that was in vain as a whole.
+    pub fn bad(error: &Error) -> Self {
+        Self {
+            outcome: Outcome::Bad,
+            whole: true,
+            sqlstate: error.code.0,
+            message: Text::new(&error.to_string()),
+            hint: Text::new(error.hint.as_deref().unwrap_or_default()),
+            ..Self::NONE
+        }
+    }
 }
 
 /// What a kid is told at its start. Until it is up, its master may have ended, and another one may have taken the slot.
