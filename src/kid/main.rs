@@ -205,6 +205,7 @@ impl Kid {
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
         }
+        progress.tell(&plan.sync);
         self.plans.insert(job.sync, plan);
         progress.report()
     }
