@@ -45,3 +45,35 @@ fn is_same(old: &Sync, new: &Sync) -> bool {
         && (!passes_on(new)
             || old.members.iter().all(|m| member(&m.db.name).is_none_or(|other| other.db.makedelta == m.db.makedelta)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::sync::{Role, tests::sync};
+
+    #[test]
+    fn only_what_changes_the_rows_makes_it_another_sync() {
+        let old = sync(&[("A", Role::Source), ("B", Role::Target)], &["t", "u"]);
+        let same = |change: &dyn Fn(&mut Sync)| {
+            let mut new = old.clone();
+            change(&mut new);
+            is_same(&old, &new)
+        };
+        assert!(same(&|_| ()));
+        assert!(same(&|s| (s.priority, s.paused, s.maxkicks) = (3, true, 1)));
+        assert!(same(&|s| s.members.truncate(1)), "who is gone gets nothing that would be wrong");
+        assert!(!same(&|s| s.relations.truncate(1)));
+        assert!(!same(&|s| s.relations[0].pkey = Some("i".into())));
+        assert!(!same(&|s| s.conflict_strategy = "bucardo_source".into()));
+        assert!(!same(&|s| s.members[0].db.makedelta = true));
+    }
+
+    #[test]
+    fn what_a_member_passes_on_counts_where_a_table_leaves_that_to_it() {
+        let mut old = sync(&[("A", Role::Source), ("B", Role::Target)], &["t"]);
+        old.relations[0].makedelta = Some(false);
+        let mut new = old.clone();
+        new.members[0].db.makedelta = true;
+        assert!(is_same(&old, &new));
+    }
+}

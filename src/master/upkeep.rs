@@ -182,3 +182,60 @@ fn forget_old() -> Result<()> {
         .map(drop)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::sync::tests::sync;
+    use Role::{Fullcopy, Source, Target};
+
+    fn table(sync: &str, name: &str) -> ListedTable {
+        let (schema, since) = ("public".to_string(), "1".to_string());
+        ListedTable { capture: 1, sync: sync.to_string(), since, schema, name: name.to_string() }
+    }
+
+    fn receiver(sync: &str, source: &str, member: &str) -> ListedReceiver {
+        let at = "1".to_string();
+        ListedReceiver { sync: sync.to_string(), source: source.to_string(), member: member.to_string(), at }
+    }
+
+    fn stale(tables: Vec<ListedTable>, receivers: Vec<ListedReceiver>, syncs: &[&Sync]) -> Listing {
+        Listing { tables, receivers }.stale(syncs)
+    }
+
+    #[test]
+    fn what_a_sync_needs_stays() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let found = stale(vec![table("7:s", "t"), table("7:s", "gone")], vec![receiver("7:s", "A", "B")], &[&s]);
+        assert_eq!(found, Listing { tables: vec![table("7:s", "gone")], receivers: Vec::new() });
+    }
+
+    #[test]
+    fn what_no_sync_knows_goes() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        // A sync of that name that was removed and added again has another number.
+        let all = (vec![table("6:s", "t")], vec![receiver("6:s", "A", "B")]);
+        assert_eq!(stale(all.0.clone(), all.1.clone(), &[&s]), Listing { tables: all.0.clone(), receivers: all.1.clone() });
+        assert_eq!(stale(all.0.clone(), all.1.clone(), &[]), Listing { tables: all.0, receivers: all.1 });
+        assert!(stale(Vec::new(), Vec::new(), &[&s]).is_empty());
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_goes() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let found = stale(vec![table("7:s", "t")], vec![receiver("7:s", "A", "B"), receiver("7:s", "A", "C")], &[&s]);
+        assert_eq!(found, Listing { tables: Vec::new(), receivers: vec![receiver("7:s", "A", "C")] });
+    }
+
+    #[test]
+    fn a_database_that_is_no_source_any_more_keeps_nothing() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let listed = || (vec![table("7:s", "t")], vec![receiver("7:s", "B", "A")]);
+        let (tables, receivers) = listed();
+        assert_eq!(stale(tables, receivers, &[&s]), Listing { tables: listed().0, receivers: listed().1 });
+        // Nor one of a sync whose members are all copied whole.
+        let whole = sync(&[("B", Source), ("A", Fullcopy)], &["t"]);
+        let (tables, receivers) = listed();
+        assert_eq!(stale(tables, receivers, &[&whole]), Listing { tables: listed().0, receivers: listed().1 });
+    }
+}
