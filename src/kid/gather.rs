@@ -71,7 +71,8 @@ pub struct Asker<'a> {
 }
 
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
-const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
+const CHANGES: &str = "SELECT c.served, c.relid, c.keys, c.segments, c.batched, c.changes, c.existed, c.truncated, c.whole \
+    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[]) c";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
 pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gathered> {
