@@ -4,12 +4,11 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::main::{Entry, Master, Step, conninfo_of};
+use super::main::{Entry, Master};
 use super::slot::{Outcome, Shown, SyncSlot, Text};
 use crate::catalog::rest;
 use crate::error::{Error, SqlState};
 use crate::guc;
-use crate::libpq::Target;
 use crate::pg::{shmem, worker};
 
 /// Answers waiting kicks with an error.
@@ -71,16 +70,7 @@ impl Master {
             }
             if read { super::notify::take_installed(s, db) } else { Vec::new() }
         });
-        for (name, conninfo, sync) in undone {
-            if let Ok(info) = conninfo_of(&conninfo) {
-                // What a sync keeps of its sources is compared with them: there may be more tables than it has by now.
-                if self.captures_at(&sync, &info) {
-                    continue;
-                }
-                let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
-                self.remove(Target { name, info }, step, None, Instant::now());
-            }
-        }
+        self.remove_undone(undone);
     }
 
     /// Publishes what `bucardo.status` shows.
