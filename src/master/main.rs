@@ -377,6 +377,7 @@ impl Master {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
                 slot.done = ticket;
+                slot.resting = false;
                 slot.outcome = report.outcome;
                 slot.sqlstate = report.sqlstate;
                 slot.message = report.message;

@@ -16,6 +16,7 @@ pub(super) fn fail_kicks(slot: &mut SyncSlot, code: SqlState, message: &str) {
     if slot.kicked > slot.done {
         slot.done = slot.kicked;
         slot.begun = slot.kicked;
+        slot.resting = false;
         slot.outcome = Outcome::Bad;
         slot.sqlstate = code.0;
         slot.message = Text::new(message);
@@ -28,6 +29,7 @@ pub(super) fn fail_kicks(slot: &mut SyncSlot, code: SqlState, message: &str) {
 fn refuse_kicks(slot: &mut SyncSlot, why: &Error) {
     fail_kicks(slot, why.code, &why.message);
     slot.hint = Text::new(why.hint.as_deref().unwrap_or_default());
+    slot.resting = true;
 }
 
 /// Why a sync rests, if it does.

@@ -133,6 +133,8 @@ pub struct SyncSlot {
     pub kicked: u64,
     pub begun: u64,
     pub done: u64,
+    /// Whether the last kicks were answered with why the sync rests, as the catalog was then.
+    pub resting: bool,
     pub outcome: Outcome,
     pub sqlstate: [u8; 5],
     pub message: Text<600>,
@@ -160,6 +162,7 @@ impl SyncSlot {
         kicked: 0,
         begun: 0,
         done: 0,
+        resting: false,
         outcome: Outcome::None,
         sqlstate: *b"00000",
         message: Text::EMPTY,
