@@ -1,5 +1,6 @@
--- Customcode, customname and customcols: what a user changes of a run's way. Written by src/api/customcode.rs and
--- src/api/custom.rs. Functions, relations and roles stand here by name, not by number, so that a dump means the same elsewhere.
+-- Customcode, customname and customcols: what a user changes of a run's way. Customcode is written by src/api/customcode.rs
+-- and read by src/catalog/customcode.rs; the other two are empty, until there is something that obeys them. Functions, roles and
+-- a customcode's relation stand here by name, not by number, so that a dump means the same elsewhere.
 -- A null db or sync means every one; the narrowest row wins.
 
 CREATE TABLE bucardo.customcode (

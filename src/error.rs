@@ -15,8 +15,16 @@ pub struct SqlState(pub [u8; 5]);
 
 impl SqlState {
     pub const UNDEFINED_OBJECT: Self = Self(*b"42704");
+    pub const UNDEFINED_TABLE: Self = Self(*b"42P01");
+    pub const UNDEFINED_COLUMN: Self = Self(*b"42703");
+    pub const UNDEFINED_FUNCTION: Self = Self(*b"42883");
+    pub const INVALID_SCHEMA: Self = Self(*b"3F000");
+    pub const INVALID_CATALOG: Self = Self(*b"3D000");
     pub const DUPLICATE_OBJECT: Self = Self(*b"42710");
+    pub const DATATYPE_MISMATCH: Self = Self(*b"42804");
     pub const INVALID_PARAMETER: Self = Self(*b"22023");
+    pub const DIVISION_BY_ZERO: Self = Self(*b"22012");
+    pub const UNTRANSLATABLE_CHARACTER: Self = Self(*b"22P05");
     pub const CANNOT_CONNECT: Self = Self(*b"08001");
     pub const CONNECTION_FAILURE: Self = Self(*b"08006");
     pub const IN_USE: Self = Self(*b"2BP01");
@@ -24,9 +32,18 @@ impl SqlState {
     pub const READ_ONLY: Self = Self(*b"25006");
     pub const LOCK_NOT_AVAILABLE: Self = Self(*b"55P03");
     pub const OBJECT_IN_USE: Self = Self(*b"55006");
+    pub const INSUFFICIENT_RESOURCES: Self = Self(*b"53000");
+    pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
     pub const TIMED_OUT: Self = Self(*b"57014");
+    pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
+    pub const CRASH_SHUTDOWN: Self = Self(*b"57P02");
+    pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
+    pub const IDLE_SESSION_TIMEOUT: Self = Self(*b"57P05");
+    pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
+    pub const INVALID_PASSWORD: Self = Self(*b"28P01");
     pub const NOT_ALLOWED: Self = Self(*b"42501");
     pub const NOT_SUPPORTED: Self = Self(*b"0A000");
+    pub const TRANSACTION_ROLLBACK: Self = Self(*b"40000");
     pub const SERIALIZATION_FAILURE: Self = Self(*b"40001");
     pub const DEADLOCK: Self = Self(*b"40P01");
     pub const UNIQUE_VIOLATION: Self = Self(*b"23505");

@@ -165,7 +165,7 @@ pub fn init() {
     GucRegistry::define_enum_guc(
         c"bucardo.log_level",
         c"How much the workers write to the server's log.",
-        c"",
+        c"error: what went wrong in them; normal: also when they start and who is away; verbose: also what came of each run.",
         &LOG_LEVEL,
         sighup(),
         GucFlags::default(),

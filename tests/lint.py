@@ -19,6 +19,8 @@ MAX_LINES = 500
 MACHINE_PATH = re.compile(r"(?<![\w./$}-])/(?:work|root|home/\w+)/")
 # What an item that exists for tests only stands under.
 TEST_ONLY = re.compile(r"#\[cfg\((?:test|any\(test\b.*|feature = \"pg_test\")\)\]")
+# A test that runs nothing says that something is tested which is not.
+EMPTY_TEST = re.compile(r"#\[test\]\s*(?:#\[[^\]]*\]\s*)*fn (\w+)\(\)\s*\{\s*\}")
 COMMENT_OR_STRING = re.compile(r'//.*|r#*".*?"#*|b?"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])\'')
 
 faults = []
@@ -82,6 +84,8 @@ def check_source(path, text):
             fault(path, number, "inside a guard the server is called as in src/pg/raw.rs")
         if re.search(r"\.(unwrap|expect)\(", line):
             fault(path, number, "no unwrap, no expect outside of tests")
+    for empty in EMPTY_TEST.finditer(text):
+        fault(path, text.count("\n", 0, empty.start()) + 1, f"the test {empty.group(1)} cannot fail: it is empty")
 
 
 def main():

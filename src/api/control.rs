@@ -8,6 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::interval;
+use crate::catalog;
 use crate::error::{Error, Result, SqlState};
 use crate::master::notify;
 use crate::pg::{latch, shmem, spi, worker};
@@ -23,7 +24,7 @@ fn start(reason: default!(Option<&str>, "NULL")) -> Result<&'static str, ErrorRe
 
 fn start_master(reason: Option<&str>) -> Result<&'static str> {
     notify::require_preload()?;
-    let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
+    let stopped = catalog::is_stopped()?.unwrap_or(false);
     let db = shmem::my_database();
     let wanted = shmem::read(|s| s.masters.iter().find(|m| m.db == db).map_or(s.crowded, |m| m.wanted && !m.stop));
     if wanted && !stopped {
@@ -72,7 +73,7 @@ fn stop(
 
 fn stop_master(reason: Option<&str>, timeout: Duration) -> Result<&'static str> {
     notify::require_preload()?;
-    if !spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false) {
+    if !catalog::is_stopped()?.unwrap_or(false) {
         notify::want_master_unless_stopped();
     }
     spi::execute("UPDATE bucardo.control SET stopped = true, stop_reason = $1", &[reason.into()])?;

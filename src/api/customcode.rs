@@ -107,7 +107,7 @@ CREATE FUNCTION bucardo."add_customcode"("name" text, "whenrun" text, "code" reg
     "sync" text DEFAULT NULL, "relation" text DEFAULT NULL, "priority" integer DEFAULT 0, "status" text DEFAULT 'active') RETURNS text
 SET search_path TO pg_catalog, pg_temp LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn add_customcode(
     name: Option<&str>,
     whenrun: Option<&str>,
@@ -142,7 +142,7 @@ CREATE FUNCTION bucardo."update_customcode"("name" text, "whenrun" text DEFAULT 
     "sync" text DEFAULT NULL, "relation" text DEFAULT NULL, "priority" integer DEFAULT NULL, "status" text DEFAULT NULL) RETURNS text
 SET search_path TO pg_catalog, pg_temp LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 "#)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn update_customcode(
     name: Option<&str>,
     whenrun: Option<&str>,

@@ -4,7 +4,7 @@
 use pgrx::prelude::*;
 
 use super::{Answer, notice, required};
-use crate::catalog::{Noun, change, check, db, group, options};
+use crate::catalog::{Noun, change, check, cleanup, control_id, db, group, options};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name};
 use crate::libpq::Target;
@@ -127,7 +127,7 @@ fn leave(before: &db::Db, now: &Target, syncs: &[String]) -> Result<()> {
         (Ok((_, old)), Ok((_, new))) if old != new => {
             for sync in syncs {
                 let capture = change::load(sync)?.capture_name();
-                change::queue_cleanup_at(&before.name, &before.conninfo, Some(&capture))?;
+                cleanup::add(&control_id()?, &before.name, &before.conninfo, Some(&capture))?;
             }
         }
         (Err(error), _) => {
@@ -150,7 +150,7 @@ fn remove_db(name: Option<&str>, force: default!(Option<bool>, "false")) -> Answ
     }
     for sync in &syncs {
         let sync = change::load(sync)?;
-        change::queue_cleanup(name, Some(&sync.capture_name()))?;
+        change::queue_cleanup(name, &sync.capture_name())?;
         if sync.sources().any(|m| m.db.name == name) {
             change::source_left(&sync);
         }

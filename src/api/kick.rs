@@ -47,13 +47,7 @@ fn kick_sync(name: &str, timeout: Option<Duration>) -> Result<&'static str> {
     let (_, procno) = worker::me();
     let ticket = ask(db, id, Some(procno), false)?;
     let _place = Place { db, id, procno };
-    let refused = [rest::inactive(name).message, rest::paused(name).message];
-    wait(name, id, ticket, Instant::now().checked_add(timeout)).map_err(|error| match refused.contains(&error.message) {
-        true if changed => {
-            error.hint("What this transaction has changed counts from its end on: COMMIT first, then kick the sync.")
-        }
-        _ => error,
-    })
+    wait(name, id, changed, ticket, Instant::now().checked_add(timeout))
 }
 
 /// Says that a run is wanted; the ticket by which its end is known. `waiter`: whom to wake then. `again`: it was said before.
@@ -73,7 +67,7 @@ fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
         Some((ticket, master.procno))
     });
     let Some((ticket, master)) = asked else {
-        return Err(Error::new(SqlState(*b"53000"), "too many syncs on this server"));
+        return Err(Error::new(SqlState::INSUFFICIENT_RESOURCES, "too many syncs on this server"));
     };
     worker::set_latch(master);
     Ok(ticket)
@@ -125,8 +119,8 @@ impl Drop for Place {
     }
 }
 
-/// What a finished run means for who kicked.
-fn answer(slot: &SyncSlot) -> Result<&'static str> {
+/// What a finished run means for who kicked. `changed`: his transaction has changed the sync, and the master does not know it.
+fn answer(slot: &SyncSlot, changed: bool) -> Result<&'static str> {
     if !slot.warning.is_empty() && slot.outcome != Outcome::Bad {
         warning!("{}", slot.warning.get());
     }
@@ -135,19 +129,25 @@ fn answer(slot: &SyncSlot) -> Result<&'static str> {
         Outcome::Empty => Ok("empty"),
         Outcome::Bad | Outcome::None => {
             let error = Error::new(SqlState(slot.sqlstate), slot.message.get());
-            Err(if slot.hint.is_empty() { error } else { error.hint(slot.hint.get()) })
+            Err(match slot.hint.get() {
+                _ if slot.resting && changed => error.hint(COMMIT_FIRST),
+                "" => error,
+                hint => error.hint(hint),
+            })
         }
     }
 }
 
+const COMMIT_FIRST: &str = "What this transaction has changed counts from its end on: COMMIT first, then kick the sync.";
+
 /// Even without a wake-up (more waiters than places) a waiting kick looks this often.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn wait(name: &str, id: i32, mut ticket: u64, deadline: Option<Instant>) -> Result<&'static str> {
+fn wait(name: &str, id: i32, changed: bool, mut ticket: u64, deadline: Option<Instant>) -> Result<&'static str> {
     let db = shmem::my_database();
     loop {
         match shmem::read(|s| s.syncs.iter().find(|y| y.db == db && y.sync == id).copied()) {
-            Some(slot) if slot.kicked >= ticket && slot.done >= ticket => return answer(&slot),
+            Some(slot) if slot.kicked >= ticket && slot.done >= ticket => return answer(&slot, changed),
             Some(slot) if slot.kicked >= ticket => {}
             // The master knew nothing of the sync: it was removed, or is so new that it must be asked for again.
             _ => {

@@ -19,7 +19,7 @@ use crate::pg::spi;
 /// Adds a sync and starts it.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn add_sync(
     name: Option<&str>,
     dbs: Option<&str>,
@@ -256,7 +256,7 @@ fn store(name: &str, dbgroup: &str, relgroup: &str, own: (bool, bool), options: 
 /// Changes a sync; a null leaves the value.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn update_sync(
     name: Option<&str>,
     dbs: default!(Option<&str>, "NULL"),

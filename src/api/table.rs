@@ -15,7 +15,7 @@ use crate::master::notify;
 /// Adds a table to a relgroup.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn add_table(
     name: Option<&str>,
     relgroup: Option<&str>,
@@ -132,7 +132,7 @@ fn check_found(db: &str, named: &Named, found: Option<&Described>, is_sequence: 
 /// Changes a table's options; a null leaves the value.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::too_many_arguments)]
+#[expect(clippy::too_many_arguments, reason = "they are those of the SQL function")]
 fn update_table(
     name: Option<&str>,
     relgroup: Option<&str>,

@@ -41,7 +41,7 @@ fn faults(sync: &str) -> Result<Vec<Row>> {
 /// Looks for faults of a sync on all members.
 #[pg_extern(security_definer)]
 #[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::type_complexity)]
+#[expect(clippy::type_complexity, reason = "pgrx reads the columns from the type")]
 fn validate_sync(
     name: Option<&str>,
 ) -> Result<

@@ -196,7 +196,7 @@ impl State {
 
 /// Whether an error only says that there is no capture on the member.
 pub fn is_missing(error: &Error) -> bool {
-    matches!(error.code.as_str(), "3F000" | "42P01" | "42883")
+    matches!(error.code, SqlState::INVALID_SCHEMA | SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_FUNCTION)
 }
 
 /// Takes all capture of a control database off a member. False: some tables are busy, and have it still.
@@ -206,4 +206,23 @@ pub fn uninstall_control(conn: &mut Conn, control: &str) -> Result<bool> {
         return Ok(false);
     }
     conn.query(REMOVE_SCRIPT).map(|_| true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_objects_tell_the_version_that_is_expected() {
+        assert!(CAPTURE.contains(&format!("AS $body$ SELECT {VERSION} $body$;")), "VERSION and capture_version() differ");
+    }
+
+    #[test]
+    fn a_copy_has_the_progress_of_another_source_only() {
+        let known = |all: &[(&str, &str)]| all.iter().map(|(s, m)| (s.to_string(), m.to_string())).collect::<Vec<_>>();
+        assert_eq!(is_copy(&[], "A"), None, "nothing is known of a new one");
+        assert_eq!(is_copy(&known(&[("A", "B")]), "A"), None);
+        assert_eq!(is_copy(&known(&[("B", "C"), ("A", "B")]), "A"), None, "its own stands there too");
+        assert_eq!(is_copy(&known(&[("B", "A"), ("B", "C")]), "A"), Some("B"));
+    }
 }

@@ -8,7 +8,7 @@ use super::check::{self, Opened};
 use super::compare::Fault;
 use super::options::check_strategy;
 use super::sync::{self, Role, Sync};
-use super::{Noun, db, group, interleave, pick, relation};
+use super::{Noun, cleanup, db, group, interleave, pick, relation};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::master::notify;
@@ -148,7 +148,7 @@ pub fn disengage(before: &Sync, after: Option<&Sync>) -> Result<()> {
     let stays = |name: &str| after.is_some_and(|s| s.captures() && s.sources().any(|m| m.db.name == name));
     let gone: Vec<&str> = before.sources().map(|m| m.db.name.as_str()).filter(|name| !stays(name)).collect();
     for name in &gone {
-        queue_cleanup(name, Some(&before.capture_name()))?;
+        queue_cleanup(name, &before.capture_name())?;
     }
     if let Some(sync) = after.filter(|_| !gone.is_empty()) {
         source_left(sync);
@@ -157,22 +157,9 @@ pub fn disengage(before: &Sync, after: Option<&Sync>) -> Result<()> {
     Ok(())
 }
 
-/// Has the master take capture off a member after this transaction: of one sync, or all that is ours.
-pub fn queue_cleanup(member: &str, sync: Option<&str>) -> Result<()> {
-    queue_cleanup_at(member, &db::secret(member)?.unwrap_or_default(), sync)
-}
-
-/// The same at a place that the member may have left.
-pub fn queue_cleanup_at(member: &str, conninfo: &str, sync: Option<&str>) -> Result<()> {
-    let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo, sync) VALUES ($1, $2, $3, $4)";
-    spi::execute(sql, &[super::control_id()?.into(), member.into(), conninfo.into(), sync.into()])?;
-    Ok(())
-}
-
-/// Has the master leave what it was to take off a member: the sync captures there again.
-pub fn forget_cleanup(control: &str, conninfo: &str, sync: &str) -> Result<()> {
-    let sql = "DELETE FROM bucardo.cleanup WHERE control = $1 AND conninfo = $2 AND sync = $3";
-    spi::execute(sql, &[control.into(), conninfo.into(), sync.into()]).map(drop)
+/// Has the master take a sync's capture off a member after this transaction.
+pub fn queue_cleanup(member: &str, sync: &str) -> Result<()> {
+    cleanup::add(&super::control_id()?, member, &db::secret(member)?.unwrap_or_default(), Some(sync))
 }
 
 /// Removes a sync, with the lists that were made for it.

@@ -3,9 +3,9 @@
 //! connections and the descriptions go on to whoever installs capture.
 
 use super::compare::{Fault, Pair};
-use super::db;
 use super::describe::{self, Described, Identity};
 use super::sync::{Member, Relation, Role, Sync};
+use super::{cleanup, db};
 use crate::capture::install::{self, Captured, Owner};
 use crate::error::{Result, SqlState};
 use crate::ident::{display_qualified, quote_ident, quote_literal, quote_qualified};
@@ -170,7 +170,7 @@ fn presence(c: &Checked<'_>, relation: &Relation, found: Option<&Described>, syn
         (None, None) => fault(
             SqlState::WRONG_STATE,
             "the table has no key: neither a primary key nor a unique index over NOT NULL columns".into(),
-            Some(format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or use it with fullcopy members only")),
+            Some(format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or leave the table out")),
         ),
     }
 }
@@ -194,7 +194,7 @@ pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
         let conninfo = db::secret(name)?.unwrap_or_default();
         master::notify::remember_install(name, &conninfo, &captured);
         // What an earlier change left to be taken off here is wanted again.
-        super::change::forget_cleanup(&control, &conninfo, &captured)?;
+        cleanup::forget(&control, &conninfo, &captured)?;
         if install::is_copy(&install::known(&mut c.conn, &control, &captured)?, name).is_some() {
             // Whoever calls has confirmed it. Where it stood was another database's place.
             renew::forget(sync.id, name)?;

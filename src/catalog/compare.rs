@@ -222,8 +222,7 @@ mod tests {
             type_oid: oid,
             domain_of: oid,
             bare_name: text.clone(),
-            type_name: text.clone(),
-            base_name: text,
+            type_name: text,
             identity: ' ',
             ..Column::default()
         }

@@ -4,6 +4,7 @@
 
 pub mod change;
 pub mod check;
+pub mod cleanup;
 pub mod compare;
 pub mod customcode;
 pub mod db;
@@ -25,6 +26,11 @@ pub fn control_id() -> Result<String> {
         Error::new(SqlState::WRONG_STATE, "bucardo.control is empty")
             .hint("Run DROP EXTENSION bucardo; CREATE EXTENSION bucardo;")
     })
+}
+
+/// Whether somebody has stopped the master for good.
+pub fn is_stopped() -> Result<Option<bool>> {
+    spi::value("SELECT stopped FROM bucardo.control", &[])
 }
 
 /// The catalog's nouns that have a name of their own.

@@ -48,6 +48,16 @@ pub fn check_status(status: Option<&str>) -> Result<()> {
     one_of("status", status, &["active", "inactive"])
 }
 
+/// How whole tables are emptied: the words are known, and only the default is obeyed yet.
+fn check_deletemethod(method: Option<&str>) -> Result<()> {
+    one_of("deletemethod", method, &["delete", "truncate", "truncate_cascade"])?;
+    match method {
+        Some("delete") | None => Ok(()),
+        Some(other) => Err(Error::new(SqlState::NOT_SUPPORTED, format!("deletemethod \"{other}\" is not supported yet"))
+            .hint("Leave deletemethod out, or give 'delete'.")),
+    }
+}
+
 /// The shortest checktime: shorter ones would only keep the servers busy.
 const MIN_CHECKTIME_MICROS: i128 = 10_000;
 
@@ -101,65 +111,53 @@ impl Options<'_> {
                 _ => Ok(()),
             },
             one_of("isolation_level", self.isolation_level, &["repeatable read", "serializable"]),
-            one_of("deletemethod", self.deletemethod, &["delete", "truncate", "truncate_cascade"]),
+            check_deletemethod(self.deletemethod),
             check_status(self.status),
         ];
         checks.into_iter().filter_map(Result::err).collect()
     }
 
-    fn args(&self) -> Vec<DatumWithOid<'_>> {
-        vec![
-            self.conflict_strategy.into(),
-            self.onetimecopy.into(),
-            self.autokick.into(),
-            self.checktime.into(),
-            self.stayalive.into(),
-            self.kidsalive.into(),
-            self.lifetime.into(),
-            self.maxkicks.into(),
-            self.isolation_level.into(),
-            self.deletemethod.into(),
-            self.rebuild_index.into(),
-            self.analyze_after_copy.into(),
-            self.vacuum_after_copy.into(),
-            self.strict_checking.into(),
-            self.priority.into(),
-            self.status.into(),
+    /// The columns and what they are given, in the order of the options.
+    fn columns(&self) -> [(&'static str, DatumWithOid<'_>); 16] {
+        [
+            ("conflict_strategy", self.conflict_strategy.into()),
+            ("onetimecopy", self.onetimecopy.into()),
+            ("autokick", self.autokick.into()),
+            ("checktime", self.checktime.into()),
+            ("stayalive", self.stayalive.into()),
+            ("kidsalive", self.kidsalive.into()),
+            ("lifetime", self.lifetime.into()),
+            ("maxkicks", self.maxkicks.into()),
+            ("isolation_level", self.isolation_level.into()),
+            ("deletemethod", self.deletemethod.into()),
+            ("rebuild_index", self.rebuild_index.into()),
+            ("analyze_after_copy", self.analyze_after_copy.into()),
+            ("vacuum_after_copy", self.vacuum_after_copy.into()),
+            ("strict_checking", self.strict_checking.into()),
+            ("priority", self.priority.into()),
+            ("status", self.status.into()),
         ]
     }
 
     /// Changes what is given of a sync.
     pub fn update(&self, sync: &str) -> Result<()> {
-        let interval =
-            |column: &str, n: i32| format!("{column} = CASE WHEN ${n} IS NULL THEN {column} ELSE nullif(${n}, interval '0') END");
-        let mut sets = vec![interval("checktime", 4), interval("lifetime", 7)];
-        for (column, n) in COLUMNS {
-            sets.push(format!("{column} = coalesce(${n}, {column})"));
-        }
-        let mut args = self.args();
+        let (columns, mut args): (Vec<_>, Vec<_>) = self.columns().into_iter().unzip();
         args.push(sync.into());
-        spi::execute(&format!("UPDATE bucardo.sync SET {} WHERE name = $17", sets.join(", ")), &args)?;
+        let sets: Vec<String> = columns.iter().enumerate().map(|(i, column)| assignment(column, i + 1)).collect();
+        spi::execute(&format!("UPDATE bucardo.sync SET {} WHERE name = ${}", sets.join(", "), args.len()), &args)?;
         Ok(())
     }
 }
 
-/// The plain columns and their places among the arguments; the intervals apart, because zero takes them away.
-const COLUMNS: [(&str, i32); 14] = [
-    ("conflict_strategy", 1),
-    ("onetimecopy", 2),
-    ("autokick", 3),
-    ("stayalive", 5),
-    ("kidsalive", 6),
-    ("maxkicks", 8),
-    ("isolation_level", 9),
-    ("deletemethod", 10),
-    ("rebuild_index", 11),
-    ("analyze_after_copy", 12),
-    ("vacuum_after_copy", 13),
-    ("strict_checking", 14),
-    ("priority", 15),
-    ("status", 16),
-];
+/// A column takes its argument unless that is null. Of an interval zero takes it away.
+fn assignment(column: &str, n: usize) -> String {
+    match column {
+        "checktime" | "lifetime" => {
+            format!("{column} = CASE WHEN ${n} IS NULL THEN {column} ELSE nullif(${n}, interval '0') END")
+        }
+        _ => format!("{column} = coalesce(${n}, {column})"),
+    }
+}
 
 /// The strategies that need no names.
 const STRATEGIES: [&str; 7] = [
@@ -201,5 +199,13 @@ mod tests {
             assert_eq!(check_strategy(Some(wrong), &dbs).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
         }
         assert!(check_strategy(None, &dbs).is_ok());
+    }
+
+    #[test]
+    fn what_nothing_obeys_is_refused() {
+        let code = |method| check_deletemethod(method).map_err(|e| e.code);
+        assert_eq!([code(None), code(Some("delete"))], [Ok(()), Ok(())]);
+        assert_eq!(code(Some("truncate")), Err(SqlState::NOT_SUPPORTED));
+        assert_eq!(code(Some("burn")), Err(SqlState::INVALID_PARAMETER));
     }
 }

@@ -1,6 +1,8 @@
 //! Relations and their places in relgroups. A relation has one row however many relgroups hold it; the row goes with
 //! the last of them.
 
+use pgrx::datum::DatumWithOid;
+
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{display_qualified, one_line};
 use crate::pg::spi;
@@ -15,6 +17,23 @@ pub struct Options<'a> {
     pub rebuild_index: Option<bool>,
     pub autokick: Option<bool>,
     pub priority: Option<i32>,
+}
+
+impl<'a> Options<'a> {
+    /// The arguments of a statement about that place: $1 and $2 say which, from $3 on come the options.
+    fn args(&self, relgroup: &'a str, id: i32) -> [DatumWithOid<'a>; 9] {
+        [
+            relgroup.into(),
+            id.into(),
+            self.pkey.into(),
+            self.conflict_strategy.into(),
+            self.makedelta.into(),
+            self.strict_checking.into(),
+            self.rebuild_index.into(),
+            self.autokick.into(),
+            self.priority.into(),
+        ]
+    }
 }
 
 /// A relation as it is to be stored.
@@ -53,19 +72,7 @@ pub fn add(relgroup: &str, relation: &Named, db: Option<&str>, options: &Options
     let id = ensure(relation, db)?;
     let sql = "INSERT INTO bucardo.relmap (relgroup, relation, pkey, conflict_strategy, makedelta, strict_checking, rebuild_index, \
         autokick, priority) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, 0)) ON CONFLICT DO NOTHING";
-    let o = options;
-    let args = [
-        relgroup.into(),
-        id.into(),
-        o.pkey.into(),
-        o.conflict_strategy.into(),
-        o.makedelta.into(),
-        o.strict_checking.into(),
-        o.rebuild_index.into(),
-        o.autokick.into(),
-        o.priority.into(),
-    ];
-    Ok((spi::execute(sql, &args)? > 0).then_some(id))
+    Ok((spi::execute(sql, &options.args(relgroup, id))? > 0).then_some(id))
 }
 
 /// Changes what is given of a relation's place.
@@ -74,19 +81,7 @@ pub fn update(relgroup: &str, id: i32, options: &Options<'_>) -> Result<()> {
         makedelta = coalesce($5, makedelta), strict_checking = coalesce($6, strict_checking), \
         rebuild_index = coalesce($7, rebuild_index), autokick = coalesce($8, autokick), priority = coalesce($9, priority) \
         WHERE relgroup = $1 AND relation = $2";
-    let o = options;
-    let args = [
-        relgroup.into(),
-        id.into(),
-        o.pkey.into(),
-        o.conflict_strategy.into(),
-        o.makedelta.into(),
-        o.strict_checking.into(),
-        o.rebuild_index.into(),
-        o.autokick.into(),
-        o.priority.into(),
-    ];
-    spi::execute(sql, &args)?;
+    spi::execute(sql, &options.args(relgroup, id))?;
     Ok(())
 }
 

@@ -60,3 +60,49 @@ impl Sync {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sync::tests::sync;
+    use super::*;
+    use Role::{Source, Target};
+
+    #[test]
+    fn a_sync_is_whole_with_a_source_and_one_to_send_to() {
+        assert!(sync(&[("A", Source), ("B", Target)], &[]).is_whole());
+        assert!(sync(&[("A", Source), ("B", Source)], &[]).is_whole());
+        for members in [&[][..], &[("A", Source)], &[("A", Target), ("B", Target)]] {
+            assert!(!sync(members, &[]).is_whole(), "{members:?}");
+        }
+    }
+
+    #[test]
+    fn the_statement_that_completes_it_names_what_is_missing() {
+        let list = |members: &[(&str, Role)]| {
+            let statement = sync(members, &[]).completion();
+            let list = statement.strip_prefix("SELECT bucardo.update_sync('s', dbs => '").unwrap();
+            list.strip_suffix("', status => 'active');").unwrap().to_string()
+        };
+        assert_eq!(list(&[("A", Source)]), "A:source,…:target");
+        assert_eq!(list(&[("B", Target)]), "…:source,B:target");
+        assert_eq!(list(&[("B", Target), ("C", Target)]), "…:source,B:target,C:target");
+        assert_eq!(list(&[]), "…:source,…:target");
+    }
+
+    #[test]
+    fn it_sleeps_while_nobody_can_send_or_nobody_can_receive() {
+        let asleep = |members: &[(&str, Role)], inactive: &[&str]| {
+            let mut s = sync(members, &[]);
+            s.members.iter_mut().for_each(|m| m.db.active = !inactive.contains(&m.db.name.as_str()));
+            s.asleep()
+        };
+        let one = [("A", Source), ("B", Target), ("C", Target)];
+        assert!(asleep(&one, &[]).is_empty());
+        assert!(asleep(&one, &["B"]).is_empty());
+        assert_eq!(asleep(&one, &["B", "C"]), ["B", "C"]);
+        assert_eq!(asleep(&one, &["A"]), ["A"]);
+        let two = [("A", Source), ("B", Source), ("C", Target)];
+        assert!(asleep(&two, &["A", "C"]).is_empty(), "the source that is left keeps what it has for the others");
+        assert_eq!(asleep(&two, &["A", "B"]), ["A", "B"]);
+    }
+}

@@ -68,7 +68,6 @@ pub struct Sync {
     pub lifetime: Option<Duration>,
     pub maxkicks: i32,
     pub serializable: bool,
-    pub deletemethod: String,
     pub rebuild_index: bool,
     pub analyze_after_copy: bool,
     pub vacuum_after_copy: bool,
@@ -133,7 +132,7 @@ pub fn captures(mut roles: impl Iterator<Item = Role> + Clone) -> bool {
 
 const SYNCS: &str = "SELECT id, name, dbgroup, relgroup, conflict_strategy, onetimecopy, autokick, \
     (extract(epoch FROM checktime) * 1000)::float8, stayalive, kidsalive, (extract(epoch FROM lifetime) * 1000)::float8, \
-    maxkicks, isolation_level = 'serializable', deletemethod, rebuild_index, analyze_after_copy, vacuum_after_copy, \
+    maxkicks, isolation_level = 'serializable', rebuild_index, analyze_after_copy, vacuum_after_copy, \
     strict_checking, priority, status = 'active', paused \
     FROM bucardo.sync WHERE $1 IS NULL OR name = $1 ORDER BY name";
 
@@ -149,6 +148,12 @@ const RELATIONS: &str = "SELECT m.relgroup, r.id, coalesce(r.schemaname, 'public
 /// The sync of that name.
 pub fn load(name: &str) -> Result<Option<Sync>> {
     Ok(load_where(Some(name))?.into_iter().next())
+}
+
+/// The sync of that number, whatever its name is by now.
+pub fn load_by_id(id: i32) -> Result<Option<Sync>> {
+    let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[id.into()])?;
+    name.map_or(Ok(None), |name| load(&name))
 }
 
 /// All syncs, by name.
@@ -206,14 +211,13 @@ fn sync_row(row: &Row<'_>) -> Result<Sync> {
         lifetime: duration(row.opt(11)?),
         maxkicks: row.get(12)?,
         serializable: row.get(13)?,
-        deletemethod: row.get(14)?,
-        rebuild_index: row.get(15)?,
-        analyze_after_copy: row.get(16)?,
-        vacuum_after_copy: row.get(17)?,
-        strict_checking: row.get(18)?,
-        priority: row.get(19)?,
-        active: row.get(20)?,
-        paused: row.get(21)?,
+        rebuild_index: row.get(14)?,
+        analyze_after_copy: row.get(15)?,
+        vacuum_after_copy: row.get(16)?,
+        strict_checking: row.get(17)?,
+        priority: row.get(18)?,
+        active: row.get(19)?,
+        paused: row.get(20)?,
     })
 }
 
@@ -251,4 +255,81 @@ fn relation_row(row: &Row<'_>) -> Result<(String, Mapped)> {
     };
     let mapped = Mapped { relation, strict_checking: row.opt(9)?, rebuild_index: row.opt(10)?, autokick: row.opt(11)? };
     Ok((row.get(1)?, mapped))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::libpq::{Conninfo, Target};
+
+    /// A sync number 7 named s, of these members, all active, and of these tables of schema public.
+    pub(crate) fn sync(members: &[(&str, Role)], tables: &[&str]) -> Sync {
+        let member = |(name, role): &(&str, Role)| {
+            let target = Target { name: name.to_string(), info: Conninfo::parse("").unwrap() };
+            let db =
+                Db { name: name.to_string(), conninfo: String::new(), target, makedelta: false, active: true, identity: None };
+            Member { db, role: *role }
+        };
+        let relation = |(i, name): (usize, &&str)| Relation {
+            id: i as i32 + 1,
+            schema: "public".into(),
+            name: name.to_string(),
+            is_sequence: false,
+            pkey: None,
+            conflict_strategy: None,
+            makedelta: None,
+            strict_checking: true,
+            rebuild_index: false,
+            autokick: true,
+        };
+        Sync {
+            id: 7,
+            name: "s".into(),
+            dbgroup: "s".into(),
+            relgroup: "s".into(),
+            members: members.iter().map(member).collect(),
+            relations: tables.iter().enumerate().map(relation).collect(),
+            conflict_strategy: "bucardo_latest".into(),
+            conflict_codes: Vec::new(),
+            onetimecopy: 0,
+            autokick: true,
+            checktime: None,
+            stayalive: true,
+            kidsalive: true,
+            lifetime: None,
+            maxkicks: 0,
+            serializable: false,
+            rebuild_index: false,
+            analyze_after_copy: true,
+            vacuum_after_copy: false,
+            strict_checking: true,
+            priority: 0,
+            active: true,
+            paused: false,
+        }
+    }
+
+    #[test]
+    fn which_changes_start_a_run() {
+        let mut s = sync(&[("A", Role::Source), ("B", Role::Target)], &["t", "u"]);
+        assert!(s.always_kicks() && s.quiet().next().is_none());
+        s.relations[1].autokick = false;
+        assert!(s.sometimes_kicks() && !s.always_kicks());
+        assert_eq!(s.quiet().collect::<Vec<_>>(), [json!({"sync": "7:s", "schema": "public", "table": "u"})]);
+        s.relations[0].autokick = false;
+        assert!(!s.sometimes_kicks() && s.quiet().next().is_none(), "where none does there is nothing to be told apart");
+    }
+
+    #[test]
+    fn who_is_copied_whole_needs_no_capture() {
+        use Role::{Fullcopy, Source, Target};
+        for (roles, captures) in [
+            (vec![Source, Target], true),
+            (vec![Source, Source], true),
+            (vec![Source, Fullcopy], false),
+            (vec![Source, Fullcopy, Target], true),
+        ] {
+            assert_eq!(super::captures(roles.iter().copied()), captures, "{roles:?}");
+        }
+    }
 }

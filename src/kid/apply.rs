@@ -81,7 +81,7 @@ impl Receiver {
     }
 
     pub fn table(&self, relation: i32) -> Result<&Table> {
-        self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState(*b"42P01"), "a table of the sync is missing"))
+        self.shapes.get(&relation).ok_or_else(|| Error::new(SqlState::UNDEFINED_TABLE, "a table of the sync is missing"))
     }
 }
 
@@ -170,7 +170,7 @@ impl<'a> Pass<'a> {
     pub fn work(&'a self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
         let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
         let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
-        let missing = || Error::new(SqlState(*b"42P01"), "a table of the sync is missing on the source");
+        let missing = || Error::new(SqlState::UNDEFINED_TABLE, "a table of the sync is missing on the source");
         let one = |change: &'a TableChanges| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;
             let columns = table.travelling();
@@ -303,7 +303,7 @@ pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver
         conn.query("SAVEPOINT bucardo_truncate")?;
         match conn.query(&truncate) {
             Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate").map(drop),
-            Err(e) if matches!(e.code.as_str(), "0A000" | "55P03") => {
+            Err(e) if matches!(e.code, SqlState::NOT_SUPPORTED | SqlState::LOCK_NOT_AVAILABLE) => {
                 conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate")?;
                 conn.query(&delete).map(drop)
             }

@@ -7,7 +7,7 @@ use super::plan::Plan;
 use crate::catalog;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
-use crate::pg::{shmem, spi, xact};
+use crate::pg::{shmem, xact};
 
 /// So often a run begins again because the sync is another one, though nothing that it has found is unknown to it.
 const PATIENCE: u32 = 3;
@@ -30,15 +30,10 @@ impl Plan {
     }
 
     fn has_changed(&self) -> Result<bool> {
-        let db = shmem::my_database();
-        if shmem::with(|s| s.master(db).map_or(0, |m| m.generation)) == self.generation {
+        if shmem::generation(shmem::my_database()) == self.generation {
             return Ok(false);
         }
-        let id = self.sync.id;
-        let now = xact::transaction(|| {
-            let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[id.into()])?;
-            name.map_or(Ok(None), |name| catalog::sync::load(&name))
-        })?;
+        let now = xact::transaction(|| catalog::sync::load_by_id(self.sync.id))?;
         Ok(now.is_none_or(|now| !is_same(&self.sync, &now)))
     }
 }
@@ -51,4 +46,36 @@ fn is_same(old: &Sync, new: &Sync) -> bool {
         && old.conflict_strategy == new.conflict_strategy
         && (!passes_on(new)
             || old.members.iter().all(|m| member(&m.db.name).is_none_or(|other| other.db.makedelta == m.db.makedelta)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::sync::{Role, tests::sync};
+
+    #[test]
+    fn only_what_changes_the_rows_makes_it_another_sync() {
+        let old = sync(&[("A", Role::Source), ("B", Role::Target)], &["t", "u"]);
+        let same = |change: &dyn Fn(&mut Sync)| {
+            let mut new = old.clone();
+            change(&mut new);
+            is_same(&old, &new)
+        };
+        assert!(same(&|_| ()));
+        assert!(same(&|s| (s.priority, s.paused, s.maxkicks) = (3, true, 1)));
+        assert!(same(&|s| s.members.truncate(1)), "who is gone gets nothing that would be wrong");
+        assert!(!same(&|s| s.relations.truncate(1)));
+        assert!(!same(&|s| s.relations[0].pkey = Some("i".into())));
+        assert!(!same(&|s| s.conflict_strategy = "bucardo_source".into()));
+        assert!(!same(&|s| s.members[0].db.makedelta = true));
+    }
+
+    #[test]
+    fn what_a_member_passes_on_counts_where_a_table_leaves_that_to_it() {
+        let mut old = sync(&[("A", Role::Source), ("B", Role::Target)], &["t"]);
+        old.relations[0].makedelta = Some(false);
+        let mut new = old.clone();
+        new.members[0].db.makedelta = true;
+        assert!(is_same(&old, &new));
+    }
 }

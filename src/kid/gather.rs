@@ -4,6 +4,7 @@
 use super::flush;
 use super::shape::Shapes;
 use super::statements::Window;
+use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
 use crate::ident::text_array;
@@ -77,7 +78,8 @@ pub struct Asker<'a> {
 }
 
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
-const CHANGES: &str = "SELECT * FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[])";
+const CHANGES: &str = "SELECT c.served, c.relid, c.keys, c.segments, c.batched, c.changes, c.existed, c.truncated, c.whole \
+    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[]) c";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
 pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
@@ -115,7 +117,7 @@ pub fn begin(sync: &Sync) -> &'static str {
 }
 
 pub fn capture_missing(error: Error) -> Error {
-    if matches!(error.code.as_str(), "42883" | "42P01" | "3F000") && error.message.contains("bucardo.") {
+    if install::is_missing(&error) && error.message.contains("bucardo.") {
         return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
             .hint("Install them again with bucardo.update_sync('the sync').");
     }

@@ -18,7 +18,7 @@ use super::run;
 use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
-use crate::master::slot::{KidSlot, KidState, Outcome, Phase, Place, Report, Text};
+use crate::master::slot::{KidSlot, KidState, Phase, Place, Report};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// An idle kid looks this often whether its master still lives.
@@ -69,14 +69,10 @@ pub extern "C-unwind" fn bucardo_kid_main(argument: pg_sys::Datum) {
         worker::exit(0)
     }
     wake_master(db);
-    let mut kid = Kid { slot, master, db, tidied: generation(db), pool: Pool::default(), plans: HashMap::new(), next_run: None };
+    let mut kid =
+        Kid { slot, master, db, tidied: shmem::generation(db), pool: Pool::default(), plans: HashMap::new(), next_run: None };
     while kid.serve_one() {}
     worker::exit(0)
-}
-
-/// The catalog's generation.
-fn generation(db: u32) -> u64 {
-    shmem::with(|s| s.master(db).map_or(0, |m| m.generation))
 }
 
 /// Tells the master that a kid has news.
@@ -88,6 +84,7 @@ fn wake_master(db: u32) {
 /// However the process ends, its slot must not say that it lives. Runs no code that can fail.
 fn kid_gone(place: usize) {
     let Place { slot, master } = Place::unpack(place);
+    let report = Report::bad(&Error::new(SqlState::ADMIN_SHUTDOWN, "the kid was ended during the run"));
     let db = shmem::with(|shared| {
         let db = shared.kids[slot].db;
         let reads = shared.is_master(db, master);
@@ -100,15 +97,7 @@ fn kid_gone(place: usize) {
             *kid = KidSlot::FREE;
         } else if matches!(kid.state, KidState::Busy | KidState::Assigned) {
             kid.state = KidState::Reported;
-            kid.report = Report {
-                outcome: Outcome::Bad,
-                whole: true,
-                lost: kid.run,
-                since: kid.since,
-                sqlstate: *b"57P01",
-                message: Text::new("the kid was ended during the run"),
-                ..Report::NONE
-            };
+            kid.report = Report { lost: kid.run, since: kid.since, ..report };
             kid.pid = 0;
         } else if kid.state != KidState::Reported {
             *kid = KidSlot::FREE;
@@ -156,7 +145,7 @@ impl Kid {
     /// When the catalog has changed: closes the connections to whoever has no part in any sync any more, where they would keep a
     /// database from being dropped, and forgets the syncs that are gone.
     fn tidy(&mut self) {
-        let generation = generation(self.db);
+        let generation = shmem::generation(self.db);
         if std::mem::replace(&mut self.tidied, generation) == generation {
             return;
         }
@@ -182,11 +171,11 @@ impl Kid {
 
     fn run(&mut self, job: &Assignment) -> Report {
         if let Err(error) = fault::point("kid.before_run") {
-            return failed(&error);
+            return Report::bad(&error);
         }
         let mut plan = match self.plan(job.sync) {
             Ok(plan) => plan,
-            Err(error) => return failed(&error),
+            Err(error) => return Report::bad(&error),
         };
         worker::report_activity(true, &format!("bucardo: sync {}", plan.sync.name));
         if !job.main && plan.sync.sources().count() > 1 {
@@ -196,7 +185,7 @@ impl Kid {
         }
         let run = match begin_run(self.db, self.next_run.take()) {
             Ok(run) => run,
-            Err(error) => return failed(&error),
+            Err(error) => return Report::bad(&error),
         };
         let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
@@ -215,6 +204,7 @@ impl Kid {
         if let Err(error) = progress.record(&plan.sync) {
             warning!("bucardo: the run of sync \"{}\" could not be recorded: {error}", plan.sync.name);
         }
+        progress.tell(&plan.sync);
         self.plans.insert(job.sync, plan);
         progress.report()
     }
@@ -222,20 +212,19 @@ impl Kid {
     /// The report of a run that has ended before it could record itself: the master does.
     fn lost(&self, error: &Error) -> Report {
         let (lost, since) = shmem::read(|s| (s.kids[self.slot].run, s.kids[self.slot].since));
-        Report { lost, since, ..failed(error) }
+        Report { lost, since, ..Report::bad(error) }
     }
 
     /// The sync as the catalog has it now; read anew only when the catalog changed.
     fn plan(&mut self, sync: i32) -> Result<Plan> {
-        let generation = generation(self.db);
+        let generation = shmem::generation(self.db);
         match self.plans.remove(&sync) {
             Some(plan) if plan.generation == generation => return Ok(plan),
             _ => {}
         }
         xact::transaction(|| {
             let gone = || Error::new(SqlState::UNDEFINED_OBJECT, "the sync is gone");
-            let name = spi::value::<String>("SELECT name FROM bucardo.sync WHERE id = $1", &[sync.into()])?.ok_or_else(gone)?;
-            let config = catalog::sync::load(&name)?.ok_or_else(gone)?;
+            let config = catalog::sync::load_by_id(sync)?.ok_or_else(gone)?;
             let control = catalog::control_id()?;
             Ok(Plan::new(config, control, generation))
         })
@@ -297,16 +286,5 @@ pub(super) fn begin_run(db: u32, mut ahead: Option<i64>) -> Result<i64> {
         if last.is_none_or(|last| run > last) {
             return Ok(run);
         }
-    }
-}
-
-pub(super) fn failed(error: &Error) -> Report {
-    Report {
-        outcome: Outcome::Bad,
-        whole: true,
-        sqlstate: error.code.0,
-        message: Text::new(&error.to_string()),
-        hint: Text::new(error.hint.as_deref().unwrap_or("")),
-        ..Report::NONE
     }
 }

@@ -237,7 +237,6 @@ fn rewind(plan: &Plan, sessions: &mut [(usize, &mut Session)], (at, giver): (usi
 fn learn(name: &str, identity: &str) -> Result<()> {
     xact::transaction(|| spi::execute(LEARN, &[name.into(), identity.into()]).map(drop))?;
     // The other kids must know it too.
-    let db = shmem::my_database();
-    shmem::with(|s| s.master(db).map(|m| m.generation += 1));
+    shmem::bump_generation(shmem::my_database());
     Ok(())
 }

@@ -52,12 +52,12 @@ pub fn queue_commit(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<
 pub fn committed(conn: &mut Conn) -> Result<String> {
     let place = |answers: Vec<Rows>| answers.last().map(|place| place.text(0, 0)).unwrap_or_default();
     conn.pipeline_collect().map(place).map_err(|error| match conn.failed_at {
-        0 if error.code.as_str() == "22012" => replaced("a table"),
+        0 if error.code == SqlState::DIVISION_BY_ZERO => replaced("a table"),
         _ => error,
     })
 }
 
 /// The error that makes a run begin again.
 pub fn replaced(table: &str) -> Error {
-    Error::new(SqlState(*b"40001"), format!("{table} was emptied or rewritten during the run"))
+    Error::new(SqlState::SERIALIZATION_FAILURE, format!("{table} was emptied or rewritten during the run"))
 }

@@ -11,6 +11,7 @@ use super::main::begin_run;
 use super::renew::{self, Seen};
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result};
+use crate::guc::{self, LogLevel};
 use crate::master::slot::{KidSlot, Outcome, Phase, Report, Text};
 use crate::pg::{shmem, spi, xact};
 
@@ -186,21 +187,15 @@ impl Progress {
 
     /// The report for the master.
     pub fn report(&self) -> Report {
-        let mut report = Report {
+        Report {
             outcome: self.outcome(),
             down: self.down,
             refused: self.refused,
             whole: self.whole,
             idle: !self.saw_changes,
             pause: self.pause,
-            ..Report::NONE
-        };
-        if let Some(error) = &self.error {
-            report.sqlstate = error.code.0;
-            report.message = Text::new(&error.to_string());
-            report.hint = Text::new(error.hint.as_deref().unwrap_or(""));
+            ..self.error.as_ref().map_or(Report::NONE, Report::bad)
         }
-        report
     }
 
     fn details(&self) -> Value {
@@ -213,14 +208,35 @@ impl Progress {
         json!({"phases_ms": phases, "relations": relations, "attempts": self.attempts})
     }
 
-    /// Writes the row of `bucardo.syncrun`.
-    pub fn record(&mut self, sync: &Sync) -> Result<()> {
-        self.clock();
-        let state = match self.outcome() {
+    /// Tells the log what came of it, where `bucardo.log_level` asks for that.
+    pub fn tell(&self, sync: &Sync) {
+        if !guc::logs(LogLevel::Verbose) {
+            return;
+        }
+        let (name, run, state) = (&sync.name, self.run, self.state());
+        let (counts, conflicts) = (&self.counts, self.conflicts);
+        let error = self.error.as_ref().map_or_else(String::new, |e| format!(": {e}"));
+        pgrx::log!(
+            "bucardo: run {run} of sync \"{name}\" was {state}: {} upserts, {} deletes, {} truncates, {conflicts} conflicts{error}",
+            counts.upserts,
+            counts.deletes,
+            counts.truncates
+        );
+    }
+
+    /// The word of `bucardo.syncrun`.
+    fn state(&self) -> &'static str {
+        match self.outcome() {
             Outcome::Good => "good",
             Outcome::Empty => "empty",
             Outcome::Bad | Outcome::None => "bad",
-        };
+        }
+    }
+
+    /// Writes the row of `bucardo.syncrun`.
+    pub fn record(&mut self, sync: &Sync) -> Result<()> {
+        self.clock();
+        let state = self.state();
         let error = self.error.as_ref().map(Error::to_string);
         let sqlstate = self.error.as_ref().map(|e| e.code.as_str().to_string());
         let details = self.details().to_string();

@@ -38,29 +38,55 @@ pub enum Verdict {
 const MAX_DEFEATS: u32 = 20;
 /// The same for one that waits for somebody else's lock: for about a minute.
 const MAX_WAITS: u32 = 40;
+/// How often a run that met a value which another row holds is taken again.
+const MAX_CLASHES: u32 = 3;
 /// From this defeat on the tables are locked first.
 const LOCK_AFTER: u32 = 3;
 
 /// Whether the error says that the member cannot be reached, or is going away.
 pub fn is_away(code: SqlState) -> bool {
-    code.class() == "08" || matches!(code.as_str(), "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "28000" | "28P01" | "3D000")
+    code.class() == "08"
+        || matches!(
+            code,
+            SqlState::ADMIN_SHUTDOWN
+                | SqlState::CRASH_SHUTDOWN
+                | SqlState::CANNOT_CONNECT_NOW
+                | SqlState::IDLE_SESSION_TIMEOUT
+                | SqlState::TOO_MANY_CONNECTIONS
+                | SqlState::INVALID_AUTHORIZATION
+                | SqlState::INVALID_PASSWORD
+                | SqlState::INVALID_CATALOG
+        )
 }
 
 /// Judges the error of the given attempt (0 is the first). `fresh` says that the connection was made for this attempt.
 pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
     let again = |care| Verdict::Again { care, wait: Duration::from_millis(5 << attempt.min(7)) };
-    match error.code.as_str() {
+    match error.code {
         // A kept connection may have died with a server that is back already.
         _ if is_away(error.code) && !fresh && attempt == 0 => Verdict::Again { care, wait: Duration::ZERO },
         _ if is_away(error.code) => Verdict::Down,
-        "40001" | "40P01" if attempt < MAX_DEFEATS => again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care }),
+        SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK if attempt < MAX_DEFEATS => {
+            again(Care { locked: attempt + 1 >= LOCK_AFTER, ..care })
+        }
         // Who holds a lock for long is not overtaken by locking the whole table, which makes others wait there.
-        "55P03" if attempt < MAX_WAITS => again(care),
+        SqlState::LOCK_NOT_AVAILABLE if attempt < MAX_WAITS => again(care),
         // Another row holds the value now: a row of this run that is not yet written, or one that an application just made.
-        "23505" | "23P01" if attempt < 3 => again(Care { thorough: true, ..care }),
-        "22P05" if !care.fitting => again(Care { fitting: true, ..care }),
+        SqlState::UNIQUE_VIOLATION | SqlState::EXCLUSION_VIOLATION if attempt < MAX_CLASHES => {
+            again(Care { thorough: true, ..care })
+        }
+        SqlState::UNTRANSLATABLE_CHARACTER if !care.fitting => again(Care { fitting: true, ..care }),
         // The table is not what it was when it was looked at: look again, once.
-        "42P01" | "42703" | "42804" | "42883" | "0A000" | "55000" if attempt == 0 => again(care),
+        SqlState::UNDEFINED_TABLE
+        | SqlState::UNDEFINED_COLUMN
+        | SqlState::DATATYPE_MISMATCH
+        | SqlState::UNDEFINED_FUNCTION
+        | SqlState::NOT_SUPPORTED
+        | SqlState::WRONG_STATE
+            if attempt == 0 =>
+        {
+            again(care)
+        }
         _ => Verdict::Refused,
     }
 }
@@ -130,7 +156,7 @@ mod tests {
     #[test]
     fn a_taken_unique_value_makes_the_next_attempt_thorough() {
         assert!(matches!(verdict("23505", 0), Verdict::Again { care: Care { thorough: true, .. }, .. }));
-        assert_eq!(verdict("23505", 3), Verdict::Refused);
+        assert_eq!(verdict("23505", MAX_CLASHES), Verdict::Refused);
     }
 
     #[test]

@@ -396,7 +396,7 @@ pub fn check_fingerprints<'a>(rows: &Rows, tables: impl Iterator<Item = &'a Tabl
     let now = read_fingerprints(rows);
     for table in tables {
         if now.get(&table.oid) != Some(&table.fingerprint) {
-            return Err(Error::new(SqlState(*b"42P01"), format!("table {} was altered", table.name)));
+            return Err(Error::new(SqlState::UNDEFINED_TABLE, format!("table {} was altered", table.name)));
         }
     }
     Ok(())
@@ -410,7 +410,7 @@ pub fn name_on(relation: &Relation) -> (&str, &str) {
 /// The error for a table of the sync that is not there.
 pub fn missing(sync: &Sync, relation: i32) -> Error {
     let name = sync.relation(relation).map(Relation::full_name).unwrap_or_default();
-    Error::new(SqlState(*b"42P01"), format!("table {name} of the sync does not exist"))
+    Error::new(SqlState::UNDEFINED_TABLE, format!("table {name} of the sync does not exist"))
         .hint("Create it or rename it back, or take it out of the sync with bucardo.remove_table.")
 }
 
@@ -418,7 +418,7 @@ pub fn missing(sync: &Sync, relation: i32) -> Error {
 pub fn check_columns(sync: &Sync, table: &Table, columns: &[String]) -> Result<()> {
     match columns.iter().find(|c| table.column(c).is_none()) {
         None => Ok(()),
-        Some(column) => Err(Error::new(SqlState(*b"42703"), format!("column \"{column}\" is missing"))
+        Some(column) => Err(Error::new(SqlState::UNDEFINED_COLUMN, format!("column \"{column}\" is missing"))
             .hint(format!("See how to mend it: SELECT * FROM bucardo.validate_sync({});", quote_literal(&sync.name)))),
     }
 }

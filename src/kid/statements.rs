@@ -127,3 +127,21 @@ pub fn commit_time(known: bool) -> &'static str {
 pub fn format_of(binary: bool) -> &'static str {
     if binary { " (FORMAT binary)" } else { "" }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Join;
+
+    #[test]
+    fn half_of_a_table_is_joined_at_once() {
+        for (changes, rows, join) in [
+            (0, 1, Join::Lookup),
+            (1, 1, Join::Bulk),
+            (49, 100, Join::Lookup),
+            (50, 100, Join::Bulk),
+            (u64::MAX, u64::MAX, Join::Bulk),
+        ] {
+            assert_eq!(Join::of(changes, rows), join, "{changes} of {rows}");
+        }
+    }
+}

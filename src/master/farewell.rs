@@ -5,9 +5,8 @@
 use std::time::{Duration, Instant};
 
 use super::main::{Master, extension_here};
-use super::upkeep;
 use crate::capture::install;
-use crate::catalog::{self, db::Db};
+use crate::catalog::{self, cleanup, db::Db};
 use crate::error::{Result, SqlState};
 use crate::guc;
 use crate::libpq::Conn;
@@ -45,7 +44,7 @@ impl Master {
             DropAwaited::Begun => true,
         };
         if over {
-            let stopped = xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))?;
+            let stopped = xact::transaction(catalog::is_stopped)?;
             shmem::with(|s| {
                 let master = &mut s.masters[self.slot];
                 master.for_drop = false;
@@ -58,7 +57,7 @@ impl Master {
         Ok(())
     }
 
-    fn end_kids(&mut self) {
+    pub(super) fn end_kids(&mut self) {
         while !self.kids.end_all(Instant::now()) {
             latch::wait(None, Some(Duration::from_millis(20)));
         }
@@ -100,7 +99,8 @@ impl Master {
     pub(super) fn hand_over(&mut self) -> Result<()> {
         self.end_kids();
         let members = std::mem::take(&mut self.members);
-        xact::transaction(|| members.iter().try_for_each(|db| upkeep::leave_cleanup(&self.control, db)))?;
+        let leave = |db: &Db| cleanup::add(&self.control, &db.name, &db.conninfo, None);
+        xact::transaction(|| members.iter().try_for_each(leave))?;
         shmem::with(|s| {
             s.keep_syncs(self.db, &[]);
             let master = &mut s.masters[self.slot];

@@ -4,15 +4,14 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::controller::Job;
-use super::main::{Entry, HISTORY, INSPECT, Master, Removal, Source, Step};
+use super::main::{Entry, HISTORY, INSPECT, Master, Source};
+use super::slot::UndoSlot;
 use super::upkeep::{self, BROKEN, LISTING, Listing, PURGE, RELEASE};
 use super::watch::News;
 use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::guc;
-use crate::ident::{quote_literal, text_array};
-use crate::libpq::Conninfo;
 use crate::pg::shmem;
 
 /// Tables with so many bytes of capture are purged without waiting for the interval: each run reads them all.
@@ -20,9 +19,9 @@ const PURGE_BYTES: i64 = 32 * 1024;
 const PURGE_SOONEST: Duration = Duration::from_millis(500);
 /// The same after a purge that was in vain: somebody is away, or writes without end.
 const PURGE_AGAIN: Duration = Duration::from_secs(2);
-const AGAIN: Duration = Duration::from_secs(3);
+pub(super) const AGAIN: Duration = Duration::from_secs(3);
 /// When somebody is installing capture just now, or the catalog has to be read first.
-const SOON: Duration = Duration::from_millis(200);
+pub(super) const SOON: Duration = Duration::from_millis(200);
 
 impl Master {
     /// Lets the watchers go on and takes their news.
@@ -130,125 +129,29 @@ impl Master {
         Ok(())
     }
 
-    /// What of a member's listing is to be released. None: it cannot be told now, because a transaction that installs
-    /// capture is under way, or because the catalog has changed since it was read.
-    fn stale(&self, listing: &str) -> Result<Option<Listing>> {
+    /// What of a member's listing is to be released. None: it cannot be told now.
+    pub(super) fn stale(&self, listing: &str) -> Result<Option<Listing>> {
         let listing = Listing::parse(listing)?;
-        let unclear = shmem::read(|s| {
-            s.undo.iter().any(|u| u.db == self.db && u.owner != 0)
-                || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
-        });
+        let unclear = self.is_unclear(|_| true);
         let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
         Ok((!unclear).then(|| listing.stale(&syncs)))
+    }
+
+    /// Whether it cannot be told now what captures there: a transaction that installs such capture is under way, or the catalog has
+    /// changed since it was read.
+    pub(super) fn is_unclear(&self, such: impl Fn(&UndoSlot) -> bool) -> bool {
+        shmem::read(|s| {
+            s.undo.iter().any(|u| u.db == self.db && u.owner != 0 && such(u))
+                || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
+        })
     }
 
     /// The capture of a sync is broken: its next run looks at everything again, and mends what it can.
     fn look_again(&mut self, sync: &str) {
         if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync) {
             entry.controller.changed = true;
-            shmem::with(|s| s.master(self.db).map(|m| m.generation += 1));
+            shmem::bump_generation(self.db);
         }
-    }
-
-    fn hear_removals(&mut self, now: Instant) -> Result<()> {
-        let mut heard = Vec::new();
-        for (token, removal) in &mut self.removals {
-            for news in removal.watcher.advance(now, false) {
-                if let News::Upkeep { result, .. } = news {
-                    heard.push((*token, result));
-                }
-            }
-        }
-        for (token, result) in heard {
-            self.removal_answered(token, result, now)?;
-        }
-        Ok(())
-    }
-
-    fn removal_answered(&mut self, token: u64, result: Result<String>, now: Instant) -> Result<()> {
-        let Some(Removal { step, .. }) = self.removals.get(&token) else { return Ok(()) };
-        let next = match (step, result) {
-            (_, Err(e)) if install::is_missing(&e) => None,
-            // A member that is away has nothing that a crash of this server could have cut off, as far as can be told.
-            (Step::List | Step::Release { .. }, Err(_)) => None,
-            (Step::List, Ok(listing)) => match self.stale(&listing)? {
-                Some(stale) if stale.is_empty() => None,
-                Some(stale) => Some((Step::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
-                None => Some((Step::List, now + SOON)),
-            },
-            (Step::Forget { .. } | Step::Release { .. }, Ok(busy)) if busy == "0" => Some((Step::Finish, now)),
-            (Step::Finish, Ok(_)) => None,
-            (step, _) => Some((step.clone(), now + AGAIN)),
-        };
-        match (next, self.removals.get_mut(&token)) {
-            (Some((step, at)), Some(removal)) => {
-                removal.step = step;
-                removal.again_at = Some(at);
-            }
-            _ => {
-                if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                    upkeep::cleaned(id)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a sync has the database that is reached that way as a source, and captures there.
-    pub(super) fn captures_at(&self, capture: &str, place: &Conninfo) -> bool {
-        let sync = self.entries.values().map(|e| &e.sync).find(|s| s.capture_name() == capture && s.captures());
-        sync.is_some_and(|s| s.sources().any(|m| m.db.target.info == *place))
-    }
-
-    /// Of the removals that are due: gives up those whose sync captures there by now, and puts off those of which that
-    /// cannot be told, because somebody is just changing it.
-    fn judge_removals(&mut self, now: Instant) -> Result<()> {
-        let mut wanted_again = Vec::new();
-        let mut unclear = Vec::new();
-        for (token, removal) in self.removals.iter().filter(|(_, r)| r.again_at.is_some_and(|t| now >= t)) {
-            let Step::Forget { control, sync: Some(sync) } = &removal.step else { continue };
-            if *control != self.control {
-                continue;
-            }
-            let changing = shmem::read(|s| {
-                s.undo.iter().any(|u| u.db == self.db && u.owner != 0 && u.sync.get() == sync)
-                    || s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0))
-            });
-            if changing {
-                unclear.push(*token);
-            } else if self.captures_at(sync, &removal.watcher.target.info) {
-                wanted_again.push(*token);
-            }
-        }
-        for token in unclear {
-            self.removals.get_mut(&token).into_iter().for_each(|r| r.again_at = Some(now + SOON));
-        }
-        for token in wanted_again {
-            if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                upkeep::cleaned(id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The statement that takes a sync's capture off a place where a call has put it that came to nothing. That place may be
-    /// a source of the sync by another conninfo: which databases those are, the statement looks for itself.
-    fn forget_unless_source(&self, control: &str, capture: &str) -> String {
-        let sync = self.entries.values().map(|e| &e.sync).find(|s| s.capture_name() == capture);
-        let sources: Vec<String> = sync
-            .into_iter()
-            .flat_map(Sync::sources)
-            .filter_map(|m| match m.db.conninfo.trim() {
-                "" => Some(format!("{}/{}", upkeep::this_server().identifier, self.db)),
-                _ => m.db.identity.clone(),
-            })
-            .collect();
-        let forget = upkeep::forget_sql(control, Some(capture));
-        format!(
-            "SELECT CASE WHEN (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid = ANY ({}) THEN 0 ELSE ({forget}) END \
-             FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
-            quote_literal(&text_array(sources.iter().map(String::as_str).collect::<Vec<_>>()))
-        )
     }
 
     pub(super) fn upkeep(&mut self, now: Instant) -> Result<()> {
@@ -271,21 +174,7 @@ impl Master {
                 source.watcher.add_upkeep(BROKEN, upkeep::broken_sql(&self.control));
             }
         }
-        let statement = |removal: &Removal| match &removal.step {
-            Step::Forget { control, sync: Some(sync) } if removal.cleanup.is_none() => self.forget_unless_source(control, sync),
-            Step::Forget { control, sync } => upkeep::forget_sql(control, sync.as_deref()),
-            Step::List => upkeep::listing_sql(&self.control),
-            Step::Release { stale } => stale.clone(),
-            Step::Finish => install::REMOVE_SCRIPT.to_string(),
-        };
-        let statements: Vec<(u64, String)> =
-            self.removals.iter().filter(|(_, r)| due(&r.again_at)).map(|(token, r)| (*token, statement(r))).collect();
-        for (token, sql) in statements {
-            if let Some(removal) = self.removals.get_mut(&token) {
-                removal.again_at = None;
-                removal.watcher.add_upkeep(token, sql);
-            }
-        }
+        self.send_removals(now);
         if now >= self.history_at {
             self.history_at = now + HISTORY;
             upkeep::forget_history()?;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::DynamicBackgroundWorker;
 
 use super::controller::{Job, back_off};
-use super::slot::{KidSlot, KidState, Outcome, Place, Report, Text};
+use super::slot::{KidSlot, KidState, Place, Report};
+use crate::error::{Error, SqlState};
 use crate::guc;
 use crate::pg::{shmem, worker};
 
@@ -248,11 +249,5 @@ impl Kids {
 }
 
 fn vanished() -> Report {
-    Report {
-        outcome: Outcome::Bad,
-        whole: true,
-        sqlstate: *b"57P01",
-        message: Text::new("the kid ended unexpectedly during the run"),
-        ..Report::NONE
-    }
+    Report::bad(&Error::new(SqlState::ADMIN_SHUTDOWN, "the kid ended unexpectedly during the run"))
 }

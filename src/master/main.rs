@@ -14,6 +14,7 @@ use super::identity;
 use super::kids::Kids;
 use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
+use super::removal::Removal;
 use super::slot::{Outcome, Report, Text};
 use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
@@ -21,10 +22,10 @@ use super::watch::Watcher;
 use crate::catalog;
 use crate::catalog::db::Db;
 use crate::catalog::sync::{Role, Sync};
-use crate::error::Result;
+use crate::error::{Result, SqlState};
 use crate::fault;
 use crate::guc::{self, LogLevel};
-use crate::libpq::{Conninfo, Target};
+use crate::libpq::Target;
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
@@ -55,31 +56,6 @@ pub(super) struct Source {
     /// When to compare with the catalog what the source captures, and when to look whether it still does.
     pub(super) compare_at: Option<Instant>,
     pub(super) inspect_at: Instant,
-}
-
-/// Capture to be taken off a member that may be in no sync any more.
-pub(super) struct Removal {
-    pub(super) watcher: Watcher,
-    pub(super) cleanup: Option<i64>,
-    pub(super) step: Step,
-    pub(super) again_at: Option<Instant>,
-}
-
-/// Where a removal stands.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum Step {
-    /// All capture under that name, or all of the control database, goes.
-    Forget {
-        control: String,
-        sync: Option<String>,
-    },
-    /// What the catalog does not know goes: the member is asked what it has.
-    List,
-    Release {
-        stale: String,
-    },
-    /// Our objects go, if nothing captures any more.
-    Finish,
 }
 
 pub(super) struct Master {
@@ -149,7 +125,7 @@ fn master_gone(slot: usize) {
             if wanted && !s.stopping {
                 sync.begun = sync.done;
             } else {
-                fail_kicks(sync, "55000", notify::STOPPED);
+                fail_kicks(sync, SqlState::WRONG_STATE, notify::STOPPED);
                 sync.hint = if wanted { Text::EMPTY } else { Text::new(notify::START) };
             }
         }
@@ -177,7 +153,7 @@ impl Master {
             return Ok(None);
         }
         let (control, stopped, database) = xact::transaction(|| {
-            let stopped = spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])?.unwrap_or(false);
+            let stopped = catalog::is_stopped()?.unwrap_or(false);
             let database = spi::value::<String>("SELECT pg_catalog.current_database()::text", &[])?.unwrap_or_default();
             Ok((catalog::control_id()?, stopped, database))
         })?;
@@ -260,9 +236,7 @@ impl Master {
 
     /// Ends the kids, whose members roll back, and then this process, for good.
     fn stop(&mut self) -> Result<()> {
-        while !self.kids.end_all(Instant::now()) {
-            latch::wait(None, Some(Duration::from_millis(20)));
-        }
+        self.end_kids();
         // Wanted it is no more, unless somebody has said so meanwhile.
         shmem::with(|s| {
             s.masters[self.slot].stop = false;
@@ -281,11 +255,11 @@ impl Master {
         if self.for_drop.is_some() {
             return self.learn_members(generation);
         }
-        if xact::transaction(|| spi::value::<bool>("SELECT stopped FROM bucardo.control", &[]))? == Some(true) {
+        if xact::transaction(catalog::is_stopped)? == Some(true) {
             return self.stop();
         }
         fault::point("master.before_reload")?;
-        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
+        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, catalog::cleanup::waiting()?)))?;
         self.learn_members(generation)?;
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {
@@ -299,15 +273,7 @@ impl Master {
         self.try_again_what_failed()?;
         self.watch_sources(now);
         self.kids.wake_idle();
-        for cleanup in cleanups {
-            if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
-                continue;
-            }
-            if let Ok(info) = conninfo_of(&cleanup.conninfo) {
-                let step = Step::Forget { control: cleanup.control, sync: cleanup.sync };
-                self.remove(Target { name: cleanup.db, info }, step, Some(cleanup.id), now);
-            }
-        }
+        self.take_up(cleanups, now);
         self.sweep(now)
     }
 
@@ -321,21 +287,6 @@ impl Master {
         for id in xact::transaction(|| spi::select(sql, &[], |row| row.get::<i32>(1)))? {
             if let Some(entry) = self.entries.get_mut(&id) {
                 entry.controller.kicked = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Once after its start the master asks every member what it captures: a crash of this server may have cut off a
-    /// transaction that had put capture there. The same after one that could not note where it did.
-    fn sweep(&mut self, now: Instant) -> Result<()> {
-        let unswept = shmem::with(|s| std::mem::take(&mut s.masters[self.slot].unswept));
-        if std::mem::replace(&mut self.swept, true) && !unswept {
-            return Ok(());
-        }
-        for db in xact::transaction(catalog::db::load_all)?.into_iter().filter(|db| db.active) {
-            if !self.sources.contains_key(&db.name) {
-                self.remove(db.target, Step::List, None, now);
             }
         }
         Ok(())
@@ -390,13 +341,6 @@ impl Master {
         }
     }
 
-    pub(super) fn remove(&mut self, target: Target, step: Step, cleanup: Option<i64>, now: Instant) {
-        let token = self.next_token;
-        self.next_token += 1;
-        let watcher = Watcher::for_upkeep(target, now);
-        self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
-    }
-
     /// Takes in a run's report: the controller, the waiting kicks, the next look at the sources.
     fn finished(&mut self, id: i32, job: Job, report: &Report, now: Instant) -> Result<()> {
         fault::point("master.before_report")?;
@@ -433,6 +377,7 @@ impl Master {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
                 slot.done = ticket;
+                slot.resting = false;
                 slot.outcome = report.outcome;
                 slot.sqlstate = report.sqlstate;
                 slot.message = report.message;
@@ -459,9 +404,4 @@ impl Master {
         let idle = self.history_at.min(next.unwrap_or(self.history_at)).min(pausing.unwrap_or(self.history_at));
         latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));
     }
-}
-
-/// A stored conninfo; the empty one means this database.
-pub(super) fn conninfo_of(text: &str) -> Result<Conninfo> {
-    if text.trim().is_empty() { xact::transaction(catalog::db::own_conninfo) } else { Conninfo::parse(text) }
 }

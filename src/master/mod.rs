@@ -11,6 +11,7 @@ pub mod main;
 pub mod notify;
 mod outdated;
 mod publish;
+mod removal;
 pub mod slot;
 mod turns;
 pub mod upkeep;

@@ -8,6 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
 
 use super::slot::{Shared, Text, UndoSlot};
+use crate::catalog;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::hook::Statement;
 use crate::pg::{latch, shmem, spi, worker};
@@ -254,7 +255,7 @@ pub const START: &str = "SELECT bucardo.start();";
 /// server a master that shall run may not be there yet, and one that shall not may be about to learn it.
 pub fn require_master() -> Result<()> {
     spi::require_primary()?;
-    if spi::value::<bool>("SELECT stopped FROM bucardo.control", &[])? != Some(true) {
+    if catalog::is_stopped()? != Some(true) {
         return cannot_start().map_or(Ok(()), Err);
     }
     Err(Error::new(SqlState::WRONG_STATE, STOPPED).hint(START))

@@ -4,21 +4,21 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::main::{Entry, Master, Step, conninfo_of};
+use super::main::{Entry, Master};
 use super::slot::{Outcome, Shown, SyncSlot, Text};
 use crate::catalog::rest;
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use crate::guc;
-use crate::libpq::Target;
 use crate::pg::{shmem, worker};
 
 /// Answers waiting kicks with an error.
-pub(super) fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
+pub(super) fn fail_kicks(slot: &mut SyncSlot, code: SqlState, message: &str) {
     if slot.kicked > slot.done {
         slot.done = slot.kicked;
         slot.begun = slot.kicked;
+        slot.resting = false;
         slot.outcome = Outcome::Bad;
-        slot.sqlstate.copy_from_slice(sqlstate.as_bytes());
+        slot.sqlstate = code.0;
         slot.message = Text::new(message);
         slot.hint = Text::EMPTY;
         wake_waiters(slot);
@@ -27,8 +27,9 @@ pub(super) fn fail_kicks(slot: &mut SyncSlot, sqlstate: &str, message: &str) {
 
 /// Answers them with why the sync does not run, and what mends that.
 fn refuse_kicks(slot: &mut SyncSlot, why: &Error) {
-    fail_kicks(slot, why.code.as_str(), &why.message);
+    fail_kicks(slot, why.code, &why.message);
     slot.hint = Text::new(why.hint.as_deref().unwrap_or_default());
+    slot.resting = true;
 }
 
 /// Why a sync rests, if it does.
@@ -71,16 +72,7 @@ impl Master {
             }
             if read { super::notify::take_installed(s, db) } else { Vec::new() }
         });
-        for (name, conninfo, sync) in undone {
-            if let Ok(info) = conninfo_of(&conninfo) {
-                // What a sync keeps of its sources is compared with them: there may be more tables than it has by now.
-                if self.captures_at(&sync, &info) {
-                    continue;
-                }
-                let step = Step::Forget { control: self.control.clone(), sync: Some(sync) };
-                self.remove(Target { name, info }, step, None, Instant::now());
-            }
-        }
+        self.remove_undone(undone);
     }
 
     /// Publishes what `bucardo.status` shows.

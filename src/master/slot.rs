@@ -2,6 +2,8 @@
 //! Plain data of fixed size. Whoever holds its lock copies in or out and does nothing else; the lock is never held
 //! over SPI, libpq, logging or a wait.
 
+use crate::error::Error;
+
 pub const MAX_MASTERS: usize = 32;
 pub const MAX_SYNCS: usize = 512;
 pub const MAX_KIDS: usize = 64;
@@ -131,6 +133,8 @@ pub struct SyncSlot {
     pub kicked: u64,
     pub begun: u64,
     pub done: u64,
+    /// Whether the last kicks were answered with why the sync rests, as the catalog was then.
+    pub resting: bool,
     pub outcome: Outcome,
     pub sqlstate: [u8; 5],
     pub message: Text<600>,
@@ -158,6 +162,7 @@ impl SyncSlot {
         kicked: 0,
         begun: 0,
         done: 0,
+        resting: false,
         outcome: Outcome::None,
         sqlstate: *b"00000",
         message: Text::EMPTY,
@@ -246,6 +251,18 @@ impl Report {
         message: Text::EMPTY,
         hint: Text::EMPTY,
     };
+
+    /// Of a run that was in vain as a whole.
+    pub fn bad(error: &Error) -> Self {
+        Self {
+            outcome: Outcome::Bad,
+            whole: true,
+            sqlstate: error.code.0,
+            message: Text::new(&error.to_string()),
+            hint: Text::new(error.hint.as_deref().unwrap_or_default()),
+            ..Self::NONE
+        }
+    }
 }
 
 /// What a kid is told at its start. Until it is up, its master may have ended, and another one may have taken the slot.

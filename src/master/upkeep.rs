@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::slot::Report;
-use crate::catalog::db::Db;
 use crate::catalog::sync::{Relation, Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
@@ -117,22 +116,6 @@ impl Listing {
     }
 }
 
-/// A removal that a committed transaction left to do.
-pub struct Cleanup {
-    pub id: i64,
-    pub control: String,
-    pub db: String,
-    pub conninfo: String,
-    pub sync: Option<String>,
-}
-
-/// The removals that wait. To be called in a transaction.
-pub fn cleanups() -> Result<Vec<Cleanup>> {
-    spi::select("SELECT id::bigint, control, db, conninfo, sync FROM bucardo.cleanup ORDER BY id", &[], |row| {
-        Ok(Cleanup { id: row.get(1)?, control: row.get(2)?, db: row.get(3)?, conninfo: row.get(4)?, sync: row.opt(5)? })
-    })
-}
-
 /// Writes the row of a run whose kid was ended, and could not.
 pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let sql = "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, error, sqlstate) \
@@ -142,20 +125,6 @@ pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let (name, message) = (sync.name.as_str().into(), report.message.get().into());
     let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
     xact::transaction(|| spi::execute(sql, &args).map(drop))
-}
-
-/// Leaves everything of an earlier catalog to be taken off a member. To be called in a transaction.
-pub fn leave_cleanup(control: &str, db: &Db) -> Result<()> {
-    let sql = "INSERT INTO bucardo.cleanup (control, db, conninfo) VALUES ($1, $2, $3)";
-    spi::execute(sql, &[control.into(), db.name.as_str().into(), db.conninfo.as_str().into()]).map(drop)
-}
-
-/// A removal is done.
-pub fn cleaned(id: i64) -> Result<()> {
-    // Where somebody holds the row it is carried out once more another time.
-    let sql =
-        "DELETE FROM bucardo.cleanup WHERE id = ANY (ARRAY(SELECT id FROM bucardo.cleanup WHERE id = $1 FOR UPDATE SKIP LOCKED))";
-    xact::transaction(|| spi::execute(sql, &[id.into()]).map(drop))
 }
 
 /// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
@@ -212,4 +181,61 @@ fn forget_old() -> Result<()> {
         )
         .map(drop)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::sync::tests::sync;
+    use Role::{Fullcopy, Source, Target};
+
+    fn table(sync: &str, name: &str) -> ListedTable {
+        let (schema, since) = ("public".to_string(), "1".to_string());
+        ListedTable { capture: 1, sync: sync.to_string(), since, schema, name: name.to_string() }
+    }
+
+    fn receiver(sync: &str, source: &str, member: &str) -> ListedReceiver {
+        let at = "1".to_string();
+        ListedReceiver { sync: sync.to_string(), source: source.to_string(), member: member.to_string(), at }
+    }
+
+    fn stale(tables: Vec<ListedTable>, receivers: Vec<ListedReceiver>, syncs: &[&Sync]) -> Listing {
+        Listing { tables, receivers }.stale(syncs)
+    }
+
+    #[test]
+    fn what_a_sync_needs_stays() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let found = stale(vec![table("7:s", "t"), table("7:s", "gone")], vec![receiver("7:s", "A", "B")], &[&s]);
+        assert_eq!(found, Listing { tables: vec![table("7:s", "gone")], receivers: Vec::new() });
+    }
+
+    #[test]
+    fn what_no_sync_knows_goes() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        // A sync of that name that was removed and added again has another number.
+        let all = (vec![table("6:s", "t")], vec![receiver("6:s", "A", "B")]);
+        assert_eq!(stale(all.0.clone(), all.1.clone(), &[&s]), Listing { tables: all.0.clone(), receivers: all.1.clone() });
+        assert_eq!(stale(all.0.clone(), all.1.clone(), &[]), Listing { tables: all.0, receivers: all.1 });
+        assert!(stale(Vec::new(), Vec::new(), &[&s]).is_empty());
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_goes() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let found = stale(vec![table("7:s", "t")], vec![receiver("7:s", "A", "B"), receiver("7:s", "A", "C")], &[&s]);
+        assert_eq!(found, Listing { tables: Vec::new(), receivers: vec![receiver("7:s", "A", "C")] });
+    }
+
+    #[test]
+    fn a_database_that_is_no_source_any_more_keeps_nothing() {
+        let s = sync(&[("A", Source), ("B", Target)], &["t"]);
+        let listed = || (vec![table("7:s", "t")], vec![receiver("7:s", "B", "A")]);
+        let (tables, receivers) = listed();
+        assert_eq!(stale(tables, receivers, &[&s]), Listing { tables: listed().0, receivers: listed().1 });
+        // Nor one of a sync whose members are all copied whole.
+        let whole = sync(&[("B", Source), ("A", Fullcopy)], &["t"]);
+        let (tables, receivers) = listed();
+        assert_eq!(stale(tables, receivers, &[&whole]), Listing { tables: listed().0, receivers: listed().1 });
+    }
 }

@@ -376,7 +376,8 @@ impl Watcher {
             self.looked_in_time = now >= self.next_look;
             let quoted = crate::ident::quote_literal;
             let quiet = if self.quiet.is_empty() { String::new() } else { format!(", {}", quoted(&self.quiet)) };
-            let sql = format!("SELECT * FROM bucardo.capture_pending({}{quiet})", quoted(&self.control));
+            let sql =
+                format!("SELECT p.sync, p.member, p.bytes FROM bucardo.capture_pending({}{quiet}) p", quoted(&self.control));
             self.send(Asked::Pending, sql)?;
             return Ok(true);
         }

@@ -1,5 +1,6 @@
-//! The server underneath: latches, transactions, workers, shared memory. Together with `libpq` the only place with
-//! `unsafe`. Nothing here knows what a sync is.
+//! The server underneath: latches, transactions, workers, shared memory, and the native triggers of capture. Together with
+//! `libpq` the only place with `unsafe`. It must never decide what a sync does: of that, `shmem` keeps the master's table and
+//! `captured`, `delta` and `touched` the keys that have changed, for others to read.
 
 pub mod captured;
 pub mod delta;

@@ -92,6 +92,16 @@ pub fn read<T>(body: impl FnOnce(&Shared) -> T) -> T {
     body(&SHARED.share())
 }
 
+/// The generation of a database's catalog, which every committed change of it changes.
+pub fn generation(db: u32) -> u64 {
+    with(|s| s.master(db).map_or(0, |m| m.generation))
+}
+
+/// Has everybody read the catalog again.
+pub fn bump_generation(db: u32) {
+    with(|s| s.master(db).map(|m| m.generation += 1));
+}
+
 /// A place in the watch list, given up when dropped.
 pub struct Watching(usize);
 

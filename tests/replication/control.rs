@@ -67,6 +67,20 @@ fn a_kick_without_a_timeout_answers_in_an_open_transaction() {
 }
 
 #[test]
+fn a_verbose_log_tells_what_came_of_each_run() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.log_level = verbose");
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x'), (2, 'y')");
+    assert_eq!(net.kick(), "good");
+    assert_eq!(net.kick(), "empty");
+    let log = net.servers[0].log();
+    for line in ["was good: 2 upserts, 0 deletes, 0 truncates, 0 conflicts", "was empty: 0 upserts"] {
+        assert!(log.contains(&format!("of sync \"s\" {line}")), "the log does not tell: {line}");
+    }
+}
+
+#[test]
 fn waiting_kicks_of_many_sessions_all_get_their_answer() {
     let net = manual();
     std::thread::scope(|threads| {

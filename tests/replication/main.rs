@@ -1,7 +1,8 @@
 //! Whole clusters, seen from outside: the black-box suite.
 //!
-//! Every scenario starts servers of its own, uses only the documented SQL interface and plain DML, and looks at the rows
-//! that are there afterwards. `scratch`, `cluster`, `wire`, `wait` are the harness, `net` a replication ready to use; the
+//! Every scenario starts servers of its own, works through the SQL interface and plain DML, and looks at the rows that are
+//! there afterwards. Some stop, fail or kill a process at a named place besides (the `fault_*` functions of a test's build), or
+//! look into the catalog and into what capture keeps on a source. `scratch`, `cluster`, `wire`, `wait` are the harness, `net` a replication ready to use; the
 //! other modules are the scenarios, one file per theme. Nothing here may use the extension's code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a scenario that cannot go on has failed")]

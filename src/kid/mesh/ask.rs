@@ -27,11 +27,13 @@ impl<'a> Told<'a> {
     }
 }
 
+/// What a code has said of a conflict, and the code's name; none: the strategy decides.
+type Ruled = Option<(Ruling, Rc<str>)>;
+
 impl Mesh<'_> {
-    /// Asks the codes that concern a relation about its conflicts. For each conflict the ruling and the code's name, or
-    /// None where the strategy decides.
-    pub(super) fn ask_codes(&mut self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Option<(Ruling, Rc<str>)>>, Broken> {
-        let mut rulings: Vec<Option<(Ruling, Rc<str>)>> = vec![None; conflicts.len()];
+    /// Asks the codes that concern a relation about its conflicts.
+    pub(super) fn ask_codes(&mut self, relation: i32, conflicts: &[Conflict]) -> Result<Vec<Ruled>, Broken> {
+        let mut rulings: Vec<Ruled> = vec![None; conflicts.len()];
         let codes: Vec<Code> = self.codes(relation).cloned().collect();
         if codes.is_empty() {
             return Ok(rulings);

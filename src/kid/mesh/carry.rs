@@ -55,6 +55,9 @@ impl Carried {
     }
 }
 
+/// A relation and a key of it, if both are there still.
+type Keyed = Option<(i32, Vec<String>)>;
+
 impl Mesh<'_> {
     /// Judges each run that is in doubt by what the sources say.
     pub(super) fn settle_doubt(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
@@ -137,7 +140,7 @@ impl Mesh<'_> {
     }
 
     /// Relations and keys as they are recorded, as this run names them; None: they are not there any more.
-    fn recorded_keys(&mut self, recorded: &[(&str, &Map<String, Value>)]) -> Result<Vec<Option<(i32, Vec<String>)>>, Broken> {
+    fn recorded_keys(&mut self, recorded: &[(&str, &Map<String, Value>)]) -> Result<Vec<Keyed>, Broken> {
         let mut found = vec![None; recorded.len()];
         let relations: Vec<(i32, String)> = self.plan.sync.relations.iter().map(|r| (r.id, r.full_name())).collect();
         for (relation, name) in relations {

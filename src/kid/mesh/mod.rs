@@ -1,7 +1,7 @@
-//! A run between several sources, on one screen: open → gather → contend → deliver → commit → mark. Every member has one
-//! transaction, in which it is read and written; each source tells the others its changes, and a key that several have
-//! changed is decided before a row travels. It must never let one source go on with a decision that another has not
-//! taken: if one fails before the commits, all begin again.
+//! A run between several sources, out of the steps in the files beside this one: open → gather → contend → deliver →
+//! commit → mark. Every member has one transaction, in which it is read and written; each source tells the others its
+//! changes, and a key that several have changed is decided before a row travels. It must never let one source go on with a
+//! decision that another has not taken: if one fails before the commits, all begin again.
 
 mod ask;
 mod carry;
@@ -36,7 +36,7 @@ use super::retry::{self, Care, Tries, Verdict};
 use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::fault;
-use crate::master::slot::{Outcome, Phase, Report, Text};
+use crate::master::slot::{Outcome, Phase, Report};
 use carry::Carried;
 use offer::Offer;
 use settle::Decision;
@@ -167,14 +167,13 @@ pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
             other => other,
         };
         if let Err((_, error)) = answered {
-            report.outcome = Outcome::Bad;
             if retry::is_away(error.code) {
                 report.down |= 1 << index;
             } else {
                 report.refused |= 1 << index;
             }
-            report.sqlstate = error.code.0;
-            report.message = Text::new(&at_member(error, plan, index).to_string());
+            let error = at_member(explained(error), plan, index);
+            report = Report { whole: false, down: report.down, refused: report.refused, ..Report::bad(&error) };
         }
     }
     report

@@ -36,8 +36,8 @@ const PROGRESS: &str = "SELECT source, served, identity, run FROM bucardo.captur
     AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)";
 const SETTLED: &str =
     "SELECT relid, snapshot, keys, pg_catalog.to_json(open) FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
-const GATHER: &str =
-    "SELECT * FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool)";
+const GATHER: &str = "SELECT g.relid, g.keys, g.segments, g.batched, g.changes, g.existed, g.truncated, g.whole, g.latest \
+    FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool) g";
 
 /// What a member answered to [`Mesh::begin`].
 pub(super) struct Begun {

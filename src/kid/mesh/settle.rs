@@ -419,7 +419,7 @@ impl Mesh<'_> {
     pub(super) fn stopped(&self, relation: i32, key: &Value) -> Broken {
         let name = self.relation_name(relation);
         let error = Error::new(
-            SqlState(*b"40000"),
+            SqlState::TRANSACTION_ROLLBACK,
             format!("conflict in {name}, key {key}: the strategy bucardo_abort stops the sync"),
         )
         .hint(format!(
