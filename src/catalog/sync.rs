@@ -46,6 +46,27 @@ impl Relation {
     }
 }
 
+/// How a copy of whole tables empties those of a target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeleteMethod {
+    /// Not at all: what the source does not have is deleted row by row.
+    Delete,
+    /// At once; as `Delete` where another table refers to one of them.
+    Truncate,
+    /// At once, with every table that refers to one of them.
+    TruncateCascade,
+}
+
+impl DeleteMethod {
+    fn parse(text: &str) -> Self {
+        match text {
+            "truncate" => Self::Truncate,
+            "truncate_cascade" => Self::TruncateCascade,
+            _ => Self::Delete,
+        }
+    }
+}
+
 /// A sync.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sync {
@@ -68,6 +89,7 @@ pub struct Sync {
     pub lifetime: Option<Duration>,
     pub maxkicks: i32,
     pub serializable: bool,
+    pub delete_method: DeleteMethod,
     pub rebuild_index: bool,
     pub analyze_after_copy: bool,
     pub vacuum_after_copy: bool,
@@ -133,7 +155,7 @@ pub fn captures(mut roles: impl Iterator<Item = Role> + Clone) -> bool {
 const SYNCS: &str = "SELECT id, name, dbgroup, relgroup, conflict_strategy, onetimecopy, autokick, \
     (extract(epoch FROM checktime) * 1000)::float8, stayalive, kidsalive, (extract(epoch FROM lifetime) * 1000)::float8, \
     maxkicks, isolation_level = 'serializable', rebuild_index, analyze_after_copy, vacuum_after_copy, \
-    strict_checking, priority, status = 'active', paused \
+    strict_checking, priority, status = 'active', paused, deletemethod \
     FROM bucardo.sync WHERE $1 IS NULL OR name = $1 ORDER BY name";
 
 const MEMBERS: &str = "SELECT m.dbgroup, m.db, m.role FROM bucardo.dbmap m \
@@ -218,6 +240,7 @@ fn sync_row(row: &Row<'_>) -> Result<Sync> {
         priority: row.get(18)?,
         active: row.get(19)?,
         paused: row.get(20)?,
+        delete_method: DeleteMethod::parse(&row.get::<String>(21)?),
     })
 }
 
@@ -299,6 +322,7 @@ pub(crate) mod tests {
             lifetime: None,
             maxkicks: 0,
             serializable: false,
+            delete_method: DeleteMethod::Delete,
             rebuild_index: false,
             analyze_after_copy: true,
             vacuum_after_copy: false,

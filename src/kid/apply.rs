@@ -299,18 +299,23 @@ fn truncate(item: &Work, receiver: &mut Receiver) {
 /// The same by the statements of a table.
 pub fn truncate_table(writing: &Writing<'_>, name: &str, receiver: &mut Receiver) {
     let (truncate, delete) = (writing.truncate(), writing.delete_all());
-    let done = receiver.attempt_on(name, |conn| {
-        conn.query("SAVEPOINT bucardo_truncate")?;
-        match conn.query(&truncate) {
-            Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate").map(drop),
-            Err(e) if matches!(e.code, SqlState::NOT_SUPPORTED | SqlState::LOCK_NOT_AVAILABLE) => {
-                conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate")?;
-                conn.query(&delete).map(drop)
-            }
-            Err(e) => Err(e),
-        }
+    let done = receiver.attempt_on(name, |conn| match if_allowed(conn, &truncate)? {
+        true => Ok(()),
+        false => conn.query(&delete).map(drop),
     });
     if done.is_some() {
         receiver.counts.truncates += 1;
+    }
+}
+
+/// Carries out a TRUNCATE, unless PostgreSQL forbids it or somebody holds a lock: whether it did.
+pub fn if_allowed(conn: &mut Conn, truncate: &str) -> Result<bool> {
+    conn.query("SAVEPOINT bucardo_truncate")?;
+    match conn.query(truncate) {
+        Ok(_) => conn.query("RELEASE SAVEPOINT bucardo_truncate").map(|_| true),
+        Err(e) if matches!(e.code, SqlState::NOT_SUPPORTED | SqlState::LOCK_NOT_AVAILABLE) => {
+            conn.query("ROLLBACK TO SAVEPOINT bucardo_truncate").map(|_| false)
+        }
+        Err(e) => Err(e),
     }
 }

@@ -74,6 +74,31 @@ fn one_copy_of_everything(capture: Capture) {
 }
 
 #[test]
+fn a_copy_empties_tables_as_it_is_told() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE c (id int PRIMARY KEY, p int NOT NULL REFERENCES p)");
+    net.on("A").exec("INSERT INTO p SELECT generate_series(1, 200); INSERT INTO c SELECT g, g FROM generate_series(1, 100) g");
+    let mut b = net.on("B");
+    b.exec("INSERT INTO p SELECT generate_series(150, 400); INSERT INTO c SELECT g, g FROM generate_series(150, 250) g");
+    b.exec("CREATE TABLE own (p int REFERENCES p); INSERT INTO own VALUES (180)");
+    let truncates = || net.control().number("SELECT truncates FROM bucardo.syncrun ORDER BY run DESC LIMIT 1");
+    net.add_sync("tables => 'p, c', onetimecopy => 1, deletemethod => 'truncate', autokick => false");
+    net.kick();
+    net.settle(&["p", "c"]);
+    assert_eq!((truncates(), b.number("SELECT count(*) FROM own")), (0, 1), "a table of B's own refers to p");
+    net.control().exec("SELECT bucardo.update_sync('s', onetimecopy => 1, deletemethod => 'truncate_cascade')");
+    b.exec("INSERT INTO p VALUES (999)");
+    net.kick();
+    net.settle(&["p", "c"]);
+    assert_eq!((truncates(), b.number("SELECT count(*) FROM own")), (2, 0));
+    net.control().exec("SELECT bucardo.update_sync('s', onetimecopy => 1, deletemethod => 'truncate')");
+    b.exec("DROP TABLE own; INSERT INTO p VALUES (999)");
+    net.kick();
+    net.settle(&["p", "c"]);
+    assert_eq!(truncates(), 2);
+}
+
+#[test]
 fn a_copy_rebuilds_indexes_where_that_is_asked_for() {
     let net = Net::together(Capture::Plain, 1);
     let tables = ["by_table", "by_sync", "as_they_are"];

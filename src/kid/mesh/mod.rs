@@ -270,6 +270,7 @@ impl Mesh<'_> {
             settlements.insert(*relation, settlement);
         }
         let many: Vec<i32> = relations.iter().copied().filter(|r| !self.is_few(*r)).collect();
+        self.empty_first(&many);
         let mut kept = HashMap::new();
         for relation in &many {
             let mut settlement = settlements.remove(relation).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::offer::Offer;
 use super::{Broken, Mesh};
+use crate::catalog::sync::{DeleteMethod, Role};
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::bits;
 use crate::kid::reading::Reading;
@@ -101,6 +102,35 @@ impl Mesh<'_> {
         }
         self.copied.push((relation, straight | staged));
         self.check()
+    }
+
+    /// Empties the tables of the targets that are to get all of them, all at once, where the sync is to do that: then the rows
+    /// go straight into them. Where PostgreSQL or somebody's lock forbids it, they are made equal as they are.
+    pub(super) fn empty_first(&mut self, relations: &[i32]) {
+        let cascade = match self.plan.sync.delete_method {
+            DeleteMethod::Delete => return,
+            DeleteMethod::Truncate => "",
+            DeleteMethod::TruncateCascade => " CASCADE",
+        };
+        let given = bits::union(self.offers.iter().flatten().map(|o| o.copy_all));
+        let (noted, sources) = (self.noted(), bits::sources(&self.plan.sync));
+        // Where a source is to be made equal itself, others may have to wait for their copy.
+        if relations.iter().any(|r| self.late(*r) & sources != 0) {
+            return;
+        }
+        for member in self.members.iter_mut().filter(|m| given & m.bit() != 0) {
+            // What a source has changed itself stays, and what is captured is captured row by row.
+            let captured = relations.iter().any(|r| noted.get(r).is_some_and(|bits| bits & member.bit() != 0));
+            if captured || self.plan.sync.members[member.index].role == Role::Source {
+                continue;
+            }
+            let tables: Vec<&str> = relations.iter().filter_map(|r| Some(member.shapes.get(r)?.only.as_str())).collect();
+            let truncate = format!("TRUNCATE {}{cascade}", tables.join(", "));
+            let emptied = member.attempt(|conn| apply::if_allowed(conn, &truncate));
+            if emptied == Some(true) {
+                member.counts.truncates += relations.len() as u64;
+            }
+        }
     }
 
     /// A member that captures what it gets captures a TRUNCATE too.

@@ -45,7 +45,7 @@ SELECT attempt('add_sync(' || arguments || ')') FROM unnest(ARRAY[
 ]) arguments;
 SELECT attempt('add_sync(''s'', ''A,B'', tables => ''public.refused'', ' || option || ')') FROM unnest(ARRAY[
     'checktime => ''-1 s''', 'checktime => ''0''', 'checktime => ''1 us''', 'lifetime => ''-1 day''', 'lifetime => ''0''', 'maxkicks => -1', 'onetimecopy => 3',
-    'conflict_strategy => ''''', 'conflict_strategy => ''latest''', 'isolation_level => ''read committed''', 'deletemethod => ''burn''', 'deletemethod => ''truncate''', 'status => ''maybe'''
+    'conflict_strategy => ''''', 'conflict_strategy => ''latest''', 'isolation_level => ''read committed''', 'deletemethod => ''burn''', 'status => ''maybe'''
 ]) option;
 SELECT attempt('add_sync(''s'', ''A,B'', tables => ''public.refused'', conflict_strategy => ''latest'', onetimecopy => 3, checktime => ''-1 s'', lifetime => ''-1 s'', maxkicks => -1, isolation_level => ''dirty'', deletemethod => ''burn'', status => ''maybe'')');
 SELECT attempt('update_sync(''s'', maxkicks => -1, status => ''maybe'')');
