@@ -24,6 +24,7 @@ mod storm;
 mod strategy;
 mod truncate;
 mod unique;
+mod whole;
 
 use crate::cluster::Cluster;
 use crate::compare::literal;

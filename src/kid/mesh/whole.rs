@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::offer::Offer;
 use super::{Broken, Mesh};
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::members;
@@ -46,28 +47,39 @@ impl Model {
 }
 
 impl Mesh<'_> {
-    /// Copies a whole table where that is wanted. Of several sources that do not know what has changed the first is the model,
-    /// but not one that shall itself get all.
+    /// The source, by place, that a table is copied from, and the members, as bits, that are made equal to it: surely, and
+    /// if the table is empty there. As with single rows, who knows of all others that do not know what they have changed is
+    /// newer than they are; of those that know nothing of each other the first is the model. All that any of them wants goes
+    /// from that one, to whom the others have become equal; but who shall itself be made equal is none.
+    fn model(&mut self, relation: i32) -> Option<(usize, u64, u64)> {
+        let of = |which: &dyn Fn(&Offer) -> u64| -> Vec<u64> {
+            self.offers.iter().map(|offer| offer.as_ref().map_or(0, which)).collect()
+        };
+        let all = |bits: &[u64]| bits.iter().fold(0, |all, one| all | one);
+        let whole = of(&|o| o.whole.get(&relation).copied().unwrap_or(0));
+        let (given, fills) = (of(&|o| o.copy_all), of(&|o| o.copy_empty));
+        let late = all(&of(&|o| o.late.get(&relation).copied().unwrap_or(0)));
+        let bits: Vec<u64> = self.members.iter().map(Receiver::bit).collect();
+        let places = 0..bits.len();
+        // Who is filled now has nothing to tell.
+        let asked = places.clone().filter(|at| all(&whole) != 0 && all(&fills) & bits[*at] != 0);
+        let empty = asked.filter(|at| self.is_empty(*at, relation)).fold(0, |all, at| all | bits[at]);
+        let pending: Vec<u64> = places.clone().map(|at| whole[at] | given[at] | fills[at] & empty).collect();
+        let beaten = |at: usize| places.clone().any(|other| pending[other] & bits[at] != 0 && pending[at] & bits[other] == 0);
+        let wants = |at: &usize| (whole[*at] | given[*at] | fills[*at]) != 0 && late & bits[*at] == 0;
+        let at = places.clone().filter(wants).min_by_key(|at| (all(&given) & bits[*at] != 0, beaten(*at)))?;
+        let contend = places.filter(|other| whole[*other] & bits[at] != 0).fold(0, |all, other| all | bits[other]);
+        Some((at, (all(&whole) | all(&given) | contend) & !bits[at], all(&fills) & !bits[at]))
+    }
+
+    /// Copies a whole table where that is wanted.
     pub(super) fn copy_whole(
         &mut self,
         relation: i32,
         kept: &HashMap<(usize, i32), String>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
-        let wants = |o: &super::offer::Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
-        let given = self.offers.iter().flatten().fold(0, |bits, o| bits | o.copy_all);
-        let mut places: Vec<usize> = (0..self.members.len()).collect();
-        places.sort_by_key(|at| given & self.members[*at].bit() != 0);
-        let model = places.into_iter().find_map(|at| {
-            let offer = self.offers[at].as_ref().filter(|o| wants(o) != 0)?;
-            // Who is to be made equal itself is no model.
-            let others = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
-            if others & self.members[at].bit() != 0 {
-                return None;
-            }
-            Some((at, offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all, offer.copy_empty))
-        });
-        let Some((at, sure, if_empty)) = model else { return Ok(()) };
+        let Some((at, sure, if_empty)) = self.model(relation) else { return Ok(()) };
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let columns = table.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
         let model = Model { relation, name: self.relation_name(relation), table, key: self.key_of(relation), columns };
