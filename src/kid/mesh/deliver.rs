@@ -94,8 +94,9 @@ impl Mesh<'_> {
                 }
             }
             self.truncate(*relation, &kept)?;
-            self.copy_whole(*relation, &kept, progress)?;
+            // Before the copy, which shall not bring them where another row has their value.
             self.write(*relation, &outcome.removed)?;
+            self.copy_whole(*relation, &kept, progress)?;
             outcomes.insert(*relation, outcome);
         }
         self.check()?;

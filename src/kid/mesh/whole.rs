@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 
 use super::offer::Offer;
+use super::settle::Written;
 use super::{Broken, Mesh};
+use crate::ident::text_array;
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::members;
 use crate::kid::reading::Reading;
@@ -21,6 +23,20 @@ struct Model {
     table: Table,
     key: Vec<String>,
     columns: Vec<String>,
+}
+
+/// How many statements of [`Writing::apply_whole`] insert, at its end, if it is thorough.
+const INSERTS: usize = 2;
+
+/// Makes a table equal to the stage, statement by statement.
+fn bring_whole(receiver: &mut Receiver, name: &str, statements: &[(bool, String)]) {
+    for (deletes, sql) in statements {
+        let Some(rows) = receiver.attempt_on(name, |conn| conn.query(sql)) else { break };
+        match deletes {
+            true => receiver.counts.deletes += rows.affected(),
+            false => receiver.counts.upserts += rows.affected(),
+        }
+    }
 }
 
 impl Model {
@@ -41,8 +57,11 @@ impl Model {
 
     fn on<T>(&self, receiver: &Receiver, body: impl FnOnce(&Writing<'_>) -> T) -> Option<T> {
         let table = receiver.shapes.get(&self.relation)?;
-        let stage = format!("bucardo_stage_{}_whole", self.relation);
-        Some(body(&Writing { table, key: &self.key, columns: &self.columns, stage, noted: false }))
+        Some(body(&Writing { table, key: &self.key, columns: &self.columns, stage: self.stage(), noted: false }))
+    }
+
+    fn stage(&self) -> String {
+        format!("bucardo_stage_{}_whole", self.relation)
     }
 }
 
@@ -107,7 +126,7 @@ impl Mesh<'_> {
             self.copy_straight(at, straight, &model);
         }
         if staged != 0 {
-            self.copy_staged(at, staged, &model, &own);
+            self.copy_staged(at, staged, &model, &own)?;
         }
         for (to, before) in before.into_iter().enumerate() {
             if self.members[to].counts != before {
@@ -167,9 +186,10 @@ impl Mesh<'_> {
         });
     }
 
-    fn copy_staged(&mut self, at: usize, towards: u64, model: &Model, own: &HashMap<u64, String>) {
+    /// By way of a staging table. What a receiver has changed itself stays there, unless that clashes with the model's rows.
+    fn copy_staged(&mut self, at: usize, towards: u64, model: &Model, own: &HashMap<u64, String>) -> Result<(), Broken> {
         let thorough = self.care.thorough;
-        self.apart(at, towards, |from, receivers| {
+        let inserts = self.apart(at, towards, |from, receivers| {
             for receiver in receivers.iter_mut() {
                 let create = model.on(receiver, |w| w.create_stage()).unwrap_or_default();
                 receiver.attempt_on(&model.name, |conn| conn.query(&create));
@@ -177,19 +197,48 @@ impl Mesh<'_> {
             let into = |r: &Receiver| model.on(r, |w| w.copy_stage(false)).unwrap_or_default();
             let copied = stream::stream(&mut from.session.conn, &model.reading().whole(false), receivers, &model.name, into);
             from.attempt(|_| copied);
+            let mut inserts = Vec::new();
             for receiver in receivers.iter_mut() {
                 let merge = receiver.session.conn.version() >= 150_000;
                 receiver.attempt(|conn| conn.query(Join::Free.settings()));
                 let spare = own.get(&receiver.bit()).map(String::as_str);
-                for (deletes, sql) in model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default() {
-                    let Some(rows) = receiver.attempt_on(&model.name, |conn| conn.query(&sql)) else { break };
-                    match deletes {
-                        true => receiver.counts.deletes += rows.affected(),
-                        false => receiver.counts.upserts += rows.affected(),
-                    }
+                let mut all = model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default();
+                if thorough {
+                    inserts.push((receiver.index, all.split_off(all.len().saturating_sub(INSERTS))));
                 }
+                bring_whole(receiver, &model.name, &all);
             }
+            inserts
         });
+        let receivers: Vec<usize> = inserts.iter().filter_map(|(index, _)| self.place(*index)).collect();
+        let changed = |to: &usize| own.contains_key(&self.members[*to].bit());
+        for to in receivers.iter().copied().filter(changed).collect::<Vec<_>>() {
+            let removed = self.decide_whole(to, at, model.relation, &model.stage())?;
+            self.unstage(&receivers, model, &removed)?;
+            self.write(model.relation, &removed)?;
+        }
+        for (index, inserts) in inserts {
+            let receiver = self.members.iter_mut().find(|m| m.index == index);
+            receiver.into_iter().for_each(|receiver| bring_whole(receiver, &model.name, &inserts));
+        }
+        Ok(())
+    }
+
+    /// Takes rows out of what is staged.
+    fn unstage(&mut self, receivers: &[usize], model: &Model, removed: &[Written]) -> Result<(), Broken> {
+        if removed.is_empty() {
+            return Ok(());
+        }
+        let text = |c: usize| text_array(removed.iter().map(|one| one.key[c].as_str()).collect::<Vec<_>>());
+        let params: Vec<String> = (0..model.key.len()).map(text).collect();
+        for at in receivers {
+            let typed = self.any_reading(*at, model.relation, |r| format!("({}) u({})", r.typed_keys(0), r.keys("")))?;
+            let same = self.any_reading(*at, model.relation, |r| r.same("s.", "u."))?;
+            let sql = format!("DELETE FROM pg_temp.{} s USING {typed} WHERE {same}", model.stage());
+            let params: Vec<Option<&str>> = params.iter().map(|p| Some(p.as_str())).collect();
+            self.members[*at].attempt_on(&model.name, |conn| conn.query_params(&sql, &params));
+        }
+        self.check()
     }
 
     fn is_empty(&mut self, at: usize, relation: i32) -> bool {

@@ -134,6 +134,15 @@ impl Mesh<'_> {
         offer.windows.iter().chain(&offer.away).all(waits).then(|| last.to_string())
     }
 
+    /// The same for rows, by their keys as JSON, that the run has removed from a source that had changed them itself.
+    pub(super) fn tell_gone(&mut self, at: usize, relation: i32, keys: &[&str]) {
+        if self.offers[at].is_some() && self.may_miss(at) != 0 {
+            let oid = self.members[at].shapes.get(&relation).map(|t| t.oid);
+            let xid = self.known(at).unwrap_or_default();
+            oid.into_iter().for_each(|oid| self.note_json(at, relation, oid, keys, AGAIN, &xid));
+        }
+    }
+
     /// Has a member that passes on what it gets capture what the run has written there.
     pub(super) fn note_written(&mut self, at: usize, relation: i32, keys: &[Noted]) {
         let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
@@ -145,6 +154,13 @@ impl Mesh<'_> {
     pub(super) fn note_removed(&mut self, at: usize, relation: i32, keys: &[&str]) {
         let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
         let (Some(oid), Some(origin)) = (passes_on, self.origin_for(at)) else { return };
+        self.note_json(at, relation, oid, keys, &origin, "");
+    }
+
+    fn note_json(&mut self, at: usize, relation: i32, oid: u32, keys: &[&str], origin: &str, xid: &str) {
+        if keys.is_empty() {
+            return;
+        }
         let key = self.key_of(relation);
         let columns = list(key.len(), |i| format!("r.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
         let typed = list(key.len(), |i| format!("{} {}", quote_ident(&key[i]), self.kind(at, relation, &key[i])), ", ");
@@ -152,7 +168,7 @@ impl Mesh<'_> {
         let query = format!(
             "SELECT {columns}, pg_catalog.clock_timestamp() AS at FROM pg_catalog.jsonb_to_recordset({json}::pg_catalog.jsonb) r({typed})"
         );
-        self.note_query(at, oid, &key, query, &origin, "");
+        self.note_query(at, oid, &key, query, origin, xid);
     }
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.

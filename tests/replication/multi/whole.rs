@@ -1,4 +1,4 @@
-//! Whole tables where several sources have one to give.
+//! Whole tables where several sources have one to give, or where what a receiver has changed itself cannot stand beside it.
 
 use super::{Multi, Plan};
 
@@ -49,4 +49,37 @@ fn partitions_that_two_sources_have_emptied_at_the_same_time() {
     ]);
     m.drain_equal(&["t"]);
     m.expect_everywhere("SELECT string_agg(id || v, ' ' ORDER BY id) FROM t WHERE id IN (50, 99)", "50B 99C");
+}
+
+/// The rows of a table whose capture was made anew come to a source that has given a value of them to another row: the
+/// strategy decides between the two, as far as it can without the time of the one.
+#[test]
+fn a_whole_table_comes_where_one_of_its_values_is_taken() {
+    let deferred = "u text, UNIQUE (u) DEFERRABLE INITIALLY DEFERRED";
+    for (columns, strategy, winner, loser, rows) in [
+        ("u text UNIQUE", "bucardo_latest", "A", "B", "1x 3three 51y"),
+        ("u text UNIQUE", "bucardo_target", "B", "A", "3three 50x 51y"),
+        ("u text UNIQUE", "bucardo_skip", "A", "B", "1x 3three 51y"),
+        (deferred, "bucardo_source", "A", "B", "1x 3three 51y"),
+        (deferred, "B A", "B", "A", "3three 50x 51y"),
+    ] {
+        let arguments = format!("tables => 'public.t', conflict_strategy => '{strategy}'");
+        let m = Plan::new(2).start().with(&format!("CREATE TABLE t (id int PRIMARY KEY, {columns})"), &arguments);
+        m.on("A").exec("INSERT INTO t VALUES (3, 'three')");
+        m.drain_equal(&["t"]);
+        away(&m, "B", true);
+        m.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+        m.on("B").exec("INSERT INTO t VALUES (50, 'x'), (51, 'y')");
+        m.on("A").exec(
+            "DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON t', tgname) FROM pg_trigger \
+             WHERE tgrelid = 't'::regclass AND tgname ~ '^bucardo_capture_i'); END $$",
+        );
+        m.control().exec("SELECT bucardo.update_sync('s', status => 'active')");
+        away(&m, "B", false);
+        m.drain_equal(&["t"]);
+        m.expect_everywhere("SELECT string_agg(id || u, ' ' ORDER BY id) FROM t", rows);
+        let lost = format!("winner = '{winner}' AND rows->'{loser}'->>'u' = 'x'");
+        assert_eq!(m.count_conflicts(&lost), 1, "{strategy}: {:?}", m.conflicts("public.t"));
+        assert_eq!(m.count_conflicts("true"), 1, "{strategy}: {:?}", m.conflicts("public.t"));
+    }
 }
