@@ -23,6 +23,7 @@ mod star;
 mod storm;
 mod strategy;
 mod truncate;
+mod turns;
 mod unique;
 mod whole;
 

@@ -120,6 +120,7 @@ impl Mesh<'_> {
             self.decisions.extend(outcome.decisions);
         }
         self.run_errands()?;
+        self.renew_stale(relations)?;
         let decisions = self.adopt_orphans(relations)?;
         self.decisions.extend(decisions);
         Ok(())

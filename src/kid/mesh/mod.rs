@@ -17,6 +17,7 @@ mod open;
 mod own;
 mod record;
 mod settle;
+mod stale;
 mod thorough;
 mod unique;
 mod whole;
