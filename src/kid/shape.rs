@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::statements::{key_object, list};
+use super::statements::list;
 use crate::catalog::describe::{self, Described};
 use crate::catalog::sync::{Relation, Sync};
 use crate::error::{Error, Result, SqlState};
@@ -64,7 +64,7 @@ impl UniqueIndex {
         self.collations.iter().any(Option::is_some)
     }
 
-    fn named(&self, prefix: &str) -> String {
+    pub(super) fn named(&self, prefix: &str) -> String {
         let collation =
             |i: usize| self.collations.get(i).and_then(Option::as_ref).map_or_else(String::new, |c| format!(" COLLATE {c}"));
         list(self.expressions.len(), |i| format!("({}){} AS {prefix}{}", self.expressions[i], collation(i), i + 1), ", ")
@@ -72,11 +72,11 @@ impl UniqueIndex {
 
     /// Whether two values of an expression are equal: no search_path of ours names the operator of another type than the
     /// server's own.
-    fn equal(&self, i: usize) -> &str {
+    pub(super) fn equal(&self, i: usize) -> &str {
         self.equals.get(i).map_or("OPERATOR(pg_catalog.=)", String::as_str)
     }
 
-    fn predicate(&self) -> &str {
+    pub(super) fn predicate(&self) -> &str {
         self.predicate.as_deref().unwrap_or("true")
     }
 
@@ -120,36 +120,6 @@ impl UniqueIndex {
             predicate = self.predicate(),
             first = side("(a)"),
             second = side("(b)"),
-        )
-    }
-
-    /// Deletes the rows of the table that clash with staged ones of other keys, and tells them: key and row as JSON, and
-    /// the staged row.
-    pub fn remove_clashing(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> String {
-        let staged = list(columns.len(), |i| format!("a{} AS {}", i + 1, quote_ident(&columns[i])), ", ");
-        let same = list(
-            self.expressions.len(),
-            |i| match self.operators.get(i) {
-                Some(operator) => format!("o.e{0} {operator} s.e{0}", i + 1),
-                None if self.nulls_not_distinct => {
-                    format!("(o.e{0} {1} s.e{0} OR (o.e{0} IS NULL AND s.e{0} IS NULL))", i + 1, self.equal(i))
-                }
-                None => format!("o.e{0} {1} s.e{0}", i + 1, self.equal(i)),
-            },
-            " AND ",
-        );
-        let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
-        format!(
-            "WITH s AS (SELECT {keys}, pg_catalog.to_json(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
-             o AS (SELECT t.ctid AS place, t.tableoid AS part, {keys}, {exprs} FROM {only} t WHERE {predicate}), \
-             c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM o JOIN s ON {same} WHERE NOT ({other})) \
-             DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
-             RETURNING {object}, pg_catalog.to_json(t.*), c.image",
-            object = key_object(key, |i| format!("t.{}", quote_ident(&key[i]))),
-            exprs = self.named("e"),
-            predicate = self.predicate(),
-            keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", "),
-            only = table.only,
         )
     }
 }

@@ -23,7 +23,9 @@ mod star;
 mod storm;
 mod strategy;
 mod truncate;
+mod turns;
 mod unique;
+mod whole;
 
 use crate::cluster::Cluster;
 use crate::compare::literal;

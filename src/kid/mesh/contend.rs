@@ -45,6 +45,7 @@ impl Mesh<'_> {
         let wanted = |r: &i32| {
             self.offers.iter().flatten().any(|o| o.change(*r).is_some() || o.copy_all != 0 || o.copy_empty != 0)
                 || self.carried.has_rows(*r)
+                || self.may_be_stale(*r)
         };
         let tables = self.plan.sync.relations.iter().filter(|r| !r.is_sequence);
         tables.map(|r| r.id).filter(wanted).collect()

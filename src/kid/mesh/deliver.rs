@@ -180,7 +180,7 @@ impl Mesh<'_> {
         let key = self.key_of(relation);
         let columns = model.travelling();
         let name = self.relation_name(relation);
-        self.note_unasked(at, relation, written);
+        self.note_unasked(relation, written);
         for some in portions(written) {
             let mut sent = Vec::new();
             for (at, receiver) in self.members.iter_mut().enumerate() {

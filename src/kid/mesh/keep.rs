@@ -2,6 +2,7 @@
 //! which of its changes are settled.
 
 use super::contend::Key;
+use super::offer::Settled;
 use super::open::keys_json;
 use super::settle::Settlement;
 use super::{Broken, Errand, Mesh};
@@ -12,20 +13,33 @@ use crate::libpq::Conn;
 impl Mesh<'_> {
     /// A table of the changes of a relation that are handled already, on the source that has some.
     pub(super) fn settled_table(&mut self, at: usize, relation: i32) -> Result<Option<String>, Broken> {
+        if self.offers[at].as_ref().is_none_or(|o| o.change(relation).is_none()) {
+            return Ok(None);
+        }
+        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        // Who is away contends with nobody now.
+        self.table_of_settled(at, relation, |entry| entry.open & present)
+    }
+
+    /// The same, each with what `open` says of it.
+    pub(super) fn table_of_settled(
+        &mut self,
+        at: usize,
+        relation: i32,
+        open: impl Fn(&Settled) -> u64,
+    ) -> Result<Option<String>, Broken> {
         let Some(settled) = self.settled_of(at, relation).cloned() else { return Ok(None) };
         let name = format!("bucardo_settled_{relation}");
-        let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
-        let n = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.key.len());
+        let columns = self.any_reading(at, relation, |r| r.key_columns())?;
+        let n = self.key_of(relation).len();
         let create = format!(
             "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
              '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
-        let present = self.present();
         for entry in settled {
-            // Who is away contends with nobody now.
-            let open = ((entry.open & present) as i64).to_string();
+            let open = (open(&entry) as i64).to_string();
             let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
             // Those of another key than the table has now mean nothing any more.
             let keys: Vec<&Vec<String>> = entry.keys.iter().filter(|k| k.len() == n).collect();
@@ -158,16 +172,18 @@ impl Mesh<'_> {
 
     /// Notes at the sources, in the run's own transaction, which of their changes have lost for good, and which nobody has
     /// won: these still contend with what sources have changed that are away now; and what must be told again. It is on its
-    /// way afterwards.
+    /// way afterwards. That nobody has won is told by the source's own name among those that are away.
     pub(super) fn note_lost(&mut self, relation: i32, settlement: &mut Settlement) {
         settlement.again.drain().for_each(|(at, keys)| self.note_again(at, relation, &keys));
         let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
-        let away: Vec<&str> = self.plan.sync.sources().map(|s| s.db.name.as_str()).filter(|name| !is_here(name)).collect();
-        let away = text_array(&away);
-        for (keys, open) in [(&mut settlement.lost, "{}"), (&mut settlement.open, away.as_str())] {
+        let sources = self.plan.sync.sources().map(|s| s.db.name.clone());
+        let away: Vec<String> = sources.filter(|name| !is_here(name)).collect();
+        for (keys, is_open) in [(&mut settlement.lost, false), (&mut settlement.open, true)] {
             for (at, keys) in keys.drain() {
                 let Some(snapshot) = self.offers[at].as_ref().map(|o| o.snapshot.clone()) else { continue };
-                self.note_settled(at, relation, &snapshot, &keys, open);
+                let all = away.iter().map(String::as_str).chain([self.name(at)]).filter(|_| is_open);
+                let open = text_array(all.collect::<Vec<_>>());
+                self.note_settled(at, relation, &snapshot, &keys, &open);
             }
         }
     }

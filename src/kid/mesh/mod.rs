@@ -18,6 +18,7 @@ mod open;
 mod own;
 mod record;
 mod settle;
+mod stale;
 mod thorough;
 mod unique;
 mod whole;
@@ -283,8 +284,9 @@ impl Mesh<'_> {
                 }
             }
             self.truncate(*relation, &kept)?;
-            self.copy_whole(*relation, &kept, progress)?;
+            // Before the copy, which shall not bring them where another row has their value.
             self.write(*relation, &settlement.removed)?;
+            self.copy_whole(*relation, &kept, progress)?;
             settlements.insert(*relation, settlement);
         }
         self.check()?;
@@ -308,6 +310,7 @@ impl Mesh<'_> {
             self.decisions.extend(settlement.decisions);
         }
         self.run_errands()?;
+        self.renew_stale(relations)?;
         let decisions = self.adopt_orphans(relations)?;
         self.decisions.extend(decisions);
         Ok(())

@@ -62,8 +62,9 @@ pub struct Offer {
     /// Members that get whole tables now, as bits; of the second only tables that are empty there.
     pub copy_all: u64,
     pub copy_empty: u64,
-    /// Sources that have got further than it has noted, as bits.
+    /// Sources that have got further than it has noted, as bits; and since when they have not been served, as it has it.
     pub behind: u64,
+    pub noted: Vec<(usize, Window)>,
     /// Whether it holds others' changes, kept for members that were away: all are here now, and get them from those others.
     pub echoed: bool,
     /// The last change in any table.

@@ -250,6 +250,7 @@ impl<'a> Mesh<'a> {
                 let served = own.map_or_else(|| noted.clone(), |(rows, row)| rows.text(row, 1));
                 if served != noted {
                     offer.behind |= 1 << index;
+                    offer.noted.push((index, window(&noted)));
                 }
                 offer.windows.push((index, window(&served)));
             }

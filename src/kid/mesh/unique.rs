@@ -11,10 +11,11 @@ use serde_json::Value;
 use super::decide::{self, Choice, Circumstances, KeyChange, Strategy};
 use super::settle::{Decision, Image, Settlement, Written, random, rows_json};
 use super::{Broken, Mesh};
+use crate::ident::quote_ident;
 use crate::kid::apply::Receiver;
 use crate::kid::bits;
 use crate::kid::shape::{Table, UniqueIndex};
-use crate::kid::statements::Join;
+use crate::kid::statements::{Join, key_object, list};
 use crate::kid::stream::stream;
 use crate::libpq::{Conn, Rows};
 
@@ -67,7 +68,11 @@ impl Mesh<'_> {
     pub(super) fn must_look(&self, relations: &[i32]) -> bool {
         let deferred = |r: &i32| {
             let tables = self.members.iter().filter_map(|m| m.shapes.get(r));
-            self.changed(*r).len() > 1 && tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
+            let changed = self.changed(*r).len();
+            // A whole table may clash with what a single one has changed.
+            let whole = |o: &super::offer::Offer| o.whole.contains_key(r) || o.copy_all != 0;
+            (changed > 1 || changed > 0 && self.offers.iter().flatten().any(whole))
+                && tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
         };
         relations.iter().any(deferred)
     }
@@ -208,6 +213,67 @@ impl Mesh<'_> {
         Ok(self.take_rows(at).into_iter().next().unwrap_or_default())
     }
 
+    /// On a receiver, decides between the rows of a whole table that are staged there and what it has changed itself, where
+    /// these clash. Nobody knows when the source has changed its row: where times decide it is a tie, and where nobody wins
+    /// the whole table goes on. The staged rows that have lost are told, to be removed everywhere.
+    pub(super) fn decide_whole(&mut self, to: usize, from: usize, relation: i32, stage: &str) -> Result<Vec<Written>, Broken> {
+        let names: Vec<&str> = self.plan.sync.members.iter().map(|m| m.db.name.as_str()).collect();
+        let mut sides = [self.members[to].index, self.members[from].index];
+        sides.sort_unstable();
+        let contenders = sides.map(|source| KeyChange { source, towards: u64::MAX, at: 0, held: false });
+        let latest: Vec<i64> = (0..names.len()).map(|i| self.latest_of(i)).collect();
+        let present = sides.iter().fold(0, |bits, source| bits | 1 << source);
+        let given = Circumstances { latest: &latest, present, random: super::settle::random() };
+        let text = self.strategy_of(relation);
+        let choice = decide::choose(&Strategy::parse(&text, &names), &contenders, &given);
+        let own = Choice::Winner(self.members[to].index);
+        if choice != own && choice != Choice::Abort {
+            let decisions = self.remove_clashing(to, self.members[from].index, relation, stage)?;
+            self.tell_gone(to, relation, &decisions.iter().map(|d| d.key.as_str()).collect::<Vec<_>>());
+            self.decisions.extend(decisions);
+            return Ok(Vec::new());
+        }
+        let (winner, loser) = (self.name(to).to_string(), self.name(from).to_string());
+        let (key, name) = (self.key_of(relation), self.relation_name(relation));
+        let (mut removed, mut gone) = (Vec::new(), Vec::new());
+        for (index, columns) in self.comparable(to, from, relation) {
+            let Some(table) = self.members[to].shapes.get(&relation) else { continue };
+            let sql = index.give_way(table, &key, &columns, stage);
+            let Some(rows) = self.members[to].attempt_on(&name, |conn: &mut Conn| conn.query(&sql)) else { continue };
+            for row in 0..rows.len() {
+                let json = |column: usize| rows.get(row, column).map(str::to_string);
+                let key_json = rows.text(row, 0);
+                if choice == Choice::Abort {
+                    return Err(self.stopped(relation, &super::settle::parsed(&key_json)?));
+                }
+                removed.push(Written::everywhere((0..key.len()).map(|c| rows.text(row, 3 + c)).collect(), None));
+                let images = [(loser.clone(), json(2)), (winner.clone(), json(1))];
+                self.decisions.push(Decision {
+                    relation,
+                    key: key_json.clone(),
+                    strategy: text.as_str().into(),
+                    winner: Some(winner.as_str().into()),
+                    rows: rows_json(&images),
+                    made: Some("null".to_string()),
+                    ..Decision::default()
+                });
+                gone.push(key_json);
+            }
+        }
+        self.tell_gone(from, relation, &gone.iter().map(String::as_str).collect::<Vec<_>>());
+        Ok(removed)
+    }
+
+    /// The unique indexes of a member whose values a source's rows tell, with the columns that these have.
+    fn comparable(&self, at: usize, from: usize, relation: i32) -> Vec<(UniqueIndex, Vec<String>)> {
+        let shape = |at: usize| self.members[at].shapes.get(&relation);
+        let (Some(table), Some(source)) = (shape(at), shape(from)) else { return Vec::new() };
+        let key = self.key_of(relation);
+        let columns: Vec<String> = source.columns.iter().filter(|c| !c.generated).map(|c| c.name.clone()).collect();
+        let told = |u: &&UniqueIndex| !u.is_on(&key) && u.columns.iter().all(|c| columns.contains(c));
+        table.uniques.iter().filter(told).map(|u| (u.clone(), columns.clone())).collect()
+    }
+
     /// On a receiver, removes the rows that nobody sends and that clash with what a source has staged there. They are
     /// recorded: only that member had them.
     pub(super) fn remove_clashing(
@@ -220,13 +286,9 @@ impl Mesh<'_> {
         let mut decisions = Vec::new();
         let (winner, loser) = (self.member_name(from).to_string(), self.name(at).to_string());
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(decisions) };
-        let key = self.key_of(relation);
-        let Some(columns) = self.place(from).and_then(|place| self.members[place].shapes.get(&relation).map(Table::travelling))
-        else {
-            return Ok(decisions);
-        };
-        let name = self.relation_name(relation);
-        for index in table.uniques.iter().filter(|u| !u.is_on(&key) && u.columns.iter().all(|c| columns.contains(c))) {
+        let Some(place) = self.place(from) else { return Ok(decisions) };
+        let (key, name) = (self.key_of(relation), self.relation_name(relation));
+        for (index, columns) in self.comparable(at, place, relation) {
             let sql = index.remove_clashing(&table, &key, &columns, stage);
             let Some(rows) = self.members[at].attempt_on(&name, |conn: &mut Conn| conn.query(&sql)) else { continue };
             self.note_removed(at, relation, &(0..rows.len()).filter_map(|row| rows.get(row, 0)).collect::<Vec<_>>());
@@ -246,5 +308,63 @@ impl Mesh<'_> {
             }
         }
         Ok(decisions)
+    }
+}
+
+impl UniqueIndex {
+    /// The rows that are staged, `s`, and those of the table, `o`, as CTEs; and those of them that clash with another key's.
+    fn sides(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> (String, String) {
+        let staged = list(columns.len(), |i| format!("a{} AS {}", i + 1, quote_ident(&columns[i])), ", ");
+        let same = list(
+            self.expressions.len(),
+            |i| match self.operators.get(i) {
+                Some(operator) => format!("o.e{0} {operator} s.e{0}", i + 1),
+                None if self.nulls_not_distinct => {
+                    format!("(o.e{0} {1} s.e{0} OR (o.e{0} IS NULL AND s.e{0} IS NULL))", i + 1, self.equal(i))
+                }
+                None => format!("o.e{0} {1} s.e{0}", i + 1, self.equal(i)),
+            },
+            " AND ",
+        );
+        let other = list(key.len(), |i| format!("o.k{0} {1} s.k{0}", i + 1, table.equal(&key[i])), " AND ");
+        let (exprs, predicate, only) = (self.named("e"), self.predicate(), &table.only);
+        let keys = list(key.len(), |i| format!("t.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
+        (
+            format!(
+                "s AS (SELECT {keys}, pg_catalog.to_json(t.*) AS image, {exprs} FROM (SELECT {staged} FROM pg_temp.{stage} WHERE alive) t WHERE {predicate}), \
+                 o AS (SELECT t.ctid AS place, t.tableoid AS part, pg_catalog.to_json(t.*) AS image, {keys}, {exprs} FROM {only} t WHERE {predicate})"
+            ),
+            format!("o JOIN s ON {same} WHERE NOT ({other})"),
+        )
+    }
+
+    /// Deletes the rows of the table that clash with staged ones of other keys, and tells them: key and row as JSON, and
+    /// the staged row.
+    fn remove_clashing(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> String {
+        let (sides, met) = self.sides(table, key, columns, stage);
+        let object = key_object(key, |i| format!("t.{}", quote_ident(&key[i])));
+        format!(
+            "WITH {sides}, c AS (SELECT DISTINCT ON (o.part, o.place) o.part, o.place, s.image FROM {met}) \
+             DELETE FROM {only} t USING c WHERE t.ctid = c.place AND t.tableoid = c.part \
+             RETURNING {object}, pg_catalog.to_json(t.*), c.image",
+            only = table.only,
+        )
+    }
+
+    /// Deletes the staged rows that clash with the table's of other keys, and tells them: the key as JSON, the table's row,
+    /// the staged row, and the key's columns.
+    fn give_way(&self, table: &Table, key: &[String], columns: &[String], stage: &str) -> String {
+        let (sides, met) = self.sides(table, key, columns, stage);
+        let n = key.len();
+        let keys = |of: &str| list(n, |i| format!("{of}.k{}", i + 1), ", ");
+        let object = key_object(key, |i| format!("t.k{}", i + 1));
+        let same = list(n, |i| format!("t.k{0} {1} c.k{0}", i + 1, table.equal(&key[i])), " AND ");
+        format!(
+            "WITH {sides}, c AS (SELECT DISTINCT ON ({staged}) {staged}, s.image, o.image AS own FROM {met}) \
+             DELETE FROM pg_temp.{stage} t USING c WHERE {same} \
+             RETURNING {object}, c.own, c.image, {}",
+            keys("t"),
+            staged = keys("s"),
+        )
     }
 }

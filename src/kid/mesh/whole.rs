@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 
 use super::offer::Offer;
+use super::settle::Written;
 use super::{Broken, Mesh};
 use crate::catalog::sync::{DeleteMethod, Role};
+use crate::ident::text_array;
 use crate::kid::apply::{self, Counts, Receiver};
 use crate::kid::bits;
 use crate::kid::reading::Reading;
@@ -24,6 +26,20 @@ struct Model {
     columns: Vec<String>,
 }
 
+/// How many statements of [`Writing::apply_whole`] insert, at its end, if it is thorough.
+const INSERTS: usize = 2;
+
+/// Makes a table equal to the stage, statement by statement.
+fn bring_whole(receiver: &mut Receiver, name: &str, statements: &[(bool, String)]) {
+    for (deletes, sql) in statements {
+        let Some(rows) = receiver.attempt_on(name, |conn| conn.query(sql)) else { break };
+        match deletes {
+            true => receiver.counts.deletes += rows.affected(),
+            false => receiver.counts.upserts += rows.affected(),
+        }
+    }
+}
+
 impl Model {
     fn reading(&self) -> Reading<'_> {
         Reading::of(&self.table, &self.key, &self.columns)
@@ -31,34 +47,48 @@ impl Model {
 
     fn on<T>(&self, receiver: &Receiver, body: impl FnOnce(&Writing<'_>) -> T) -> Option<T> {
         let table = receiver.shapes.get(&self.relation)?;
-        let stage = format!("bucardo_stage_{}_whole", self.relation);
-        Some(body(&Writing { table, key: &self.key, columns: &self.columns, stage, noted: false }))
+        Some(body(&Writing { table, key: &self.key, columns: &self.columns, stage: self.stage(), noted: false }))
+    }
+
+    fn stage(&self) -> String {
+        format!("bucardo_stage_{}_whole", self.relation)
     }
 }
 
 impl Mesh<'_> {
-    /// Copies a whole table where that is wanted. Of several sources that do not know what has changed the first is the model,
-    /// but not one that shall itself get all.
+    /// The source, by place, that a table is copied from, and the members, as bits, that are made equal to it: surely, and
+    /// if the table is empty there. As with single rows, who knows of all others that do not know what they have changed is
+    /// newer than they are; of those that know nothing of each other the first is the model. All that any of them wants goes
+    /// from that one, to whom the others have become equal; but who shall itself be made equal is none.
+    fn model(&mut self, relation: i32) -> Option<(usize, u64, u64)> {
+        let of = |which: &dyn Fn(&Offer) -> u64| -> Vec<u64> {
+            self.offers.iter().map(|offer| offer.as_ref().map_or(0, which)).collect()
+        };
+        let all = |bits: &[u64]| bits.iter().fold(0, |all, one| all | one);
+        let whole = of(&|o| o.whole.get(&relation).copied().unwrap_or(0));
+        let (given, fills) = (of(&|o| o.copy_all), of(&|o| o.copy_empty));
+        let late = all(&of(&|o| o.late.get(&relation).copied().unwrap_or(0)));
+        let bits: Vec<u64> = self.members.iter().map(Receiver::bit).collect();
+        let places = 0..bits.len();
+        // Who is filled now has nothing to tell.
+        let asked = places.clone().filter(|at| all(&whole) != 0 && all(&fills) & bits[*at] != 0);
+        let empty = asked.filter(|at| self.is_empty(*at, relation)).fold(0, |all, at| all | bits[at]);
+        let pending: Vec<u64> = places.clone().map(|at| whole[at] | given[at] | fills[at] & empty).collect();
+        let beaten = |at: usize| places.clone().any(|other| pending[other] & bits[at] != 0 && pending[at] & bits[other] == 0);
+        let wants = |at: &usize| (whole[*at] | given[*at] | fills[*at]) != 0 && late & bits[*at] == 0;
+        let at = places.clone().filter(wants).min_by_key(|at| (all(&given) & bits[*at] != 0, beaten(*at)))?;
+        let contend = places.filter(|other| whole[*other] & bits[at] != 0).fold(0, |all, other| all | bits[other]);
+        Some((at, (all(&whole) | all(&given) | contend) & !bits[at], all(&fills) & !bits[at]))
+    }
+
+    /// Copies a whole table where that is wanted.
     pub(super) fn copy_whole(
         &mut self,
         relation: i32,
         kept: &HashMap<(usize, i32), String>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
-        let wants = |o: &Offer| o.whole.get(&relation).copied().unwrap_or(0) | o.copy_all | o.copy_empty;
-        let given = bits::union(self.offers.iter().flatten().map(|o| o.copy_all));
-        let mut places: Vec<usize> = (0..self.members.len()).collect();
-        places.sort_by_key(|at| given & self.members[*at].bit() != 0);
-        let model = places.into_iter().find_map(|at| {
-            let offer = self.offers[at].as_ref().filter(|o| wants(o) != 0)?;
-            // Who is to be made equal itself is no model.
-            let others = self.late(relation);
-            if others & self.members[at].bit() != 0 {
-                return None;
-            }
-            Some((at, offer.whole.get(&relation).copied().unwrap_or(0) | offer.copy_all, offer.copy_empty))
-        });
-        let Some((at, sure, if_empty)) = model else { return Ok(()) };
+        let Some((at, sure, if_empty)) = self.model(relation) else { return Ok(()) };
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let columns = table.travelling();
         let model = Model { relation, name: self.relation_name(relation), table, key: self.key_of(relation), columns };
@@ -86,7 +116,7 @@ impl Mesh<'_> {
             self.copy_straight(at, straight, &model);
         }
         if staged != 0 {
-            self.copy_staged(at, staged, &model, &own);
+            self.copy_staged(at, staged, &model, &own)?;
         }
         for (to, before) in before.into_iter().enumerate() {
             if self.members[to].counts != before {
@@ -175,9 +205,10 @@ impl Mesh<'_> {
         });
     }
 
-    fn copy_staged(&mut self, at: usize, towards: u64, model: &Model, own: &HashMap<u64, String>) {
+    /// By way of a staging table. What a receiver has changed itself stays there, unless that clashes with the model's rows.
+    fn copy_staged(&mut self, at: usize, towards: u64, model: &Model, own: &HashMap<u64, String>) -> Result<(), Broken> {
         let thorough = self.care.thorough;
-        self.apart(at, towards, |from, receivers| {
+        let inserts = self.apart(at, towards, |from, receivers| {
             for receiver in receivers.iter_mut() {
                 let create = model.on(receiver, |w| w.create_stage()).unwrap_or_default();
                 receiver.attempt_on(&model.name, |conn| conn.query(&create));
@@ -185,19 +216,48 @@ impl Mesh<'_> {
             let into = |r: &Receiver| model.on(r, |w| w.copy_stage(false)).unwrap_or_default();
             let copied = stream::stream(&mut from.session.conn, &model.reading().whole(false), receivers, &model.name, into);
             from.attempt(|_| copied);
+            let mut inserts = Vec::new();
             for receiver in receivers.iter_mut() {
                 let merge = receiver.session.conn.version() >= 150_000;
                 receiver.attempt(|conn| conn.query(Join::Free.settings()));
                 let spare = own.get(&receiver.bit()).map(String::as_str);
-                for (deletes, sql) in model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default() {
-                    let Some(rows) = receiver.attempt_on(&model.name, |conn| conn.query(&sql)) else { break };
-                    match deletes {
-                        true => receiver.counts.deletes += rows.affected(),
-                        false => receiver.counts.upserts += rows.affected(),
-                    }
+                let mut all = model.on(receiver, |w| w.apply_whole(merge, thorough, spare)).unwrap_or_default();
+                if thorough {
+                    inserts.push((receiver.index, all.split_off(all.len().saturating_sub(INSERTS))));
                 }
+                bring_whole(receiver, &model.name, &all);
             }
+            inserts
         });
+        let receivers: Vec<usize> = inserts.iter().filter_map(|(index, _)| self.place(*index)).collect();
+        let changed = |to: &usize| own.contains_key(&self.members[*to].bit());
+        for to in receivers.iter().copied().filter(changed).collect::<Vec<_>>() {
+            let removed = self.decide_whole(to, at, model.relation, &model.stage())?;
+            self.unstage(&receivers, model, &removed)?;
+            self.write(model.relation, &removed)?;
+        }
+        for (index, inserts) in inserts {
+            let receiver = self.members.iter_mut().find(|m| m.index == index);
+            receiver.into_iter().for_each(|receiver| bring_whole(receiver, &model.name, &inserts));
+        }
+        Ok(())
+    }
+
+    /// Takes rows out of what is staged.
+    fn unstage(&mut self, receivers: &[usize], model: &Model, removed: &[Written]) -> Result<(), Broken> {
+        if removed.is_empty() {
+            return Ok(());
+        }
+        let text = |c: usize| text_array(removed.iter().map(|one| one.key[c].as_str()).collect::<Vec<_>>());
+        let params: Vec<String> = (0..model.key.len()).map(text).collect();
+        for at in receivers {
+            let typed = self.any_reading(*at, model.relation, |r| format!("({}) u({})", r.typed_keys(0), r.keys("")))?;
+            let same = self.any_reading(*at, model.relation, |r| r.same("s.", "u."))?;
+            let sql = format!("DELETE FROM pg_temp.{} s USING {typed} WHERE {same}", model.stage());
+            let params: Vec<Option<&str>> = params.iter().map(|p| Some(p.as_str())).collect();
+            self.members[*at].attempt_on(&model.name, |conn| conn.query_params(&sql, &params));
+        }
+        self.check()
     }
 
     fn is_empty(&mut self, at: usize, relation: i32) -> bool {

@@ -61,13 +61,15 @@ pub(super) fn portions(written: &[Written]) -> Vec<&[Written]> {
 impl Mesh<'_> {
     /// Has a source capture, as changes of its own, what the run does to rows that nobody has changed: a member that is away,
     /// or that fails in this run, gets it from there. If all take part and are sources, they commit it together.
-    pub(super) fn note_unasked(&mut self, at: usize, relation: i32, written: &[Written]) {
+    pub(super) fn note_unasked(&mut self, relation: i32, written: &[Written]) {
         let all_sources = self.members.len() == self.plan.sync.members.len() && self.offers.iter().all(Option::is_some);
         let unasked: Vec<&Written> = written.iter().filter(|one| one.unasked).collect();
-        let Some(table) = self.members[at].shapes.get(&relation).filter(|_| !all_sources && !unasked.is_empty()) else { return };
-        let oid = table.oid;
+        let sources = self.sources();
+        // Best where those who take part know it afterwards: what they write then does not contend with it.
+        let known = sources.iter().copied().find(|at| self.known(*at).is_some());
+        let Some(at) = known.or(sources.first().copied()).filter(|_| !all_sources && !unasked.is_empty()) else { return };
         let keys: Vec<Noted> = unasked.iter().map(|one| (one.key.as_slice().into(), None)).collect();
-        self.note_keys(at, relation, oid, &keys, "", "");
+        self.note_again(at, relation, &keys);
     }
 
     /// The members, as bits, that may have to get from a source later what is written now: those that are away, as far as that
@@ -114,18 +116,32 @@ impl Mesh<'_> {
         }
     }
 
-    /// Has a source capture keys that it has changed before, for members that were served these changes. It is noted as if it
+    /// Has a source capture keys for members that were served what it, or others, had changed of them. It is noted as if it
     /// had been done by the last transaction that was over when the run began: who takes part has that by then, and what it
     /// writes afterwards it writes in the knowledge of the decision.
     pub(super) fn note_again(&mut self, at: usize, relation: i32, keys: &[Noted]) {
         let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid) else { return };
-        let Some(offer) = &self.offers[at] else { return };
+        let xid = self.known(at).unwrap_or_default();
+        // With an origin the time counts that is given, which is that of the change.
+        self.note_keys(at, relation, oid, keys, AGAIN, &xid);
+    }
+
+    /// The last transaction of a source that was over when the run began, if all wait for it that may miss this run.
+    fn known(&self, at: usize) -> Option<String> {
+        let offer = self.offers[at].as_ref()?;
         let last = window(&offer.snapshot).xmax.parse::<i64>().map_or(0, |xmax| xmax - 1);
         let missing = self.may_miss(at);
         let waits = |(member, w): &(usize, Window)| missing & (1 << member) == 0 || w.holds(last);
-        let xid = if offer.windows.iter().chain(&offer.away).all(waits) { last.to_string() } else { String::new() };
-        // With an origin the time counts that is given, which is that of the change.
-        self.note_keys(at, relation, oid, keys, AGAIN, &xid);
+        offer.windows.iter().chain(&offer.away).all(waits).then(|| last.to_string())
+    }
+
+    /// The same for rows, by their keys as JSON, that the run has removed from a source that had changed them itself.
+    pub(super) fn tell_gone(&mut self, at: usize, relation: i32, keys: &[&str]) {
+        if self.offers[at].is_some() && self.may_miss(at) != 0 {
+            let oid = self.members[at].shapes.get(&relation).map(|t| t.oid);
+            let xid = self.known(at).unwrap_or_default();
+            oid.into_iter().for_each(|oid| self.note_json(at, relation, oid, keys, AGAIN, &xid));
+        }
     }
 
     /// Has a member that passes on what it gets capture what the run has written there.
@@ -139,6 +155,13 @@ impl Mesh<'_> {
     pub(super) fn note_removed(&mut self, at: usize, relation: i32, keys: &[&str]) {
         let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
         let (Some(oid), Some(origin)) = (passes_on, self.origin_for(at)) else { return };
+        self.note_json(at, relation, oid, keys, &origin, "");
+    }
+
+    fn note_json(&mut self, at: usize, relation: i32, oid: u32, keys: &[&str], origin: &str, xid: &str) {
+        if keys.is_empty() {
+            return;
+        }
         let key = self.key_of(relation);
         let columns = list(key.len(), |i| format!("r.{} AS k{}", quote_ident(&key[i]), i + 1), ", ");
         let typed = list(key.len(), |i| format!("{} {}", quote_ident(&key[i]), self.kind(at, relation, &key[i])), ", ");
@@ -146,7 +169,7 @@ impl Mesh<'_> {
         let query = format!(
             "SELECT {columns}, pg_catalog.clock_timestamp() AS at FROM pg_catalog.jsonb_to_recordset({json}::pg_catalog.jsonb) r({typed})"
         );
-        self.note_query(at, oid, &key, query, &origin, "");
+        self.note_query(at, oid, &key, query, origin, xid);
     }
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.

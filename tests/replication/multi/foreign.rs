@@ -250,3 +250,21 @@ fn a_foreign_key_that_is_not_valid_leaves_old_orphans() {
     assert_eq!(m.count_conflicts("strategy = 'foreign_key' AND winner = 'A' AND rows->'B'->>'val' = 'B'"), 1);
     assert_eq!(m.count_conflicts("true"), 1);
 }
+
+/// What a run has removed because its parent was gone is written anew with its parent: that knows of the removal.
+#[test]
+fn what_was_removed_without_a_parent_comes_again_with_one() {
+    for (strategy, author) in [("bucardo_latest", "A"), ("bucardo_source", "A"), ("bucardo_source", "B")] {
+        let m = Plan::new(2).start();
+        m.everywhere(&format!("{TWO}; INSERT INTO parent VALUES (1, 'start')"));
+        m.sync(&format!("tables => 'public.parent,public.child', conflict_strategy => '{strategy}'"));
+        let other = if author == "A" { "B" } else { "A" };
+        m.changes(&[(other, "DELETE FROM parent"), (author, "INSERT INTO child VALUES (10, 1, 'first')")]);
+        assert_eq!(m.kick(), "good");
+        m.expect_everywhere("SELECT count(*) FROM child", "0");
+        m.on("B").exec("INSERT INTO parent VALUES (1, 'again'); INSERT INTO child VALUES (10, 1, 'again')");
+        valid(&m);
+        m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM child", "10again");
+        assert_eq!(m.count_conflicts("strategy <> 'foreign_key'"), 0, "{:?}", m.conflicts("public.child"));
+    }
+}
