@@ -48,6 +48,9 @@ impl Mesh<'_> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
+        if self.lacks_locks(&relations, touched) {
+            return Err(Broken::Unlocked);
+        }
         self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {

@@ -80,6 +80,8 @@ pub(super) enum Broken {
     /// A customcode wants the run to end, with nothing changed.
     Ended,
 }
+    /// Tables must be locked before the snapshots: nothing was written so far, and it begins again.
+    Unlocked,
 
 impl From<Error> for Broken {
     fn from(error: Error) -> Self {
@@ -107,6 +109,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
             Err(Broken::Ended) => {
+            Err(Broken::Unlocked) => continue,
                 // What it leaves pending would else start the next run at once, and so on.
                 progress.saw_changes = false;
                 return;

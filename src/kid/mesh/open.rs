@@ -174,16 +174,22 @@ impl<'a> Mesh<'a> {
         Ok(begun)
     }
 
-    /// The relations from which writers are kept out: those that the last attempt was defeated on, and those with a deferrable
-    /// index, which refuses no row that somebody stores at the same time.
+    /// The relations from which writers are kept out: of those that earlier attempts have touched, all if they were defeated,
+    /// else those with a deferrable index, which refuses no row that somebody stores at the same time.
     fn to_lock(&self, touched: &HashSet<i32>) -> HashSet<i32> {
-        let several = self.sources().len() > 1;
-        let loose = |r: &i32| {
-            let tables = self.members.iter().filter_map(|m| m.shapes.get(r));
-            tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
-        };
-        let wanted = |r: &i32| self.care.locked && touched.contains(r) || several && loose(r);
-        self.plan.sync.relations.iter().filter(|r| !r.is_sequence).map(|r| r.id).filter(wanted).collect()
+        touched.iter().copied().filter(|r| self.care.locked || self.is_loose(*r)).collect()
+    }
+
+    fn is_loose(&self, relation: i32) -> bool {
+        let tables = self.members.iter().filter_map(|m| m.shapes.get(&relation));
+        self.sources().len() > 1 && tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
+    }
+
+    /// Whether anything is to be written to a relation that must be locked first, and is not. It counts as touched then. A
+    /// table to which nothing is written is not locked: behind a lock that waits for a long transaction all writers wait.
+    pub(super) fn lacks_locks(&self, relations: &[i32], touched: &mut HashSet<i32>) -> bool {
+        let lacking = relations.iter().filter(|r| self.is_loose(**r) && !self.locked.contains(r));
+        lacking.fold(false, |any, r| any | touched.insert(*r))
     }
 
     /// The statements that keep writers out.
