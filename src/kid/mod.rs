@@ -13,6 +13,7 @@ pub mod main;
 pub mod members;
 pub mod mend;
 pub mod mesh;
+pub mod origin;
 pub mod progress;
 pub mod reading;
 pub mod renew;

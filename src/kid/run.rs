@@ -368,7 +368,7 @@ fn serve(
         source_version: from.conn.version(),
         sequences: gathered.sequences.as_ref(),
         sequence_query: plan.sequence_query.as_deref(),
-        news: String::new(),
+        news: super::origin::news(plan),
         excluded: HashMap::new(),
         level: true,
         noted: noted(&plan.sync),

@@ -11,6 +11,7 @@ mod deliver;
 mod foreign;
 mod image;
 mod keep;
+mod marks;
 mod meet;
 mod offer;
 mod open;
@@ -79,9 +80,9 @@ pub(super) enum Broken {
     Run { error: Error, pause: bool },
     /// A customcode wants the run to end, with nothing changed.
     Ended,
-}
     /// Tables must be locked before the snapshots: nothing was written so far, and it begins again.
     Unlocked,
+}
 
 impl From<Error> for Broken {
     fn from(error: Error) -> Self {
@@ -108,8 +109,8 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Ok(failures) => (failures, false),
             Err(_) if plan.outdated => return,
             Err(Broken::Members(failures)) => (failures, true),
-            Err(Broken::Ended) => {
             Err(Broken::Unlocked) => continue,
+            Err(Broken::Ended) => {
                 // What it leaves pending would else start the next run at once, and so on.
                 progress.saw_changes = false;
                 return;

@@ -394,7 +394,7 @@ fn take_change(
     // Captured but no longer in the sync: the master takes the capture off.
     let Some((order, relation)) = found else { return Ok(()) };
     if let Some(at) = rows.number(row, 6) {
-        offer.truncated.insert(relation.id, Truncated { at, towards: 0, xids: Vec::new(), elsewhere: false });
+        offer.truncated.insert(relation.id, Truncated { at, ..Truncated::default() });
     }
     if rows.bool(row, 7) {
         offer.whole.insert(relation.id, 0);
@@ -413,25 +413,6 @@ fn take_change(
         whole: false,
     });
     Ok(())
-}
-
-/// The marks of a source as they were asked for: relation's oid, kind, transaction.
-pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut Offer) {
-    for row in 0..rows.len() {
-        let Some(relation) = rows.number::<u32>(row, 0).and_then(|oid| relations.get(&oid)) else { continue };
-        let xid = rows.number(row, 2).unwrap_or(0);
-        let towards = offer.pending(xid);
-        if rows.get(row, 1) == Some("truncate") {
-            if let Some(mark) = offer.truncated.get_mut(relation) {
-                mark.towards |= towards;
-                mark.xids.push(xid);
-                // One that all who are here have had is nobody's any more.
-                mark.elsewhere |= towards != 0 && offer.absent.iter().any(|w| !w.holds(xid));
-            }
-        } else if let Some(whole) = offer.whole.get_mut(relation) {
-            *whole |= towards;
-        }
-    }
 }
 
 /// Keys as the JSON in which they are settled.

@@ -8,6 +8,7 @@ use super::decide::Change;
 use super::settle::Outcome;
 use crate::ident::{quote_ident, quote_literal, text_array};
 use crate::kid::gather::window;
+use crate::kid::origin;
 use crate::kid::statements::list;
 
 /// A key that is written as it is said here, on every member.
@@ -33,9 +34,6 @@ impl Written {
 
 /// A key to be captured, with the time of its change; None: now.
 pub(super) type Noted = (Key, Option<i64>);
-
-/// The origin of what is captured once more. It names no member, so that it is news for everybody.
-const AGAIN: &str = "again";
 
 /// How many rows, and bytes of them, are written by one round trip.
 const AT_ONCE: usize = 500;
@@ -66,7 +64,7 @@ impl Mesh<'_> {
         let Some(table) = self.members[at].shapes.get(&relation).filter(|_| !all_sources && !unasked.is_empty()) else { return };
         let oid = table.oid;
         let keys: Vec<Noted> = unasked.iter().map(|one| (one.key.as_slice().into(), None)).collect();
-        self.note_keys(at, relation, oid, &keys, "", "");
+        self.note_keys(at, relation, oid, &keys, &origin::again(self.plan), "");
     }
 
     /// The members, as bits, that may have to get from a source later what is written now: those that are away, as far as that
@@ -124,7 +122,7 @@ impl Mesh<'_> {
         let waits = |(member, w): &(usize, crate::kid::statements::Window)| missing & (1 << member) == 0 || w.holds(last);
         let xid = if offer.windows.iter().chain(&offer.away).all(waits) { last.to_string() } else { String::new() };
         // With an origin the time counts that is given, which is that of the change.
-        self.note_keys(at, relation, oid, keys, AGAIN, &xid);
+        self.note_keys(at, relation, oid, keys, &origin::again(self.plan), &xid);
     }
 
     /// Has a member that passes on what it gets capture what the run has written there.
@@ -149,7 +147,7 @@ impl Mesh<'_> {
     }
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.
-    fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
+    pub(super) fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
         let noted = crate::kid::run::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
         self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| noted & self.members[at].bit() != 0)
     }
