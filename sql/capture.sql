@@ -112,6 +112,18 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
 );
 CREATE INDEX IF NOT EXISTS capture_mark_relid ON bucardo.capture_mark (relid, xid);
 COMMENT ON TABLE bucardo.capture_mark IS 'What concerns a whole table: it was truncated, or every row of it may have changed.';
+-- Of a TRUNCATE that a run has brought: in which database it began, and the number of its mark there.
+ALTER TABLE bucardo.capture_mark ADD COLUMN IF NOT EXISTS root text, ADD COLUMN IF NOT EXISTS serial bigint;
+
+-- What came from one database came in its order: a TRUNCATE that is older than the last one of its root has nothing to
+-- empty any more. So there is one row for each table and root, also when all marks are purged.
+CREATE TABLE IF NOT EXISTS bucardo.capture_root (
+    relid  oid    NOT NULL,
+    root   text   NOT NULL,
+    serial bigint NOT NULL,
+    PRIMARY KEY (relid, root)
+);
+COMMENT ON TABLE bucardo.capture_root IS 'The last TRUNCATE of each table that runs have brought from each database, so that it comes once, whichever ways syncs take.';
 
 -- Native capture names here each segment that it writes into, in the transaction that does, so that idle tables cost a
 -- reader nothing: no row here, no delta there. A writer leaves it out only when it sees a committed row for the file
@@ -205,15 +217,37 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_note(p_rel oid, p_keys text[], p_query text, p_origin text) RETURNS bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$ SELECT bucardo.capture_note_as(p_rel, p_keys, p_query, p_origin, NULL) $body$;
 
--- The same for a TRUNCATE.
-CREATE OR REPLACE FUNCTION bucardo.capture_note_truncate(p_rel oid, p_origin text) RETURNS void
+-- What the root of a TRUNCATE that began here begins with. p_name: the control database and its name for this one, by which
+-- databases that were made from one backup differ.
+CREATE OR REPLACE FUNCTION bucardo.capture_self(p_name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT concat(p_name, ':', (SELECT s.system_identifier FROM pg_control_system() s), '/', (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()), '/')
+$body$;
+
+-- The same for a TRUNCATE, once for each of the origins; none: it shall only be known here. False: it began here, or has been
+-- here, or a later one of that root. p_at: the time of the original one, in microseconds since 1970.
+DROP FUNCTION IF EXISTS bucardo.capture_note_truncate(oid, text);
+CREATE OR REPLACE FUNCTION bucardo.capture_note_truncate(p_rel oid, p_root text, p_serial bigint, p_at bigint, p_origins text[], p_name text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
-    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
-        SELECT c.relid, 'truncate', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
+    IF starts_with(p_root, bucardo.capture_self(p_name)) THEN
+        RETURN false;
+    END IF;
+    IF NOT EXISTS (SELECT FROM bucardo.capture c WHERE c.relid = p_rel) THEN
+        RETURN true;
+    END IF;
+    INSERT INTO bucardo.capture_root AS r VALUES (p_rel, p_root, p_serial)
+        ON CONFLICT (relid, root) DO UPDATE SET serial = excluded.serial WHERE r.serial < excluded.serial;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin, root, serial)
+        SELECT p_rel, 'truncate', pg_current_xact_id()::text::bigint, 'epoch'::timestamptz + p_at * '1 microsecond'::interval, o, p_root, p_serial
+          FROM unnest(p_origins) o;
     IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
         EXECUTE 'SELECT bucardo.capture_wake()';
     END IF;
+    RETURN true;
 END
 $body$;
 
@@ -812,14 +846,23 @@ BEGIN
 END
 $body$;
 
--- The origins of deltas that are no news for a sync: what its own living sources wrote here through it. Like all that each
--- run calls in plpgsql, which keeps its plans; a function in SQL is planned at every call.
+-- Of the origins of deltas, those that are no news for a sync: what its own living sources wrote here through it. First stands
+-- what the origins of those begin with that it keeps itself, for members that are away. Like all that each run calls in
+-- plpgsql, which keeps its plans; a function in SQL is planned at every call.
 CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
-    RETURN (SELECT coalesce(array_agg(DISTINCT concat_ws(':', t.control, t.sync, m.name)), '{}') FROM bucardo.capture_track t,
-        LATERAL (VALUES (t.source), (t.member)) m(name) WHERE t.control = p_control AND t.sync = p_sync);
+    RETURN concat('kept:', p_control, ':', p_sync, ':') || (SELECT coalesce(array_agg(DISTINCT k.kept || concat_ws(':', t.control, t.sync, m.name)), '{}')
+        FROM bucardo.capture_track t, LATERAL (VALUES (t.source), (t.member)) m(name), (VALUES (''), ('kept:')) k(kept)
+        WHERE t.control = p_control AND t.sync = p_sync);
 END
+$body$;
+
+-- Whether what has an origin is news for the sync with these echoes. What another sync keeps for its members is not. It has no
+-- settings of its own, so that it becomes part of the statement.
+CREATE OR REPLACE FUNCTION bucardo.capture_is_news(p_origin text, p_echoes text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $body$
+    SELECT p_origin <> ALL (p_echoes) AND (NOT pg_catalog.starts_with(p_origin, 'kept:') OR pg_catalog.starts_with(p_origin, p_echoes[1]))
 $body$;
 
 -- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
@@ -927,11 +970,11 @@ BEGIN
                    FROM bucardo.capture_served(c.id) v WHERE v.control = p_control
                     AND NOT p_quiet @> jsonb_build_array(jsonb_build_object('sync', v.sync, 'schema', c.s, 'table', c.r)) GROUP BY v.xmax, v.xip, v.sync LOOP
             found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
-                AND (m.origin IS NULL OR m.origin <> ALL (w.echoes)));
+                AND (m.origin IS NULL OR bucardo.capture_is_news(m.origin, w.echoes)));
             FOREACH segment IN ARRAY c.segments LOOP
                 EXIT WHEN found_one;
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3)))',
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR bucardo.capture_is_news(origin, $3)))',
                     segment::regclass) INTO found_one USING w.xmax, w.xip, w.echoes;
             END LOOP;
             IF found_one THEN
@@ -965,10 +1008,10 @@ BEGIN
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
         CONTINUE WHEN condition IS NULL;
-        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR origin <> ALL ($1)',
+        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR bucardo.capture_is_news(origin, $1)',
             CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, g::regclass), ' UNION ALL ') INTO parts
           FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
-        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR origin <> ALL ($1))', c.relid));
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR bucardo.capture_is_news(origin, $1))', c.relid));
         sync := c.name; schemaname := c.s; relname := c.r;
         EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest
             USING bucardo.capture_echoes(p_control, c.name);
@@ -1014,6 +1057,7 @@ DECLARE
     empty integer;
     left_now bigint;
     condition text;
+    kept text;
     large CONSTANT bigint := 64 * 1024 * 1024;
 BEGIN
     -- With one snapshot for all it would not see what was written since, and throw it away.
@@ -1026,6 +1070,7 @@ BEGIN
     END IF;
     DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
         AND t.served <> g.snapshot AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
+    DELETE FROM bucardo.capture_root r WHERE NOT EXISTS (SELECT FROM pg_class o WHERE o.oid = r.relid);
     -- By the files, not by what is noted of them: a writer that rolled back, or a crash, has left deltas of which nobody knows.
     FOR c IN SELECT k.* FROM bucardo.capture k WHERE bucardo.capture_filled(k.segments)
                 OR k.id IN (SELECT t.capture FROM bucardo.capture_touched t) OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m) ORDER BY k.id LOOP
@@ -1035,6 +1080,10 @@ BEGIN
         SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
           FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
         CONTINUE WHEN condition IS NULL;
+        -- What one sync keeps for members that are away waits for no other one.
+        SELECT string_agg(format('starts_with(origin, %L) AND (xid >= %s OR xid = ANY (%L::bigint[]))', concat('kept:', v.control, ':', v.sync, ':'),
+            v.xmax, v.xip), ' OR ') INTO kept FROM (SELECT DISTINCT x.control, x.sync, x.xmax, x.xip FROM bucardo.capture_served(c.id) x) v;
+        condition := format('CASE WHEN starts_with(origin, ''kept:'') THEN %s ELSE %s END', kept, condition);
         EXECUTE format('DELETE FROM bucardo.capture_mark WHERE relid = %s AND NOT (%s)', c.relid, condition);
         IF NOT bucardo.capture_filled(c.segments) THEN
             -- Nobody relies on a file that is gone: only somebody else than us could have rewritten the segment.

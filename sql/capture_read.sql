@@ -33,7 +33,7 @@ BEGIN
              CROSS JOIN LATERAL (SELECT k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed) p
               LEFT JOIN (SELECT b.relid AS marked, bool_or(b.kind = 'truncate') AS truncated, bool_or(b.kind = 'whole') AS whole
                            FROM bucardo.capture_mark b
-                          WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR b.origin <> ALL (echoes))
+                          WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR bucardo.capture_is_news(b.origin, echoes))
                           GROUP BY b.relid) m ON m.marked = k.relid
              WHERE s.control = p_control AND s.sync = p_sync
         LOOP
@@ -43,7 +43,7 @@ BEGIN
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
                 EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0) '
-                    'FROM (SELECT existed, %s AS n FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR origin <> ALL ($3))) d',
+                    'FROM (SELECT existed, %s AS n FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR bucardo.capture_is_news(origin, $3))) d',
                     CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, segment::regclass)
                    INTO n, e USING w.xmax, w.xip, echoes;
                 changes := changes + n; existed := existed + e;
@@ -87,7 +87,7 @@ BEGIN
         batched := c.in_batches; changes := 0; existed := 0; newest := NULL;
         EXECUTE format('SELECT (extract(epoch FROM max(%s) FILTER (WHERE news AND kind = ''truncate'')) * 1000000)::bigint, '
             'coalesce(bool_or(news AND kind = ''whole''), false), max(%1$s) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
-            'FROM (SELECT *, origin IS NULL OR origin <> ALL ($4) AS news FROM bucardo.capture_mark '
+            'FROM (SELECT *, origin IS NULL OR bucardo.capture_is_news(origin, $4) AS news FROM bucardo.capture_mark '
             'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3))) m', committed)
             INTO truncated, whole, newest, echoed USING c.table_oid, p_xmax, p_xip, echoes;
         kept := kept OR echoed;
@@ -95,7 +95,7 @@ BEGIN
             CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
             EXECUTE format('SELECT coalesce(sum(n) FILTER (WHERE news), 0), coalesce(sum(n) FILTER (WHERE news AND d.existed), 0), '
                 'max(d.time) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
-                'FROM (SELECT existed, %s AS n, %s AS time, origin IS NULL OR origin <> ALL ($3) AS news FROM %s '
+                'FROM (SELECT existed, %s AS n, %s AS time, origin IS NULL OR bucardo.capture_is_news(origin, $3) AS news FROM %s '
                 'WHERE xid >= $1 OR xid = ANY ($2)) d',
                 CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
                 CASE WHEN p_latest THEN committed ELSE 'NULL::timestamptz' END, segment::regclass)
@@ -114,6 +114,25 @@ BEGIN
 END
 $body$;
 
+-- The marks of tables, with what tells a TRUNCATE from all others, wherever it comes: its root, and its number there. p_name: as in
+-- capture_self. Times are as in capture_gather.
+CREATE OR REPLACE FUNCTION bucardo.capture_marks(p_rels oid[], p_name text)
+RETURNS TABLE (relid oid, kind text, xid bigint, origin text, root text, serial bigint, at bigint)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT m.relid, m.kind, m.xid, m.origin, coalesce(m.root, concat(bucardo.capture_self(p_name), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), '/',
+               'bucardo.capture_mark'::regclass::oid)), coalesce(m.serial, m.id),
+           (extract(epoch FROM CASE WHEN m.origin IS NULL AND current_setting('track_commit_timestamp')::boolean
+               THEN coalesce(pg_xact_commit_timestamp((m.xid % 4294967296)::text::xid), m.at) ELSE m.at END) * 1000000)::bigint
+      FROM bucardo.capture_mark m WHERE m.relid = ANY (p_rels) ORDER BY m.id
+$body$;
+
+-- The TRUNCATEs of tables that are known here; and what the root of any begins with that began here.
+CREATE OR REPLACE FUNCTION bucardo.capture_known(p_rels oid[], p_name text) RETURNS TABLE (relid oid, root text, serial bigint)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT NULL::oid, bucardo.capture_self(p_name), NULL::bigint
+    UNION ALL SELECT r.relid, r.root, r.serial FROM bucardo.capture_root r WHERE r.relid = ANY (p_rels)
+$body$;
+
 -- Whether a key can be written in another encoding. What cannot be there need not be deleted there.
 CREATE OR REPLACE FUNCTION bucardo.capture_fits(p_key text, p_encoding name) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
@@ -127,3 +146,5 @@ $body$;
 REVOKE ALL ON FUNCTION bucardo.capture_fits(text, name) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_gather(text, text, bigint, bigint[], boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bucardo.capture_marks(oid[], text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bucardo.capture_known(oid[], text) FROM PUBLIC;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::bring::{self, Bringing};
 use super::gather::TableChanges;
 use super::members::{self, Session};
+use super::origin::{self, Root};
 use super::range::Range;
 use super::reading::Reading;
 use super::retry::Care;
@@ -15,7 +16,7 @@ use super::shape::{self, Shapes, Table};
 use super::statements::{Join, Window};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
-use crate::catalog::sync::Sync;
+use crate::catalog::sync::{Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
 use crate::libpq::Conn;
@@ -185,13 +186,17 @@ impl<'a> Pass<'a> {
     /// Brings many rows of a table to the receivers; an error is the source's.
     pub fn write_many(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
         if item.change.truncated {
+            let roots = if item.noted == 0 { Vec::new() } else { self.truncates(item, source)? };
             for receiver in receivers.iter_mut() {
-                truncate(item, receiver);
                 if item.noted & receiver.bit() != 0 {
                     let Some(oid) = receiver.table(item.change.relation).ok().map(|t| t.oid) else { continue };
-                    let sql = note_truncate(oid, &self.origin);
-                    receiver.attempt_on(&item.name, |conn| conn.query(&sql));
+                    let here = origin::name(&self.origin, &self.sync.members[receiver.index].db.name);
+                    let origins = std::slice::from_ref(&self.origin);
+                    if !origin::note_truncates(receiver, (&item.name, oid), &roots, origins, &here) {
+                        continue;
+                    }
                 }
+                truncate(item, receiver);
             }
         }
         let binary = self.is_binary(item, receivers);
@@ -273,15 +278,18 @@ impl<'a> Pass<'a> {
 
     /// The statement by which a receiver captures what is staged, if it does.
     pub fn note(&self, item: &Work, receiver: &Receiver) -> Option<String> {
-        let wants = item.noted & receiver.bit() != 0;
-        let all = self.relayed & receiver.bit() != 0;
-        item.writing(receiver).ok().filter(|_| wants).map(|w| w.note(all, &self.origin))
+        let writing = item.writing(receiver).ok().filter(|_| item.noted & receiver.bit() != 0)?;
+        let kept = (self.relayed & receiver.bit() != 0).then(|| writing.note(true, &origin::kept(&self.origin)));
+        let makes = self.sync.relations[item.change.order].makedelta.unwrap_or(self.sync.members[receiver.index].db.makedelta);
+        let calls: Vec<String> = makes.then(|| writing.note(false, &self.origin)).into_iter().chain(kept).collect();
+        Some(format!("SELECT {}", calls.join(", ")))
     }
-}
 
-/// Captures a TRUNCATE that a run brings.
-pub fn note_truncate(oid: u32, origin: &str) -> String {
-    format!("SELECT bucardo.capture_note_truncate({oid}, {})", quote_literal(origin))
+    /// The TRUNCATEs of a table that the receivers have not got from its only source.
+    fn truncates(&self, item: &Work, source: &mut Conn) -> Result<Vec<Root>> {
+        let from = self.sync.members.iter().find(|m| m.role == Role::Source).map_or("", |m| m.db.name.as_str());
+        origin::truncates(source, item.table.oid, &self.window, &origin::name(&self.origin, from))
+    }
 }
 
 /// Captures that a run has made a table equal to another one's.

@@ -16,6 +16,7 @@ pub mod mend;
 pub mod mesh;
 pub mod onetimecopy;
 pub mod oneway;
+pub mod origin;
 pub mod plan;
 mod range;
 pub mod reading;

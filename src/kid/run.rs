@@ -15,6 +15,7 @@ use super::members::{self, Pool, Session};
 use super::mesh;
 use super::onetimecopy;
 use super::oneway::OneWay;
+use super::origin;
 use super::plan::Plan;
 use super::renew;
 use super::replaced;
@@ -196,7 +197,7 @@ impl Attempt<'_> {
             care: *care,
             source: shapes,
             source_version: from.conn.version(),
-            news: String::new(),
+            news: origin::news(plan),
             excluded: HashMap::new(),
             level: true,
             noted: bits::noted(&plan.sync),

@@ -204,7 +204,7 @@ impl Writing<'_> {
         )
     }
 
-    /// Captures what is staged: all of it, or only what will change a row. To be called before anything is written.
+    /// The call that captures what is staged: all of it, or only what will change a row. For before anything is written.
     pub fn note(&self, all: bool, origin: &str) -> String {
         let keys = list(self.key.len(), |i| format!("s.k{}", i + 1), ", ");
         let changed = match (all, self.key.first()) {
@@ -220,7 +220,7 @@ impl Writing<'_> {
         let query = format!("SELECT {keys}, s.at FROM {} s{changed}", self.stage_name());
         let names: Vec<&str> = self.key.iter().map(String::as_str).collect();
         format!(
-            "SELECT bucardo.capture_note({}, {}, {}, {})",
+            "bucardo.capture_note({}, {}, {}, {})",
             self.table.oid,
             quote_literal(&text_array(&names)),
             quote_literal(&query),

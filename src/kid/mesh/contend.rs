@@ -6,16 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::decide::KeyChange;
+use super::marks::{Known, take_marks};
 use super::meet::{List, Places, contended, grouped, meet};
 use super::offer::{Offer, Settled};
-use super::open::take_marks;
 use super::{Broken, Mesh};
 use crate::error::Result;
 use crate::guc;
-use crate::ident::{quote_literal, text_array};
 use crate::kid::apply::{Pass, Receiver, Work};
 use crate::kid::bits;
 use crate::kid::few::{self, FEW};
+use crate::kid::origin;
 use crate::kid::shape;
 use crate::kid::statements::{Join, Window};
 use crate::kid::stream::stream;
@@ -23,7 +23,6 @@ use crate::libpq::{Conn, Rows};
 
 /// What a key takes in memory while it is compared, roughly.
 const KEY_BYTES: u64 = 256;
-const MARKS: &str = "SELECT relid, kind, xid FROM bucardo.capture_mark WHERE relid = ANY ($1::pg_catalog.oid[])";
 
 /// A key by the texts of its columns. Those of many conflicts stand in several lists at once.
 pub(super) type Key = Rc<[String]>;
@@ -135,21 +134,16 @@ impl Mesh<'_> {
         Some(Pass::of_offer(&self.plan.sync, self.care, offer, (&from.shapes, from.session.conn.version()), self.news()))
     }
 
-    /// The condition that leaves out what living sources of this sync wrote through it.
+    /// See [`crate::kid::origin::news`].
     pub(super) fn news(&self) -> String {
-        let sync = self.plan.sync.capture_name();
-        let origins: Vec<String> =
-            self.plan.sync.members.iter().map(|m| format!("{}:{sync}:{}", self.plan.control, m.db.name)).collect();
-        let origins: Vec<&str> = origins.iter().map(String::as_str).collect();
-        let list = quote_literal(&text_array(&origins));
-        format!(" AND (origin IS NULL OR origin <> ALL ({list}::pg_catalog.text[]))")
+        origin::news(self.plan)
     }
 
     /// Whether the tables still look as they did, the marks of those that have some, and the rows of a few changes.
     pub(super) fn look(&mut self, relations: &[i32]) -> Result<FewRows, Broken> {
         let marked = self.offers.iter().flatten().any(|o| !o.truncated.is_empty() || !o.whole.is_empty());
         // A truncate that a source has kept for one that is away is none of its own.
-        let marks = format!("{MARKS}{}", self.news());
+        let marks = format!("{}{}", origin::MARKS, self.news());
         let mut asked: Vec<Vec<i32>> = Vec::new();
         for at in 0..self.members.len() {
             let few = self.few_statements(at, relations)?;
@@ -157,13 +151,16 @@ impl Mesh<'_> {
             let tables = || relations.iter().filter_map(|r| shapes.get(r)).map(|t| t.oid);
             let (fingerprint, oids) = shape::fingerprint_query(tables());
             let window = self.offers[at].as_ref().map(Offer::union);
+            let name = self.root_name(at);
             let totals: HashMap<i32, u64> = few.iter().map(|(relation, _)| (*relation, self.total(*relation))).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 conn.pipeline_add(fingerprint, &[], &[Some(oids.as_bytes())])?;
                 if let Some(window) = &window {
                     if marked {
-                        conn.pipeline_add(&marks, &[], &[Some(oids.as_bytes())])?;
+                        let of = [Some(oids.as_bytes()), Some(name.as_bytes())];
+                        conn.pipeline_add(&marks, &[], &of)?;
+                        conn.pipeline_add(origin::KNOWN, &[], &of)?;
                     }
                     for (relation, sql) in &few {
                         let widest = few::widest(totals[relation]);
@@ -174,7 +171,7 @@ impl Mesh<'_> {
             });
             asked.push(few.into_iter().map(|(relation, _)| relation).collect());
         }
-        let mut rows = FewRows::new();
+        let (mut rows, mut found, mut known) = (FewRows::new(), Vec::new(), Vec::new());
         for (at, few) in asked.into_iter().enumerate() {
             let Some(answers) = self.members[at].attempt(|conn| conn.pipeline_collect()) else { continue };
             let mut answers = answers.into_iter();
@@ -187,13 +184,18 @@ impl Mesh<'_> {
                     None => checked,
                 });
             }
-            if let (Some(offer), true) = (&mut self.offers[at], marked) {
-                let oids = relations.iter().filter_map(|r| shapes.get(r).map(|t| (t.oid, *r))).collect();
-                answers.next().iter().for_each(|marks| take_marks(marks, &oids, offer));
+            if marked && self.offers[at].is_some() {
+                let oids: HashMap<u32, i32> = relations.iter().filter_map(|r| shapes.get(r).map(|t| (t.oid, *r))).collect();
+                let marks = answers.next();
+                known.extend(answers.next().map(|roots| Known::of(&roots, &oids, self.members[at].index)));
+                found.extend(marks.map(|marks| (at, marks, oids)));
             }
             rows.extend(few.into_iter().zip(answers).map(|(relation, r)| ((at, relation), r)));
         }
         self.check()?;
+        for (at, marks, oids) in found {
+            self.offers[at].iter_mut().for_each(|offer| take_marks(&marks, &oids, &known, offer));
+        }
         relations.iter().for_each(|r| self.find_late(*r));
         let wide = rows.iter().filter(|((_, relation), rows)| few::is_wide(rows, self.key_of(*relation).len()));
         self.wide = wide.map(|((_, relation), _)| *relation).collect();
@@ -209,7 +211,7 @@ impl Mesh<'_> {
         for (member, offer) in self.members.iter().zip(&self.offers) {
             let Some(mark) = offer.as_ref().and_then(|o| o.truncated.get(&relation)) else { continue };
             let towards = mark.towards & present;
-            if mark.elsewhere || towards != present & !member.bit() {
+            if mark.elsewhere || mark.sent & present != present & !member.bit() {
                 late |= towards;
             }
         }

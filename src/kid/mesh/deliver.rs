@@ -129,8 +129,8 @@ impl Mesh<'_> {
             let own = self.surviving(at, relation, own)?;
             let survives = own.is_some();
             let name = self.relation_name(relation);
-            if !survives {
-                self.note_truncate(at, relation);
+            if !self.note_truncates(at, relation, survives) {
+                continue;
             }
             let Some(table) = self.members[at].shapes.get(&relation).cloned() else { continue };
             let key = self.key_of(relation);

@@ -12,6 +12,7 @@ mod deliver;
 mod foreign;
 mod image;
 mod keep;
+mod marks;
 mod meet;
 mod offer;
 mod open;
@@ -86,6 +87,8 @@ pub(super) enum Broken {
     Ended,
     /// The sync is another one by now.
     Outdated,
+    /// Tables must be locked before the snapshots: nothing was written so far, and it begins again.
+    Unlocked,
 }
 
 impl From<Error> for Broken {
@@ -113,6 +116,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Ok(failures) => (failures, false),
             Err(Broken::Members(failures)) => (failures, true),
             Err(Broken::Outdated) => return Err(Outdated),
+            Err(Broken::Unlocked) => continue,
             Err(Broken::Ended) => {
                 // What it leaves pending would else start the next run at once, and so on.
                 progress.saw_changes = false;
@@ -237,6 +241,9 @@ impl Mesh<'_> {
         let sequences = self.gather(touched)?;
         fault::point("kid.after_gather")?;
         let relations = self.relations();
+        if self.lacks_locks(&relations, touched) {
+            return Err(Broken::Unlocked);
+        }
         self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::marks::Pending;
 use crate::catalog::sync::Sync;
 use crate::kid::apply::Pass;
 use crate::kid::bits;
@@ -12,12 +13,16 @@ use crate::kid::shape::Shapes;
 use crate::kid::statements::{Window, commit_time};
 
 /// A TRUNCATE that others have not got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truncated {
     /// When, as changes are timed.
     pub at: i64,
     /// The members towards which it is pending, as bits.
     pub towards: u64,
+    /// The same with those that have got it otherwise.
+    pub sent: u64,
+    /// What tells it from others, and towards whom it is pending.
+    pub pending: Vec<Pending>,
     /// The transactions: it may have happened more than once.
     pub xids: Vec<i64>,
     /// Whether a member that is away now has had it.

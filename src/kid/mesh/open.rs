@@ -195,16 +195,22 @@ impl<'a> Mesh<'a> {
         Ok(begun)
     }
 
-    /// The relations from which writers are kept out: those that the last attempt was defeated on, and those with a deferrable
-    /// index, which refuses no row that somebody stores at the same time.
+    /// The relations from which writers are kept out: of those that earlier attempts have touched, all if they were defeated,
+    /// else those with a deferrable index, which refuses no row that somebody stores at the same time.
     fn to_lock(&self, touched: &HashSet<i32>) -> HashSet<i32> {
-        let several = self.sources().len() > 1;
-        let loose = |r: &i32| {
-            let tables = self.members.iter().filter_map(|m| m.shapes.get(r));
-            tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
-        };
-        let wanted = |r: &i32| self.care.locked && touched.contains(r) || several && loose(r);
-        self.plan.sync.relations.iter().filter(|r| !r.is_sequence).map(|r| r.id).filter(wanted).collect()
+        touched.iter().copied().filter(|r| self.care.locked || self.is_loose(*r)).collect()
+    }
+
+    fn is_loose(&self, relation: i32) -> bool {
+        let tables = self.members.iter().filter_map(|m| m.shapes.get(&relation));
+        self.sources().len() > 1 && tables.flat_map(|t| &t.uniques).any(|u| u.deferred)
+    }
+
+    /// Whether anything is to be written to a relation that must be locked first, and is not. It counts as touched then. A
+    /// table to which nothing is written is not locked: behind a lock that waits for a long transaction all writers wait.
+    pub(super) fn lacks_locks(&self, relations: &[i32], touched: &mut HashSet<i32>) -> bool {
+        let lacking = relations.iter().filter(|r| self.is_loose(**r) && !self.locked.contains(r));
+        lacking.fold(false, |any, r| any | touched.insert(*r))
     }
 
     /// The statements that keep writers out.
@@ -371,7 +377,7 @@ fn take_change(sync: &Sync, shapes: &Shapes, rows: &Rows, row: usize, offer: &mu
     // Captured but no longer in the sync: the master takes the capture off.
     let Some((order, relation)) = found else { return Ok(()) };
     if let Some(at) = rows.number(row, 6) {
-        offer.truncated.insert(relation.id, Truncated { at, towards: 0, xids: Vec::new(), elsewhere: false });
+        offer.truncated.insert(relation.id, Truncated { at, ..Truncated::default() });
     }
     if rows.bool(row, 7) {
         offer.whole.insert(relation.id, 0);
@@ -390,25 +396,6 @@ fn take_change(sync: &Sync, shapes: &Shapes, rows: &Rows, row: usize, offer: &mu
         whole: false,
     });
     Ok(())
-}
-
-/// The marks of a source as they were asked for: relation's oid, kind, transaction.
-pub(super) fn take_marks(rows: &Rows, relations: &HashMap<u32, i32>, offer: &mut Offer) {
-    for row in 0..rows.len() {
-        let Some(relation) = rows.number::<u32>(row, 0).and_then(|oid| relations.get(&oid)) else { continue };
-        let xid = rows.number(row, 2).unwrap_or(0);
-        let towards = offer.pending(xid);
-        if rows.get(row, 1) == Some("truncate") {
-            if let Some(mark) = offer.truncated.get_mut(relation) {
-                mark.towards |= towards;
-                mark.xids.push(xid);
-                // One that all who are here have had is nobody's any more.
-                mark.elsewhere |= towards != 0 && offer.absent.iter().any(|w| !w.holds(xid));
-            }
-        } else if let Some(whole) = offer.whole.get_mut(relation) {
-            *whole |= towards;
-        }
-    }
 }
 
 /// Keys as the JSON in which they are settled.

@@ -130,6 +130,10 @@ impl Mesh<'_> {
         if rows > 0 {
             progress.relation(&model.name, rows);
         }
+        let late = self.offers.iter().flatten().filter_map(|o| o.late.get(&relation)).fold(0, |bits, t| bits | t);
+        for to in (0..self.members.len()).filter(|to| late & self.members[*to].bit() != 0).collect::<Vec<_>>() {
+            self.note_truncates(to, relation, true);
+        }
         self.copied.push((relation, straight | staged));
         self.check()
     }
@@ -161,29 +165,6 @@ impl Mesh<'_> {
                 member.counts.truncates += relations.len() as u64;
             }
         }
-    }
-
-    /// A member that captures what it gets captures a TRUNCATE too.
-    pub(super) fn note_truncate(&mut self, at: usize, relation: i32) {
-        self.note_mark(at, relation, self.truncated_by(relation), apply::note_truncate);
-    }
-
-    pub(super) fn truncated_by(&self, relation: i32) -> Option<usize> {
-        self.offers.iter().position(|o| o.as_ref().is_some_and(|o| o.truncated.contains_key(&relation)))
-    }
-
-    /// The same for what single keys cannot say: the source `by` has changed the table there as a whole.
-    pub(super) fn note_whole(&mut self, at: usize, relation: i32, by: Option<usize>) {
-        self.note_mark(at, relation, by, apply::note_whole);
-    }
-
-    fn note_mark(&mut self, at: usize, relation: i32, by: Option<usize>, note: fn(u32, &str) -> String) {
-        if self.noted().get(&relation).copied().unwrap_or(0) & self.members[at].bit() == 0 {
-            return;
-        }
-        let (Some(by), Some(oid)) = (by, self.members[at].shapes.get(&relation).map(|t| t.oid)) else { return };
-        let sql = note(oid, &self.origin(self.members[by].index));
-        self.members[at].attempt(|conn| conn.query(&sql));
     }
 
     fn copy_straight(&mut self, at: usize, towards: u64, model: &Model) {

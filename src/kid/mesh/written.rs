@@ -9,6 +9,7 @@ use super::settle::Settlement;
 use crate::ident::{quote_ident, quote_literal, text_array};
 use crate::kid::bits;
 use crate::kid::gather::window;
+use crate::kid::origin;
 use crate::kid::statements::{Window, list};
 
 /// A key that is written as it is said here, on every member.
@@ -34,9 +35,6 @@ impl Written {
 
 /// A key to be captured, with the time of its change; None: now.
 pub(super) type Noted = (Key, Option<i64>);
-
-/// The origin of what is captured once more. It names no member, so that it is news for everybody.
-const AGAIN: &str = "again";
 
 /// How many rows, and bytes of them, are written by one round trip.
 const AT_ONCE: usize = 500;
@@ -123,7 +121,7 @@ impl Mesh<'_> {
         let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid) else { return };
         let xid = self.known(at).unwrap_or_default();
         // With an origin the time counts that is given, which is that of the change.
-        self.note_keys(at, relation, oid, keys, AGAIN, &xid);
+        self.note_keys(at, relation, oid, keys, &origin::again(self.plan), &xid);
     }
 
     /// The last transaction of a source that was over when the run began, if all wait for it that may miss this run.
@@ -140,7 +138,7 @@ impl Mesh<'_> {
         if self.offers[at].is_some() && self.may_miss(at) != 0 {
             let oid = self.members[at].shapes.get(&relation).map(|t| t.oid);
             let xid = self.known(at).unwrap_or_default();
-            oid.into_iter().for_each(|oid| self.note_json(at, relation, oid, keys, AGAIN, &xid));
+            oid.into_iter().for_each(|oid| self.note_json(at, relation, oid, keys, &origin::again(self.plan), &xid));
         }
     }
 
@@ -173,7 +171,7 @@ impl Mesh<'_> {
     }
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.
-    fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
+    pub(super) fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
         let noted = bits::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
         self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| noted & self.members[at].bit() != 0)
     }

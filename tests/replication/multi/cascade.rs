@@ -238,6 +238,42 @@ fn a_ring_of_three_syncs() {
     web.net.assert_equal("t");
 }
 
+/// Wherever a TRUNCATE comes back to, nobody is emptied by it once more.
+#[test]
+fn a_truncate_goes_round_a_ring_once() {
+    let web = ring();
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    for round in 1..=2 {
+        web.net.on("A").exec("TRUNCATE t");
+        web.quiet();
+        web.expect("SELECT count(*) FROM t", "0");
+        web.net.on("B").exec(&format!("INSERT INTO t VALUES ({round}, 'new')"));
+        web.quiet();
+        web.expect("SELECT string_agg(id || val, ' ') FROM t", &format!("{round}new"));
+    }
+    web.net.on("C").exec("TRUNCATE t; INSERT INTO t VALUES (3, 'C')");
+    web.quiet();
+    web.expect("SELECT string_agg(id || val, ' ') FROM t", "3C");
+}
+
+/// Nor between two syncs that go opposite ways.
+#[test]
+fn a_truncate_does_not_go_to_and_fro() {
+    let mut web = Web::new(&["A", "B"], &["A", "B"]);
+    web.sync("ab", "A:source,B:target", "");
+    web.sync("ba", "B:source,A:target", "");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    for (name, id) in [("A", 1), ("B", 2), ("A", 3)] {
+        web.net.on(name).exec("TRUNCATE t");
+        web.quiet();
+        web.net.on("B").exec(&format!("INSERT INTO t VALUES ({id}, 'new')"));
+        web.quiet();
+        web.expect("SELECT string_agg(id || val, ' ') FROM t", &format!("{id}new"));
+    }
+}
+
 #[test]
 fn a_ring_under_load_comes_to_rest() {
     let web = ring();

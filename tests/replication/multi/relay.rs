@@ -122,3 +122,124 @@ fn a_decision_is_passed_on_once() {
     web.expect("SELECT val FROM t", "A");
     assert_eq!(web.net.control().number("SELECT count(*) FROM bucardo.conflict"), 1);
 }
+
+/// A TRUNCATE keeps its time as rows do.
+#[test]
+fn a_relayed_truncate_does_not_beat_a_later_row() {
+    let web = chain();
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    web.net.on("A").exec("TRUNCATE t");
+    write(&web, "C", 50);
+    assert_eq!(web.kick("ab"), "good");
+    assert_eq!(web.kick("bc"), "good");
+    web.quiet();
+    web.expect("SELECT string_agg(id || val, ' ') FROM t", "50C");
+}
+
+/// The second time it comes nobody is emptied by it, though the first mark of it is purged by then.
+#[test]
+fn a_truncate_that_comes_by_two_ways_comes_once() {
+    let mut web = Web::new(&["A", "B", "C", "D"], &["B", "C"]);
+    for (name, dbs) in [("ab", "A:source,B:target"), ("bc", "B:source,C:target"), ("ac", "A:source,C:target")] {
+        web.sync(name, dbs, ", autokick => false");
+    }
+    web.sync("cd", "C:source,D:source", ", autokick => false");
+    web.net.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 20) g");
+    web.quiet();
+    for round in 1..=2 {
+        web.net.on("A").exec("TRUNCATE t");
+        for sync in ["ab", "bc", "cd"] {
+            assert_eq!(web.kick(sync), "good", "{sync} in round {round}");
+        }
+        web.expect("SELECT count(*) FROM t", "0");
+        web.net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+        assert_eq!(web.net.on("C").number("SELECT count(*) FROM bucardo.capture_mark"), 0);
+        write(&web, "B", round);
+        assert_eq!(web.kick("bc"), "good");
+        assert_eq!(web.kick("cd"), "good");
+        web.quiet();
+        for member in ["B", "C", "D"] {
+            let left = web.net.on(member).one("SELECT string_agg(id || val, ' ') FROM t");
+            assert_eq!(left, format!("{round}B"), "{member} in round {round}");
+        }
+    }
+}
+
+/// Sources that are away for a sync have changes kept for them: those are no changes for another one.
+#[test]
+fn what_is_kept_for_who_is_away_goes_through_no_other_sync() {
+    let mut web = Web::new(&["A", "B", "C", "D"], &[]);
+    web.sync("abc", "A:source,B:source,C:source", ", autokick => false");
+    web.sync("bd", "B:source,D:target", ", autokick => false");
+    let rows = |member: &str| web.net.on(member).one("SELECT coalesce(string_agg(id || val, ' ' ORDER BY id), '') FROM t");
+    let kicks = || ["abc", "bd", "abc", "bd"].map(|sync| web.kick(sync));
+    let is_away = |away: bool| {
+        let status = if away { "inactive" } else { "active" };
+        web.net.control().exec(&format!("SELECT bucardo.update_db('C', status => '{status}')"));
+    };
+    write(&web, "B", 9);
+    assert_eq!(kicks(), ["good", "good", "empty", "empty"]);
+    is_away(true);
+    write(&web, "A", 1);
+    assert_eq!(kicks(), ["good", "empty", "empty", "empty"]);
+    // Beside a change that is one for it.
+    write(&web, "B", 10);
+    assert_eq!(kicks(), ["good", "good", "empty", "empty"]);
+    assert_eq!(["A", "B", "D"].map(rows), ["1A 9B 10B", "1A 9B 10B", "9B 10B"]);
+    web.net.on("A").exec("TRUNCATE t; INSERT INTO t VALUES (2, 'A')");
+    assert_eq!(kicks(), ["good", "empty", "empty", "empty"]);
+    assert_eq!(["A", "B", "D"].map(rows), ["2A", "2A", "9B 10B"]);
+    is_away(false);
+    assert_eq!(kicks()[1..], ["empty", "empty", "empty"]);
+    assert_eq!(["A", "B", "C", "D"].map(rows), ["2A", "2A", "2A", "9B 10B"]);
+    // And the other sync, which has no use for it, keeps none of it from being purged.
+    web.net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
+    let held = "SELECT coalesce(sum(pg_relation_size(g)), 0) + (SELECT count(*) FROM bucardo.capture_mark) FROM bucardo.capture c, unnest(c.segments) g";
+    assert_eq!(web.net.on("B").number(held), 0);
+    write(&web, "B", 11);
+    web.quiet();
+    assert_eq!(["A", "B", "C", "D"].map(rows), ["2A 11B", "2A 11B", "2A 11B", "9B 10B 11B"]);
+}
+
+/// The same where a member passes on what it gets, which it does once.
+#[test]
+fn what_is_kept_is_passed_on_by_who_passes_on() {
+    let mut web = Web::new(&["A", "B", "C", "D"], &["B"]);
+    web.sync("abc", "A:source,B:source,C:source", ", autokick => false");
+    web.sync("bd", "B:source,D:target", ", autokick => false");
+    web.net.control().exec("SELECT bucardo.update_db('C', status => 'inactive')");
+    for change in ["INSERT INTO t SELECT g, 'A' FROM generate_series(1, 5) g", "TRUNCATE t; INSERT INTO t VALUES (6, 'A')"] {
+        web.net.on("A").exec(change);
+        assert_eq!(["abc", "bd", "abc", "bd"].map(|sync| web.kick(sync)), ["good", "good", "empty", "empty"]);
+        assert_eq!(
+            web.net.on("D").one("SELECT string_agg(id || val, ' ') FROM t"),
+            web.net.on("A").one("SELECT string_agg(id || val, ' ') FROM t")
+        );
+    }
+    web.net.control().exec("SELECT bucardo.update_db('C', status => 'active')");
+    web.settled();
+}
+
+/// Two syncs of the same members, of which one is away: neither takes what the other one keeps for that member for a change.
+#[test]
+fn what_two_syncs_keep_for_who_is_away_does_not_go_between_them() {
+    let mut web = Web::new(&["A", "B", "C"], &[]);
+    for name in ["one", "two"] {
+        web.sync(name, "A:source,B:source,C:source", ", autokick => false");
+    }
+    write(&web, "A", 1);
+    web.quiet();
+    web.net.control().exec("SELECT bucardo.update_db('C', status => 'inactive')");
+    web.net.on("A").exec("UPDATE t SET val = 'x' WHERE id = 1");
+    for sync in ["one", "two"] {
+        web.kick(sync);
+    }
+    for sync in ["one", "two", "one", "two"] {
+        assert_eq!(web.kick(sync), "empty", "{sync} has something to do once more");
+    }
+    assert_eq!(web.net.control().number("SELECT count(*) FROM bucardo.conflict"), 0);
+    web.net.control().exec("SELECT bucardo.update_db('C', status => 'active')");
+    web.quiet();
+    web.expect("SELECT string_agg(id || val, ' ') FROM t", "1x");
+}

@@ -319,3 +319,27 @@ fn an_index_with_a_collation_of_its_own() {
     m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM k", "xB");
     assert_lost(&m, 1, "A", "B");
 }
+
+/// What a deferrable index needs is needed only where something is written.
+#[test]
+fn an_idle_table_with_a_deferrable_index_is_not_locked() {
+    let m = Plan::new(2).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, val text); CREATE TABLE d (id int PRIMARY KEY, u text UNIQUE DEFERRABLE)");
+    m.sync("tables => 'public.t,public.d'");
+    let mut busy = m.on("A");
+    busy.exec("BEGIN; INSERT INTO d VALUES (1, 'one')");
+    m.on("B").exec("INSERT INTO t VALUES (1, 'B')");
+    let mut other = m.on("A");
+    other.exec("SET lock_timeout = '100ms'");
+    std::thread::scope(|threads| {
+        let run = threads.spawn(|| m.kick());
+        for id in 2..50 {
+            other.exec(&format!("BEGIN; INSERT INTO d VALUES ({id}, '{id}'); ROLLBACK; SELECT pg_sleep(0.005)"));
+        }
+        assert_eq!(run.join().expect("a run"), "good");
+    });
+    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM t", "1B");
+    busy.exec("COMMIT");
+    m.drain_equal(&["t", "d"]);
+    m.expect_everywhere("SELECT string_agg(id || u, ' ') FROM d", "1one");
+}
