@@ -92,6 +92,8 @@ pub(super) struct Master {
     pub(super) removals: HashMap<u64, Removal>,
     pub(super) next_token: u64,
     pub(super) kids: Kids,
+    /// What kids have reported that were ended for a DROP: should that come to nothing, it counts.
+    ended: Vec<(i32, Job, Report)>,
     pub(super) turns: Turns,
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
@@ -208,6 +210,7 @@ impl Master {
             removals: HashMap::new(),
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
+            ended: Vec::new(),
             turns: Turns::default(),
             history_at: now + HISTORY,
             swept: false,
@@ -232,7 +235,7 @@ impl Master {
         if held {
             // Whoever waits for a DROP has seen it begin, and need not wait for another.
             self.for_drop = self.for_drop.map(|_| DropAwaited::Begun);
-            self.kids.end_all(now);
+            self.ended.extend(self.kids.end_all(now));
             latch::wait(None, Some(Duration::from_millis(100)));
             return Ok(());
         }
@@ -244,8 +247,11 @@ impl Master {
         }
         self.take_kicks();
         self.hear(now)?;
-        for (sync, job, report) in self.kids.reports(now) {
+        let mut reports = std::mem::take(&mut self.ended);
+        reports.extend(self.kids.reports(now));
+        for (sync, job, report) in reports {
             self.finished(sync, job, &report, now)?;
+            fault::point("master.after_report")?;
         }
         for (id, entry) in self.entries.iter_mut().filter(|(_, e)| e.pausing) {
             entry.pausing = !upkeep::pause(*id)?;
@@ -254,14 +260,19 @@ impl Master {
         self.assign(now)?;
         self.kids.trim(now);
         self.publish(now);
-        self.wait(now);
+        // Who has changed the catalog meanwhile may have woken us while we waited for something else.
+        if shmem::read(|s| s.masters[self.slot].generation) == self.generation {
+            self.wait(now);
+        }
         Ok(())
     }
 
     /// Ends the kids, whose members roll back, and then this process, for good.
     fn stop(&mut self) -> Result<()> {
-        while !self.kids.end_all(Instant::now()) {
-            latch::wait(None, Some(Duration::from_millis(20)));
+        for (id, _, report) in self.end_kids() {
+            if let Some(entry) = self.entries.get(&id).filter(|_| report.lost != 0) {
+                upkeep::record_lost(&entry.sync, &report).unwrap_or_else(|error| pgrx::warning!("bucardo master: {error}"));
+            }
         }
         // Wanted it is no more, unless somebody has said so meanwhile.
         shmem::with(|s| {

@@ -141,7 +141,18 @@ pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let sqlstate = String::from_utf8_lossy(&report.sqlstate);
     let (name, message) = (sync.name.as_str().into(), report.message.get().into());
     let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
-    xact::transaction(|| spi::execute(sql, &args).map(drop))
+    let recorded = xact::transaction(|| {
+        spi::execute(SOON, &[])?;
+        spi::execute(sql, &args).map(drop)
+    });
+    match recorded {
+        // Whoever stops the master may hold the table; it waits for nobody.
+        Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => {
+            pgrx::warning!("bucardo: run {} of sync \"{}\" could not be recorded: {error}", report.lost, sync.name);
+            Ok(())
+        }
+        recorded => recorded,
+    }
 }
 
 /// Leaves everything of an earlier catalog to be taken off a member. To be called in a transaction.
