@@ -43,6 +43,8 @@ pub(super) struct Entry {
     pub(super) last: Outcome,
     /// It is paused, and the catalog does not say so yet.
     pub(super) pausing: bool,
+    /// A source was seen that captures nothing for it, and it was made to run for that.
+    pub(super) uncaptured: bool,
 }
 
 pub(super) struct Source {
@@ -363,6 +365,7 @@ impl Master {
             commits: 0,
             last: Outcome::None,
             pausing: false,
+            uncaptured: false,
         });
         entry.controller.active = sync.active && sync.asleep().is_empty();
         entry.controller.paused = sync.paused || entry.pausing;

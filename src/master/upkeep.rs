@@ -100,6 +100,18 @@ impl Listing {
         self.tables.is_empty() && self.receivers.is_empty()
     }
 
+    /// Whether any table is captured under that name.
+    pub fn has(&self, capture: &str) -> bool {
+        self.tables.iter().any(|t| t.sync == capture)
+    }
+
+    /// All but what is captured under these names.
+    pub fn without(mut self, captures: &[String]) -> Self {
+        self.tables.retain(|t| !captures.contains(&t.sync));
+        self.receivers.retain(|r| !captures.contains(&r.sync));
+        self
+    }
+
     /// What of it no sync of the catalog needs. Pure. A database may be known under several names: by which of them a
     /// sync has it as a source is told by the receivers that are listed.
     pub fn stale(self, syncs: &[&Sync]) -> Self {
@@ -173,6 +185,13 @@ pub fn cleaned(id: i64) -> Result<()> {
 const OLD_RUNS: &str = "FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) \
     AND run NOT IN (SELECT last.run FROM bucardo.sync s CROSS JOIN (VALUES ('good'), ('empty'), ('bad')) v(state) CROSS JOIN LATERAL \
         (SELECT r.run FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = v.state ORDER BY r.run DESC LIMIT 1) last)";
+
+/// How many syncs the catalog has, and the last one's number: what a restore puts there tells nobody.
+pub fn syncs() -> Result<(i64, i32)> {
+    let read =
+        || spi::select("SELECT count(*), coalesce(max(id), 0) FROM bucardo.sync", &[], |row| Ok((row.get(1)?, row.get(2)?)));
+    Ok(xact::transaction(read)?.into_iter().next().unwrap_or_default())
+}
 
 /// Notes that a sync is paused. False: somebody holds its row, and the master must wait for nobody.
 pub fn pause(sync: i32) -> Result<bool> {
