@@ -299,6 +299,7 @@ impl Master {
         }
         fault::point("master.before_reload")?;
         let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, upkeep::cleanups()?)))?;
+        fault::point("master.within_reload")?;
         self.learn_members(generation)?;
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {
