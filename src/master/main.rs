@@ -15,6 +15,7 @@ use super::kids::Kids;
 use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
 use super::slot::{Outcome, Report, Text};
+use super::trouble;
 use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
@@ -438,12 +439,9 @@ impl Master {
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         entry.controller.changed |= stirred;
         let ticket = if job.main { entry.ticket } else { 0 };
-        let away = report.down & job.members;
-        let warning = match entry.controller.left_out(job) {
-            _ if report.whole => "",
-            _ if away != 0 => report.message.get(),
-            left_out => left_out.unwrap_or(""),
-        };
+        let warning = Text::new(&trouble::warning(&entry.controller, job, report));
+        let Some(entry) = self.entries.get(&id) else { return Ok(()) };
+        let line = self.line(entry, now);
         shmem::with(|s| {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
@@ -452,7 +450,9 @@ impl Master {
                 slot.sqlstate = report.sqlstate;
                 slot.message = report.message;
                 slot.hint = report.hint;
-                slot.warning = Text::new(warning);
+                slot.warning = warning;
+                // Who is answered may look at once.
+                line.show(slot);
                 wake_waiters(slot);
             }
         });

@@ -12,6 +12,7 @@ pub mod notify;
 mod outdated;
 mod publish;
 pub mod slot;
+pub mod trouble;
 mod turns;
 pub mod upkeep;
 pub mod watch;

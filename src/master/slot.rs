@@ -2,6 +2,8 @@
 //! Plain data of fixed size. Whoever holds its lock copies in or out and does nothing else; the lock is never held
 //! over SPI, libpq, logging or a wait.
 
+use super::trouble::{Said, WARNING};
+
 pub const MAX_MASTERS: usize = 32;
 pub const MAX_SYNCS: usize = 512;
 pub const MAX_KIDS: usize = 64;
@@ -136,7 +138,7 @@ pub struct SyncSlot {
     pub message: Text<600>,
     pub hint: Text<300>,
     /// What a kick should warn of although the run went well: a member that is down.
-    pub warning: Text<400>,
+    pub warning: Text<WARNING>,
     pub shown: Shown,
     /// The trouble that `shown` is about, and when it is tried again (microseconds of PostgreSQL's clock; 0: not).
     pub error: Text<600>,
@@ -230,6 +232,8 @@ pub struct Report {
     pub sqlstate: [u8; 5],
     pub message: Text<600>,
     pub hint: Text<300>,
+    /// What each of the members in `down` and `refused` said.
+    pub said: Said,
 }
 
 impl Report {
@@ -245,6 +249,7 @@ impl Report {
         sqlstate: *b"00000",
         message: Text::EMPTY,
         hint: Text::EMPTY,
+        said: Said::NOTHING,
     };
 }
 

@@ -27,12 +27,13 @@ use std::time::Duration;
 
 use super::apply::Receiver;
 use super::members::Pool;
-use super::report::Progress;
+use super::report::{Progress, show};
 use super::retry::{self, Care, Verdict};
 use super::run::{self, Failure, Plan};
 use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::master::slot::{Outcome, Phase, Report, Text};
+use crate::master::trouble::Said;
 use carry::Carried;
 use offer::Offer;
 use settle::Decision;
@@ -153,9 +154,11 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
 }
 
 /// Whether a member that was away can be reached again: it then joins the next run.
-pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
+pub fn probe(plan: &Plan, pool: &mut Pool, members: u64, slot: usize) -> Report {
     let mut report = Report { outcome: Outcome::Good, ..Report::NONE };
+    let mut said = Vec::new();
     for (index, member) in plan.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0) {
+        show(slot, |kid| kid.member = Text::new(&member.db.name));
         let mut ask = || {
             let mut session = pool.take(&member.db).map_err(|e| (true, e))?;
             session.conn.query("SELECT 1").map_err(|e| (session.fresh, e)).map(|_| pool.give_back(session))
@@ -172,10 +175,14 @@ pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
             } else {
                 report.refused |= 1 << index;
             }
+            let error = run::at_member(error, plan, index);
             report.sqlstate = error.code.0;
-            report.message = Text::new(&run::at_member(error, plan, index).to_string());
+            report.message = Text::new(&error.to_string());
+            report.hint = Text::new(error.hint.as_deref().unwrap_or_default());
+            said.push(error.with_mend());
         }
     }
+    report.said = Said::new(&said);
     report
 }
 
