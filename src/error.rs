@@ -82,6 +82,11 @@ impl SqlState {
     }
 }
 
+/// A message with the mend, for who has one line for both.
+pub fn with_mend(message: &str, hint: &str) -> String {
+    if hint.is_empty() { message.to_string() } else { format!("{message} ({hint})") }
+}
+
 impl fmt::Debug for SqlState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -167,6 +172,13 @@ fn without_data(context: &str) -> String {
         }
     }
     kept
+}
+
+impl Error {
+    /// All of it, the mend included, as one text.
+    pub fn with_mend(&self) -> String {
+        with_mend(&self.to_string(), self.hint.as_deref().unwrap_or_default())
+    }
 }
 
 impl fmt::Display for Error {

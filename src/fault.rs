@@ -30,11 +30,13 @@ mod armed {
     use crate::pg::{latch, shmem, worker};
 
     /// Every point, in the order in which a run passes them.
-    const POINTS: [&str; 12] = [
+    const POINTS: [&str; 14] = [
         "master.before_reload",
+        "master.within_reload",
         "master.before_assign",
         "master.after_assign",
         "master.before_report",
+        "master.after_report",
         "kid.before_run",
         "kid.before_gather",
         "kid.after_gather",

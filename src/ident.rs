@@ -149,6 +149,12 @@ fn parse_part(text: &str) -> Option<(String, &str)> {
     None
 }
 
+/// An item of a list as a pattern: as of a name, what stands outside of double quotes means lower case.
+pub fn pattern(item: &str) -> String {
+    let part = |(at, part): (usize, &str)| if at % 2 == 0 { part.to_ascii_lowercase() } else { part.to_string() };
+    item.split('"').enumerate().map(part).collect()
+}
+
 /// Whether `text` is like `pattern`, in which `%` and `*` stand for anything. All else stands for itself.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
@@ -211,26 +217,41 @@ impl Role {
 /// Takes a list of members apart: `A:source,B:target`, or names alone, of which the first is the source. A name has no
 /// comma, so every comma parts. `known`: the members that there are, of which some may have double quotes in their names.
 pub fn parse_dbs(text: &str, known: &[String]) -> Result<Vec<(String, Role)>> {
-    let mut dbs: Vec<(String, Role)> = Vec::new();
+    let (dbs, faults) = scan_dbs(text, known);
+    faults.into_iter().next().map_or(Ok(dbs), Err)
+}
+
+/// The same with all that is wrong; the rest of the list stays.
+pub fn scan_dbs(text: &str, known: &[String]) -> (Vec<(String, Role)>, Vec<Error>) {
+    let (mut dbs, mut faults): (Vec<(String, Role)>, _) = (Vec::new(), Vec::new());
     if text.trim().is_empty() {
-        return Ok(dbs);
+        return (dbs, faults);
     }
-    for item in text.split(',').map(str::trim) {
-        if item.is_empty() {
-            return Err(empty_place(text));
+    for (at, item) in text.split(',').enumerate() {
+        if item.trim().is_empty() {
+            faults.push(empty_place(text));
+            continue;
         }
+        let alone = if at == 0 { Role::Source } else { Role::Target };
         let (name, role) = match item.rsplit_once(':') {
-            Some((name, role)) => (name.trim(), Role::parse(role.trim())?),
-            None => (item, if dbs.is_empty() { Role::Source } else { Role::Target }),
+            // With a role that there is not, the rest can still be checked.
+            Some((name, role)) => (name, Role::parse(role.trim()).map_err(|e| faults.push(e)).unwrap_or(alone)),
+            None => (item, alone),
         };
-        let name = if known.iter().any(|k| k == name) { name.to_string() } else { unquote(name) };
-        check_name("db", &name)?;
-        if dbs.iter().any(|(n, _)| *n == name) {
-            return Err(bad(format!("db \"{name}\" is listed twice")).hint("Name each db once, with one role."));
+        // A name may begin or end with a blank.
+        let name = match [name, name.trim()].into_iter().find(|name| known.iter().any(|k| k == name)) {
+            Some(name) => name.to_string(),
+            None => unquote(name.trim()),
+        };
+        if let Err(fault) = check_name("db", &name) {
+            faults.push(fault);
+        } else if dbs.iter().any(|(n, _)| *n == name) {
+            faults.push(bad(format!("db \"{name}\" is listed twice")).hint("Name each db once, with one role."));
+        } else {
+            dbs.push((name, role));
         }
-        dbs.push((name, role));
     }
-    Ok(dbs)
+    (dbs, faults)
 }
 
 /// A name of a member in a list: taken as it is, or between double quotes.
@@ -312,13 +333,17 @@ mod tests {
     #[test]
     fn members() {
         use Role::{Fullcopy, Source, Target};
-        let known = ["A b".to_string(), "\"q\"".to_string(), "x\"y".to_string()];
+        let known = ["A b".to_string(), "\"q\"".to_string(), "x\"y".to_string(), " z ".to_string()];
         let ok = |t: &str| parse_dbs(t, &known).unwrap();
         assert_eq!(ok("A, B,C"), [("A".into(), Source), ("B".into(), Target), ("C".into(), Target)]);
         assert_eq!(ok("A:source,B:fullcopy"), [("A".into(), Source), ("B".into(), Fullcopy)]);
         assert_eq!(ok("\"A b\" : target"), [("A b".into(), Target)]);
         assert_eq!(ok("x\"y:source,\"q\":target"), [("x\"y".into(), Source), ("\"q\"".into(), Target)]);
         assert_eq!(ok("\"x\"\"y\",\"c\""), [("x\"y".into(), Source), ("c".into(), Target)]);
+        assert_eq!(ok("A, z , z: target"), [("A".into(), Source), (" z ".into(), Target), ("z".into(), Target)]);
+        let (dbs, faults) = scan_dbs("A:king,,A,B:source,B:queen,c:d:source", &known);
+        assert_eq!(dbs, [("A".into(), Source), ("B".into(), Source)]);
+        assert_eq!(faults.len(), 6, "{faults:?}");
         for wrong in ["A:master", "A,A", "A:source,A:target", "A:", ":source", "A,,B", "a:b:source"] {
             assert_eq!(parse_dbs(wrong, &known).unwrap_err().code, SqlState::INVALID_PARAMETER, "{wrong}");
         }

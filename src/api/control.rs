@@ -28,6 +28,8 @@ fn start_master(reason: Option<&str>) -> Result<&'static str> {
     let db = shmem::my_database();
     let wanted = shmem::read(|s| s.masters.iter().find(|m| m.db == db).map_or(s.crowded, |m| m.wanted && !m.stop));
     if wanted && !stopped {
+        // What was restored from a dump has told nobody; who starts it wants that to be seen.
+        notify::catalog_changed();
         return notify::cannot_start().map_or(Ok("already running"), Err);
     }
     if let Some(reason) = reason {

@@ -1,15 +1,17 @@
 //! Members: add_db, update_db, remove_db. A member is connected to before anything about it is stored, so that a
 //! conninfo that does not work is never in the catalog. No password leaves this file but to libpq and db_secret.
 
+use std::ffi::CStr;
+
 use pgrx::prelude::*;
 
 use super::{Answer, notice, required};
 use crate::catalog::{Noun, change, check, cleanup, control_id, db, group, options};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{Role, check_name};
-use crate::libpq::Target;
+use crate::libpq::{Conninfo, Target};
 use crate::master::notify;
-use crate::pg::spi;
+use crate::pg::{spi, statement};
 
 /// Adds a member.
 #[pg_extern(security_definer)]
@@ -23,6 +25,7 @@ fn add_db(
     status: default!(Option<&str>, "'active'"),
     check_connection: default!(Option<bool>, "true"),
 ) -> Answer {
+    hide_secret(conninfo, c"SELECT bucardo.add_db(...)");
     let name = required(name, "name")?;
     check_name("db", name)?;
     spi::require_primary()?;
@@ -48,6 +51,14 @@ fn add_db(
     }
     notify::catalog_changed();
     Ok(name.to_string())
+}
+
+/// A password that stands in a call is in its text too, which the server would write into its log when the call fails, and
+/// show to others for as long as the session does nothing else.
+fn hide_secret(conninfo: Option<&str>, instead: &CStr) {
+    if conninfo.is_some_and(Conninfo::may_be_secret) {
+        statement::hide(instead);
+    }
 }
 
 /// Puts a new member at the end of a dbgroup, which is made when it is not there.
@@ -81,6 +92,7 @@ fn update_db(
     makedelta: default!(Option<bool>, "NULL"),
     status: default!(Option<&str>, "NULL"),
 ) -> Answer {
+    hide_secret(conninfo, c"SELECT bucardo.update_db(...)");
     let name = required(name, "name")?;
     options::check_status(status)?;
     let conninfo = conninfo.map(str::trim);

@@ -59,6 +59,8 @@ fn ask(db: u32, id: i32, waiter: Option<i32>, again: bool) -> Result<u64> {
         if let (Some(procno), Some(place)) = (waiter, slot.waiters.iter_mut().find(|w| **w < 0)) {
             *place = procno;
         }
+        // It may just be reading a catalog that has no such sync yet.
+        slot.fresh |= ticket == 1 && !again;
         let Some(master) = s.master(db) else { return Some((ticket, -1)) };
         // What was restored from a dump has told nobody: at a first kick the master reads the catalog again.
         if ticket == 1 && !again {

@@ -89,7 +89,9 @@ fn backlog(source: &Db, control: &str, syncs: &[Sync]) -> Result<Vec<Pending>> {
     )?;
     let pending = |i: usize| {
         let captured = rows.text(i, 0);
-        let sync = syncs.iter().find(|s| s.capture_name() == captured)?;
+        // The same database may be there under another name, as a source of other syncs.
+        let is_source = |s: &&Sync| s.sources().any(|m| m.db.name == source.name);
+        let sync = syncs.iter().find(|s| s.capture_name() == captured).filter(is_source)?;
         let oldest = rows.number::<i64>(i, 3).and_then(|micros| TimestampWithTimeZone::try_from(micros).ok());
         Some((sync.name.clone(), source.name.clone(), rows.text(i, 1), rows.number(i, 2).unwrap_or(0), oldest))
     };
@@ -216,7 +218,7 @@ fn process_state() -> TableIterator<
             k.pid,
             "kid",
             busy.then_some(k.sync),
-            busy.then_some(k.run),
+            busy.then_some(k.run).filter(|run| *run != 0),
             k.phase.name(),
             text(k.member.get()).filter(|_| busy),
             text(k.relation.get()).filter(|_| busy),

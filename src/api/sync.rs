@@ -12,7 +12,7 @@ use crate::catalog::pick::{self, Item, Picked};
 use crate::catalog::relation::{self, Named};
 use crate::catalog::{Noun, change, check, db, group, sync};
 use crate::error::{Error, Result, SqlState};
-use crate::ident::{Role, check_name, parse_dbs};
+use crate::ident::{Role, check_name, scan_dbs};
 use crate::master::notify;
 use crate::pg::spi;
 
@@ -69,16 +69,18 @@ enum Members {
     List(Vec<(String, Role)>),
 }
 
-fn parse_members(dbs: &str) -> Result<Members> {
+/// What a list of members means; what is wrong with it becomes faults, and the rest of it stays.
+fn parse_members(dbs: &str, faults: &mut Vec<Fault>) -> Result<Members> {
     let name = dbs.trim();
     if !name.contains([':', ',']) && !name.is_empty() && Noun::Dbgroup.exists(name)? {
         return Ok(Members::Group(name.to_string()));
     }
-    let members = parse_dbs(dbs, &db::names()?)?;
-    if members.is_empty() {
+    let (members, wrong) = scan_dbs(dbs, &db::names()?);
+    if members.is_empty() && wrong.is_empty() {
         return Err(Error::new(SqlState::INVALID_PARAMETER, "the list of dbs is empty")
             .hint("Give dbs as 'A:source,B:target', or the name of a dbgroup."));
     }
+    faults.extend(wrong.into_iter().map(Fault::own));
     Ok(Members::List(members))
 }
 
@@ -135,7 +137,7 @@ fn store_lists(
         faults.push(Fault::own(error));
         Ok::<_, Error>(Some(Vec::new()))
     })?;
-    let mut members = parse_members(dbs)?;
+    let mut members = parse_members(dbs, faults)?;
     claim(name)?;
     if let Members::List(list) = &mut members {
         faults.extend(unknown_members(list)?);
@@ -301,13 +303,13 @@ fn update_sync(
 
 fn update(name: &str, dbs: Option<&str>, relgroup: Option<&str>, options: &Options<'_>) -> Result<String> {
     options.check(false, &db::names()?)?;
-    let mut members = dbs.map(parse_members).transpose()?;
+    let mut faults = Vec::new();
+    let mut members = dbs.map(|dbs| parse_members(dbs, &mut faults)).transpose()?;
     Noun::Sync.lock(name)?;
     let before = change::load(name)?;
-    let faults = match &mut members {
-        Some(Members::List(list)) => unknown_members(list)?,
-        _ => Vec::new(),
-    };
+    if let Some(Members::List(list)) = &mut members {
+        faults.extend(unknown_members(list)?);
+    }
     if let Some(members) = &members {
         replace_members(name, &before.dbgroup, members)?;
     }

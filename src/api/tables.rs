@@ -7,7 +7,7 @@ use super::{notice, required};
 use crate::catalog::relation::{self, Named, Options};
 use crate::catalog::{Noun, change, check, db, group, pick};
 use crate::error::Result;
-use crate::ident::{matches, matches_relation, one_line, parse_list};
+use crate::ident::{matches, matches_relation, one_line, parse_list, pattern};
 use crate::master::notify;
 
 /// Adds all tables of a member, or of some of its schemas, but for some.
@@ -36,7 +36,7 @@ fn add_all_sequences(
 
 /// The items of a list of patterns, without quotes.
 fn patterns(list: Option<&str>) -> Result<Vec<String>> {
-    Ok(parse_list(list.unwrap_or_default())?.into_iter().map(|p| p.replace('"', "")).collect())
+    Ok(parse_list(list.unwrap_or_default())?.iter().map(|item| pattern(item)).collect())
 }
 
 fn add_all(relgroup: &str, db: &str, schema: Option<&str>, exclude: Option<&str>, sequences: bool) -> Result<i32> {

@@ -37,7 +37,7 @@ fn parse_item(item: &str) -> Result<Item> {
     if item.eq_ignore_ascii_case("all") {
         Ok(Item::All)
     } else if bare.contains(['*', '%']) {
-        Ok(Item::Pattern(item.replace('"', "")))
+        Ok(Item::Pattern(ident::pattern(item)))
     } else {
         let (schema, name) = ident::parse_qualified(item)?;
         Ok(Item::Name(schema, name))
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn lists_of_tables() {
-        let items = parse("all, public.*, s.t, \"A%\".t, T, ALL").unwrap();
+        let items = parse("all, public.*, s.t, \"A%\".t, T, ALL, PUBLIC.\"Ab\"C*").unwrap();
         let name = |s: Option<&str>, n: &str| Item::Name(s.map(str::to_string), n.to_string());
         assert_eq!(
             items,
@@ -154,7 +154,8 @@ mod tests {
                 name(Some("s"), "t"),
                 name(Some("A%"), "t"),
                 name(None, "t"),
-                Item::All
+                Item::All,
+                Item::Pattern("public.Abc*".into())
             ]
         );
         for wrong in ["", "  ", "a,,b", "a.b.c"] {

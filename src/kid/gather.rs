@@ -7,7 +7,7 @@ use super::statements::Window;
 use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
-use crate::ident::text_array;
+use crate::ident::{quote_literal, text_array};
 use crate::libpq::{Conn, Rows};
 
 /// The changes of one relation that some receivers need.
@@ -98,7 +98,7 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
         conn.pipeline_add(sql, &[], &[])?;
     }
     conn.pipeline_send()?;
-    let mut answers = conn.pipeline_collect().map_err(capture_missing)?.into_iter().skip(1);
+    let mut answers = conn.pipeline_collect().map_err(|e| capture_missing(asker.sync, e))?.into_iter().skip(1);
     let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
         return Err(Error::internal("the source's answer was not complete"));
     };
@@ -116,10 +116,15 @@ pub fn begin(sync: &Sync) -> &'static str {
     if sync.serializable { "BEGIN ISOLATION LEVEL SERIALIZABLE" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ" }
 }
 
-pub fn capture_missing(error: Error) -> Error {
+/// How a user has what is missing at a source installed again.
+pub fn install_again(sync: &Sync) -> String {
+    format!("SELECT bucardo.update_sync({}, status => 'active');", quote_literal(&sync.name))
+}
+
+pub fn capture_missing(sync: &Sync, error: Error) -> Error {
     if install::is_missing(&error) && error.message.contains("bucardo.") {
         return Error::new(SqlState::WRONG_STATE, format!("the capture objects are missing on the source: {}", error.message))
-            .hint("Install them again with bucardo.update_sync('the sync').");
+            .hint(format!("Install them again: {}", install_again(sync)));
     }
     error
 }
@@ -130,7 +135,7 @@ fn groups(sync: &Sync, members: u64, track: &Rows, changes: &Rows, shapes: &Shap
         let row = (0..track.len()).find(|row| track.get(*row, 0) == Some(&member.db.name));
         let served = row.map(|row| track.text(row, 1)).ok_or_else(|| {
             Error::new(SqlState::WRONG_STATE, format!("the source does not know how far db \"{}\" was served", member.db.name))
-                .hint(format!("Run SELECT bucardo.update_sync('{}');", sync.name))
+                .hint(format!("Run {}", install_again(sync)))
         })?;
         match groups.iter_mut().find(|g| g.served == served) {
             Some(group) => group.members |= 1 << i,

@@ -38,7 +38,7 @@ pub fn find(
     let mut holders = Vec::new();
     for (at, (index, session)) in sessions.iter_mut().enumerate().filter(|(_, (index, _))| is_source(plan, *index)) {
         let params = [plan.control.as_str(), &sync, name(*index), &living].map(Some);
-        let rows = session.conn.query_params(LEFT, &params).map_err(|e| (*index, capture_missing(e)))?;
+        let rows = session.conn.query_params(LEFT, &params).map_err(|e| (*index, capture_missing(&plan.sync, e)))?;
         for row in 0..rows.len() {
             let found = (rows.number(row, 1).unwrap_or(0), at);
             let best = last.entry(rows.text(row, 0)).or_insert(found);

@@ -18,7 +18,7 @@ use super::run;
 use crate::catalog::{self, db::Db};
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
-use crate::master::slot::{KidSlot, KidState, Phase, Place, Report};
+use crate::master::slot::{KidSlot, KidState, Phase, Place, Report, Text};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// An idle kid looks this often whether its master still lives.
@@ -58,10 +58,11 @@ pub extern "C-unwind" fn bucardo_kid_main(argument: pg_sys::Datum) {
     worker::start(Some(db));
     worker::set_for_session(c"synchronous_commit", c"off");
     let (pid, procno) = worker::me();
+    let since = shmem::now();
     let mine = shmem::with(|s| {
         let mine = s.kids[slot].master == master && s.is_master(db, master);
         if mine {
-            s.kids[slot] = KidSlot { pid, procno, state: KidState::Idle, ..s.kids[slot] };
+            s.kids[slot] = KidSlot { pid, procno, since, state: KidState::Idle, ..s.kids[slot] };
         }
         mine
     });
@@ -130,11 +131,13 @@ impl Kid {
         if job.close {
             self.pool.clear();
         }
+        let now = shmem::now();
         show(self.slot, |kid| {
             kid.report = report;
             kid.state = KidState::Reported;
             kid.phase = Phase::Idle;
             kid.run = 0;
+            kid.since = now;
         });
         wake_master(self.db);
         self.fetch_next_run();
@@ -163,6 +166,13 @@ impl Kid {
             let kid = &mut shared.kids[self.slot];
             (kid.state == KidState::Assigned).then(|| {
                 kid.state = KidState::Busy;
+                // What it did before is over.
+                kid.phase = Phase::Connect;
+                kid.run = 0;
+                kid.member = Text::EMPTY;
+                kid.relation = Text::EMPTY;
+                kid.rows_done = 0;
+                kid.rows_total = 0;
                 kid.since = now;
                 Assignment { sync: kid.sync, members: kid.members, main: kid.main, last: kid.last, close: kid.close }
             })
@@ -179,7 +189,7 @@ impl Kid {
         };
         worker::report_activity(true, &format!("bucardo: sync {}", plan.sync.name));
         if !job.main && plan.sync.sources().count() > 1 {
-            let report = mesh::probe(&plan, &mut self.pool, job.members);
+            let report = mesh::probe(&plan, &mut self.pool, job.members, self.slot);
             self.plans.insert(job.sync, plan);
             return report;
         }

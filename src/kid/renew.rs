@@ -130,7 +130,7 @@ fn unsound(
     for (index, session) in sessions.iter_mut().filter(|(index, _)| is_source(plan, *index)) {
         let source = plan.sync.members[*index].db.name.as_str();
         let params = [plan.control.as_str(), &sync, source].map(Some);
-        let rows = session.conn.query_params(WAITING, &params).map_err(|e| (*index, capture_missing(e)))?;
+        let rows = session.conn.query_params(WAITING, &params).map_err(|e| (*index, capture_missing(&plan.sync, e)))?;
         for row in 0..rows.len() {
             unsound.extend(plan.sync.members.iter().position(|m| rows.get(row, 0) == Some(&m.db.name)));
         }

@@ -13,6 +13,7 @@ use crate::catalog::sync::Sync;
 use crate::error::{Error, Result};
 use crate::guc::{self, LogLevel};
 use crate::master::slot::{KidSlot, Outcome, Phase, Report, Text};
+use crate::master::trouble::{Said, together};
 use crate::pg::{shmem, spi, xact};
 
 /// A run as it goes on.
@@ -25,11 +26,12 @@ pub struct Progress {
     relations: BTreeMap<String, (u64, f64, Instant)>,
     pub counts: Counts,
     pub attempts: u32,
-    /// What went wrong: the members as bits, and the first error of each kind.
+    /// What went wrong: the members as bits, the error of each by its place, and the error of the whole run.
     pub down: u64,
     pub refused: u64,
     pub whole: bool,
-    pub error: Option<Error>,
+    errors: BTreeMap<u32, Error>,
+    error: Option<Error>,
     /// A conflict's strategy wants the sync to be paused.
     pub pause: bool,
     pub conflicts: u64,
@@ -65,6 +67,7 @@ impl Progress {
             down: 0,
             refused: 0,
             whole: false,
+            errors: BTreeMap::new(),
             error: None,
             pause: false,
             conflicts: 0,
@@ -137,16 +140,27 @@ impl Progress {
         } else {
             self.refused |= bit;
         }
-        // What a user must mend goes before what mends itself.
-        if self.error.is_none() || (!away && self.refused == bit) {
-            self.error = Some(error);
+        self.errors.insert(bit.trailing_zeros(), error);
+    }
+
+    /// What went wrong: the whole run if that did, else of the members. What a user must mend goes before what mends itself.
+    fn failures(&self) -> Vec<&Error> {
+        let those = |bits: u64| self.errors.iter().filter(move |(i, _)| bits & (1 << **i) != 0).map(|(_, error)| error);
+        match &self.error {
+            Some(error) => vec![error],
+            None => those(self.refused).chain(those(self.down)).collect(),
         }
+    }
+
+    fn message(&self, bytes: usize) -> String {
+        together(self.failures().iter().map(|error| error.to_string()), bytes)
     }
 
     /// The whole run failed.
     pub fn failed(&mut self, away: u64, error: Error) {
         self.whole = true;
-        self.down |= away;
+        // Who else is away is not why.
+        self.down = away;
         self.error = Some(error);
     }
 
@@ -182,20 +196,28 @@ impl Progress {
 
     /// Whether nothing of it can still be under way anywhere.
     pub fn is_clean(&self) -> bool {
-        self.attempts == 1 && self.error.is_none()
+        self.attempts == 1 && self.failures().is_empty()
     }
 
     /// The report for the master.
     pub fn report(&self) -> Report {
-        Report {
+        let mut report = Report {
             outcome: self.outcome(),
             down: self.down,
             refused: self.refused,
             whole: self.whole,
             idle: !self.saw_changes,
             pause: self.pause,
-            ..self.error.as_ref().map_or(Report::NONE, Report::bad)
+            ..self.failures().first().map_or(Report::NONE, |error| Report::bad(error))
+        };
+        if !self.failures().is_empty() {
+            report.message = Text::new(&self.message(600));
         }
+        if !self.whole {
+            let texts: Vec<String> = self.errors.values().map(Error::with_mend).collect();
+            report.said = Said::new(&texts);
+        }
+        report
     }
 
     fn details(&self) -> Value {
@@ -215,7 +237,7 @@ impl Progress {
         }
         let (name, run, state) = (&sync.name, self.run, self.state());
         let (counts, conflicts) = (&self.counts, self.conflicts);
-        let error = self.error.as_ref().map_or_else(String::new, |e| format!(": {e}"));
+        let error = if self.failures().is_empty() { String::new() } else { format!(": {}", self.message(usize::MAX)) };
         pgrx::log!(
             "bucardo: run {run} of sync \"{name}\" was {state}: {} upserts, {} deletes, {} truncates, {conflicts} conflicts{error}",
             counts.upserts,
@@ -237,8 +259,8 @@ impl Progress {
     pub fn record(&mut self, sync: &Sync) -> Result<()> {
         self.clock();
         let state = self.state();
-        let error = self.error.as_ref().map(Error::to_string);
-        let sqlstate = self.error.as_ref().map(|e| e.code.as_str().to_string());
+        let error = self.failures().first().map(|_| self.message(usize::MAX));
+        let sqlstate = self.failures().first().map(|e| e.code.as_str().to_string());
         let details = self.details().to_string();
         let name = |i: &usize| sync.members.get(*i).map(|m| m.db.name.clone());
         let seen = |(i, (identity, place)): (&usize, &(String, String))| {
@@ -247,7 +269,7 @@ impl Progress {
         let seen: Vec<Seen> = self.seen.iter().filter_map(seen).collect();
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         xact::transaction(|| {
-            let all = self.error.is_none() && seen.len() == sync.members.len();
+            let all = error.is_none() && seen.len() == sync.members.len();
             renew::note(sync.id, &seen, all.then_some(self.run))?;
             spi::execute(
                 "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \

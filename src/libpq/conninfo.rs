@@ -11,7 +11,7 @@ use crate::error::{Error, Result, SqlState};
 /// What stands in a masked conninfo or message in place of a password.
 const MASK: &str = "********";
 /// The keywords whose values nobody may see.
-const SECRETS: [&str; 2] = ["password", "sslpassword"];
+const SECRETS: [&str; 5] = ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
 /// The keywords and values of a connection string or URI. Has no `Debug` that would show a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,6 +54,11 @@ impl Conninfo {
             ffi::PQconninfoFree(list);
         }
         Ok(Self { options })
+    }
+
+    /// Whether the text holds a password, as far as can be told: one that cannot be read may.
+    pub fn may_be_secret(text: &str) -> bool {
+        Self::parse(text).map_or(true, |info| info.options.iter().any(|(k, _)| SECRETS.contains(&k.as_str())))
     }
 
     pub fn get(&self, keyword: &str) -> Option<&str> {

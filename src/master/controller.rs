@@ -13,7 +13,8 @@
 use std::time::{Duration, Instant};
 
 use super::outdated::Outdated;
-use super::slot::{Outcome, Report, Shown};
+use super::slot::{Outcome, Report};
+use crate::error::with_mend;
 
 /// Why a member is left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +72,7 @@ pub struct Controller {
     main: Option<Job>,
     recovering: u64,
     outdated: Outdated,
-    troubles: Vec<Option<Trouble>>,
+    pub(super) troubles: Vec<Option<Trouble>>,
     pub(super) whole: Option<Trouble>,
     last_run: Instant,
     /// How many runs in a row were started for changes and found none, and until when the next such run waits.
@@ -204,15 +205,12 @@ impl Controller {
             return;
         }
         let kind = if report.down != 0 { Kind::Down } else { Kind::Refused };
-        // Who looks is told the mend as well.
-        let error = match (kind, report.hint.get()) {
-            (Kind::Refused, hint) if !hint.is_empty() => format!("{} ({hint})", report.message.get()),
-            _ => report.message.get().to_string(),
-        };
         if report.whole {
+            // Who looks is told the mend as well.
+            let error = with_mend(report.message.get(), report.hint.get());
             let attempts = self.whole.as_ref().map_or(0, |t| t.attempts) + 1;
             let next_try = now + back_off(attempts, min, max);
-            self.whole = Some(Trouble { kind, attempts, next_try, error: error.clone() });
+            self.whole = Some(Trouble { kind, attempts, next_try, error });
             self.changed |= job.main;
             // A member that was to catch up waits too: its part was in vain for the same reason.
             for trouble in
@@ -223,7 +221,10 @@ impl Controller {
             }
             return;
         }
-        self.whole = None;
+        // Of several sources a member alone is only asked whether it is there.
+        if job.main || !self.mesh {
+            self.whole = None;
+        }
         for i in 0..super::slot::MAX_MEMBERS {
             let bit = 1_u64 << i;
             if job.members & bit == 0 {
@@ -236,7 +237,7 @@ impl Controller {
                 if report.down & bit != 0 { Some(Kind::Down) } else { (report.refused & bit != 0).then_some(Kind::Refused) };
             self.troubles[i] = failed.map(|kind| {
                 let attempts = self.troubles[i].as_ref().map_or(0, |t| t.attempts) + 1;
-                Trouble { kind, attempts, next_try: now + back_off(attempts, min, max), error: error.clone() }
+                Trouble { kind, attempts, next_try: now + back_off(attempts, min, max), error: report.said_by(bit) }
             });
         }
         if report.outcome == Outcome::Good && !job.main {
@@ -250,42 +251,21 @@ impl Controller {
         self.those(|_| true)
     }
 
-    /// Why a member is not in this run: it catches up, or is being tried, in one of its own.
-    pub fn left_out(&self, job: Job) -> Option<&str> {
-        let out = self.members & !job.members;
-        self.troubles
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| out & (1 << i) != 0)
-            .find_map(|(_, t)| t.as_ref().map(|t| t.error.as_str()))
-    }
-
-    /// The members of another catalog: troubles are forgotten, because bits may mean others now.
+    /// The members of another catalog: troubles are forgotten, because bits may mean others now. What they kept from being
+    /// served is tried again, as nothing else might.
     pub fn set_members(&mut self, members: u64) {
+        self.changed |= self.troubled() != 0 || self.whole.is_some();
         self.members = members;
         self.outdated = Outdated { main: self.main.is_some(), alone: self.recovering };
         self.troubles.clear();
         self.whole = None;
-    }
-
-    /// What the status should show, with the error and the time of the next try.
-    pub fn shown(&self) -> (Shown, Option<&Trouble>) {
-        let all = || self.whole.iter().chain(self.troubles.iter().flatten());
-        let worst = all().find(|t| t.kind == Kind::Down).or_else(|| all().next());
-        let shown = match worst {
-            Some(t) if t.kind == Kind::Down => Shown::Stalled,
-            Some(_) => Shown::Bad,
-            None if self.main.is_some() => Shown::Running,
-            None => Shown::Last,
-        };
-        (shown, worst)
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::master::slot::Text;
+    use crate::master::slot::{Shown, Text};
 
     pub(crate) const MIN: Duration = Duration::from_millis(500);
     pub(crate) const MAX: Duration = Duration::from_secs(30);
@@ -330,7 +310,7 @@ pub(super) mod tests {
         let job = c.due(now).unwrap();
         c.started(job);
         c.finished(job, &report(Outcome::Good, 0b100, 0), now, MIN, MAX);
-        assert_eq!(c.shown().0, Shown::Stalled);
+        assert_eq!(c.shown(600).0, Shown::Stalled);
         c.changed = true;
         assert_eq!(c.due(now), Some(Job { members: 0b010, main: true }));
         c.changed = false;
@@ -342,7 +322,7 @@ pub(super) mod tests {
         c.started(alone);
         assert_eq!(c.due(later), None);
         c.finished(alone, &report(Outcome::Good, 0, 0), later, MIN, MAX);
-        assert_eq!(c.shown().0, Shown::Last);
+        assert_eq!(c.shown(600).0, Shown::Last);
         assert_eq!(c.due(later), Some(Job { members: 0b110, main: true }));
     }
 

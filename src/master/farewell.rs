@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::controller::Job;
 use super::main::{Master, extension_here};
+use super::slot::Report;
 use crate::capture::install;
 use crate::catalog::{self, cleanup, db::Db};
 use crate::error::{Result, SqlState};
@@ -57,10 +59,14 @@ impl Master {
         Ok(())
     }
 
-    pub(super) fn end_kids(&mut self) {
-        while !self.kids.end_all(Instant::now()) {
+    /// Ends all kids. What they have reported since.
+    pub(super) fn end_kids(&mut self) -> Vec<(i32, Job, Report)> {
+        let mut reports = self.kids.end_all(Instant::now());
+        while !self.kids.is_empty() {
             latch::wait(None, Some(Duration::from_millis(20)));
+            reports.extend(self.kids.end_all(Instant::now()));
         }
+        reports
     }
 
     /// The extension was dropped.

@@ -98,10 +98,15 @@ impl Master {
     }
 
     fn source_answered(&mut self, name: &str, token: u64, result: Result<String>, now: Instant) -> Result<()> {
-        let stale = match (token, &result) {
-            (LISTING, Ok(listing)) => self.stale(listing),
-            _ => Ok(None),
+        let listing = match (token, &result) {
+            (LISTING, Ok(listing)) => Some(Listing::parse(listing)?),
+            (LISTING, Err(e)) if install::is_missing(e) => Some(Listing::default()),
+            _ => None,
         };
+        let stale = listing.clone().and_then(|listing| self.stale(listing));
+        if let Some(listing) = listing.filter(|_| stale.is_some()) {
+            self.capture_anew(name, &listing);
+        }
         let Some(source) = self.sources.get_mut(name) else { return Ok(()) };
         match (token, result) {
             (PURGE, result) => {
@@ -115,7 +120,7 @@ impl Master {
                 source.purged_in_vain = !result.is_ok_and(|freed| freed != "0");
                 source.watcher.bytes = 0;
             }
-            (LISTING, Ok(_)) => match stale? {
+            (LISTING, Ok(_)) => match stale {
                 Some(stale) if stale.is_empty() => {}
                 Some(stale) => source.watcher.add_upkeep(RELEASE, upkeep::release_sql(&self.control, &stale)?),
                 None => source.compare_at = Some(now + SOON),
@@ -129,12 +134,16 @@ impl Master {
         Ok(())
     }
 
-    /// What of a member's listing is to be released. None: it cannot be told now.
-    pub(super) fn stale(&self, listing: &str) -> Result<Option<Listing>> {
-        let listing = Listing::parse(listing)?;
-        let unclear = self.is_unclear(|_| true);
+    /// What of a member's listing is to be released, but for what open transactions are just installing. None: it cannot be
+    /// told now, because the catalog has changed since it was read, or one of them could not note what it installs.
+    pub(super) fn stale(&self, listing: Listing) -> Option<Listing> {
+        let (unclear, open) = shmem::read(|s| {
+            let unclear = s.masters.iter().any(|m| m.db == self.db && (m.generation != self.generation || m.unnoted > 0));
+            let open = s.undo.iter().filter(|u| u.db == self.db && u.owner != 0).map(|u| u.sync.get().to_string());
+            (unclear, open.collect::<Vec<_>>())
+        });
         let syncs: Vec<&Sync> = self.entries.values().map(|e| &e.sync).collect();
-        Ok((!unclear).then(|| listing.stale(&syncs)))
+        (!unclear).then(|| listing.without(&open).stale(&syncs))
     }
 
     /// Whether it cannot be told now what captures there: a transaction that installs such capture is under way, or the catalog has
@@ -151,6 +160,23 @@ impl Master {
         if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync) {
             entry.controller.changed = true;
             shmem::bump_generation(self.db);
+        }
+    }
+
+    /// Syncs for which a source captures nothing, as when the catalog was restored from a dump, run once: that mends it.
+    fn capture_anew(&mut self, source: &str, listing: &Listing) {
+        let is_source = |e: &Entry| e.sync.sources().any(|m| m.db.name == source && m.db.active);
+        let mut found = false;
+        for entry in self.entries.values_mut().filter(|e| e.sync.captures() && is_source(e)) {
+            let tables = entry.sync.relations.iter().any(|r| !r.is_sequence);
+            let uncaptured = tables && !listing.has(&entry.sync.capture_name());
+            if uncaptured && !entry.uncaptured && entry.controller.is_at_rest() {
+                (entry.uncaptured, entry.controller.changed, found) = (true, true, true);
+            }
+            entry.uncaptured &= uncaptured;
+        }
+        if found {
+            shmem::with(|s| s.master(self.db).map(|m| m.generation += 1));
         }
     }
 
@@ -178,6 +204,10 @@ impl Master {
         if now >= self.history_at {
             self.history_at = now + HISTORY;
             upkeep::forget_history()?;
+            let (count, last) = upkeep::syncs()?;
+            if count != self.entries.len() as i64 || last != self.entries.keys().copied().max().unwrap_or(0) {
+                shmem::with(|s| s.master(self.db).map(|m| m.generation += 1));
+            }
         }
         Ok(())
     }

@@ -236,14 +236,17 @@ impl Kids {
         }
     }
 
-    /// Asks all kids to end; call until it says that none is left.
-    pub fn end_all(&mut self, now: Instant) -> bool {
+    /// Asks all kids to end, and hands over what they have reported; call until none is left.
+    pub fn end_all(&mut self, now: Instant) -> Vec<(i32, Job, Report)> {
         for kid in &mut self.kids {
             kid.leaving = true;
             let pid = shmem::read(|s| s.kids[kid.slot].pid);
             worker::signal(if pid != 0 { pid } else { worker::pid(&kid.worker) }, libc::SIGTERM);
         }
-        self.reports(now);
+        self.reports(now)
+    }
+
+    pub fn is_empty(&self) -> bool {
         self.kids.is_empty()
     }
 }

@@ -16,6 +16,7 @@ use super::notify;
 use super::publish::{fail_kicks, wake_waiters};
 use super::removal::Removal;
 use super::slot::{Outcome, Report, Text};
+use super::trouble;
 use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
@@ -44,6 +45,8 @@ pub(super) struct Entry {
     pub(super) last: Outcome,
     /// It is paused, and the catalog does not say so yet.
     pub(super) pausing: bool,
+    /// A source was seen that captures nothing for it, and it was made to run for that.
+    pub(super) uncaptured: bool,
 }
 
 pub(super) struct Source {
@@ -68,6 +71,8 @@ pub(super) struct Master {
     pub(super) removals: HashMap<u64, Removal>,
     pub(super) next_token: u64,
     pub(super) kids: Kids,
+    /// What kids have reported that were ended for a DROP: should that come to nothing, it counts.
+    ended: Vec<(i32, Job, Report)>,
     pub(super) turns: Turns,
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
@@ -184,6 +189,7 @@ impl Master {
             removals: HashMap::new(),
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
+            ended: Vec::new(),
             turns: Turns::default(),
             history_at: now + HISTORY,
             swept: false,
@@ -208,7 +214,7 @@ impl Master {
         if held {
             // Whoever waits for a DROP has seen it begin, and need not wait for another.
             self.for_drop = self.for_drop.map(|_| DropAwaited::Begun);
-            self.kids.end_all(now);
+            self.ended.extend(self.kids.end_all(now));
             latch::wait(None, Some(Duration::from_millis(100)));
             return Ok(());
         }
@@ -220,8 +226,11 @@ impl Master {
         }
         self.take_kicks();
         self.hear(now)?;
-        for (sync, job, report) in self.kids.reports(now) {
+        let mut reports = std::mem::take(&mut self.ended);
+        reports.extend(self.kids.reports(now));
+        for (sync, job, report) in reports {
             self.finished(sync, job, &report, now)?;
+            fault::point("master.after_report")?;
         }
         for (id, entry) in self.entries.iter_mut().filter(|(_, e)| e.pausing) {
             entry.pausing = !upkeep::pause(*id)?;
@@ -230,13 +239,20 @@ impl Master {
         self.assign(now)?;
         self.kids.trim(now);
         self.publish(now);
-        self.wait(now);
+        // Who has changed the catalog meanwhile may have woken us while we waited for something else.
+        if shmem::read(|s| s.masters[self.slot].generation) == self.generation {
+            self.wait(now);
+        }
         Ok(())
     }
 
     /// Ends the kids, whose members roll back, and then this process, for good.
     fn stop(&mut self) -> Result<()> {
-        self.end_kids();
+        for (id, _, report) in self.end_kids() {
+            if let Some(entry) = self.entries.get(&id).filter(|_| report.lost != 0) {
+                upkeep::record_lost(&entry.sync, &report).unwrap_or_else(|error| pgrx::warning!("bucardo master: {error}"));
+            }
+        }
         // Wanted it is no more, unless somebody has said so meanwhile.
         shmem::with(|s| {
             s.masters[self.slot].stop = false;
@@ -260,6 +276,7 @@ impl Master {
         }
         fault::point("master.before_reload")?;
         let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, catalog::cleanup::waiting()?)))?;
+        fault::point("master.within_reload")?;
         self.learn_members(generation)?;
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {
@@ -303,6 +320,7 @@ impl Master {
             commits: 0,
             last: Outcome::None,
             pausing: false,
+            uncaptured: false,
         });
         entry.controller.active = sync.active && sync.asleep().is_empty();
         entry.controller.paused = sync.paused || entry.pausing;
@@ -367,12 +385,9 @@ impl Master {
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         entry.controller.changed |= stirred;
         let ticket = if job.main { entry.ticket } else { 0 };
-        let away = report.down & job.members;
-        let warning = match entry.controller.left_out(job) {
-            _ if report.whole => "",
-            _ if away != 0 => report.message.get(),
-            left_out => left_out.unwrap_or(""),
-        };
+        let warning = Text::new(&trouble::warning(&entry.controller, job, report));
+        let Some(entry) = self.entries.get(&id) else { return Ok(()) };
+        let line = self.line(entry, now);
         shmem::with(|s| {
             let Some(slot) = s.sync(self.db, id) else { return };
             if ticket > slot.done {
@@ -382,7 +397,9 @@ impl Master {
                 slot.sqlstate = report.sqlstate;
                 slot.message = report.message;
                 slot.hint = report.hint;
-                slot.warning = Text::new(warning);
+                slot.warning = warning;
+                // Who is answered may look at once.
+                line.show(slot);
                 wake_waiters(slot);
             }
         });

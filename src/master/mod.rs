@@ -13,6 +13,7 @@ mod outdated;
 mod publish;
 mod removal;
 pub mod slot;
+pub mod trouble;
 mod turns;
 pub mod upkeep;
 pub mod watch;

@@ -11,7 +11,7 @@ use super::slot::{Shared, Text, UndoSlot};
 use crate::catalog;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::hook::Statement;
-use crate::pg::{latch, shmem, spi, worker};
+use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// Says 55000 with the setting to change when the library was not preloaded.
 pub fn require_preload() -> Result<()> {
@@ -27,8 +27,8 @@ thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction holds the master back because it drops the extension.
     static HOLDING: Cell<bool> = const { Cell::new(false) };
-    /// The undo slots of this transaction.
-    static UNDO: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// The undo slots of this transaction, each with the subtransaction that holds it.
+    static UNDO: RefCell<Vec<(usize, u32)>> = const { RefCell::new(Vec::new()) };
     /// Whether this transaction has rolled back to a savepoint since it called `stop`.
     static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction has installed more than it has undo slots for.
@@ -41,7 +41,33 @@ fn at_end() {
     }
     register_xact_callback(PgXactCallbackEvent::Commit, ended);
     register_xact_callback(PgXactCallbackEvent::Abort, ended);
+    register_subxact_callback(PgSubXactCallbackEvent::AbortSub, |me, _| rolled_back(me));
+    register_subxact_callback(PgSubXactCallbackEvent::CommitSub, |me, parent| {
+        UNDO.with_borrow_mut(|mine| mine.iter_mut().filter(|(_, holder)| *holder == me).for_each(|(_, holder)| *holder = parent));
+    });
     refuse_prepare();
+}
+
+/// What was installed since a savepoint to which the transaction rolls back is the master's at once: the transaction may go on
+/// for long.
+fn rolled_back(subtransaction: u32) {
+    let undone: Vec<usize> = UNDO.with_borrow_mut(|mine| {
+        let undone = mine.iter().filter(|(_, holder)| *holder == subtransaction).map(|(at, _)| *at).collect();
+        mine.retain(|(_, holder)| *holder != subtransaction);
+        undone
+    });
+    if undone.is_empty() {
+        return;
+    }
+    let db = shmem::my_database();
+    let procno = shmem::with(|s| {
+        undone.iter().for_each(|at| s.undo[*at].owner = 0);
+        s.master(db).map_or(-1, |master| {
+            master.generation += 1;
+            master.procno
+        })
+    });
+    worker::set_latch(procno);
 }
 
 /// What is to be said at the end cannot be said by whoever commits a prepared transaction, in a session of his own.
@@ -62,7 +88,7 @@ fn ended() {
     let unnoted = UNNOTED.take();
     let db = shmem::my_database();
     let procno = shmem::with(|s| {
-        for at in mine {
+        for (at, _) in mine {
             s.undo[at].owner = 0;
         }
         s.master(db).map_or(-1, |master| {
@@ -115,18 +141,19 @@ pub fn remember_install(db: &str, conninfo: &str, sync: &str) {
     let (owner, _) = worker::me();
     let entry =
         UndoSlot { db: shmem::my_database(), owner, member: Text::new(db), conninfo: Text::new(conninfo), sync: Text::new(sync) };
+    let holder = xact::subtransaction();
     let whole = entry.conninfo.get() == conninfo && entry.member.get() == db && entry.sync.get() == sync;
     at_end();
     UNDO.with_borrow_mut(|mine| {
         shmem::with(|s| {
             let same = |u: &UndoSlot| u.member.get() == db && u.conninfo.get() == conninfo && u.sync.get() == sync;
-            if mine.iter().any(|at| same(&s.undo[*at])) {
+            if mine.iter().any(|(at, _)| same(&s.undo[*at])) {
                 return;
             }
             match s.undo.iter().position(|u| u.db == 0).filter(|_| whole) {
                 Some(at) => {
                     s.undo[at] = entry;
-                    mine.push(at);
+                    mine.push((at, holder));
                 }
                 None => {
                     if let Some(master) = s.master(entry.db).filter(|_| !UNNOTED.replace(true)) {

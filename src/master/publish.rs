@@ -52,6 +52,24 @@ pub(super) fn wake_waiters(slot: &SyncSlot) {
     slot.waiters.iter().filter(|w| **w >= 0).for_each(|w| worker::set_latch(*w));
 }
 
+/// How long an error may be in the status.
+const ERROR: usize = 600;
+
+/// What the status says of one sync.
+pub(super) struct Line {
+    shown: Shown,
+    error: Text<ERROR>,
+    next_try: i64,
+}
+
+impl Line {
+    pub(super) fn show(&self, slot: &mut SyncSlot) {
+        slot.shown = self.shown;
+        slot.error = self.error;
+        slot.next_try = self.next_try;
+    }
+}
+
 impl Master {
     /// Takes in what was kicked, and what ended transactions have left to undo.
     pub(super) fn take_kicks(&mut self) {
@@ -75,36 +93,33 @@ impl Master {
         self.remove_undone(undone);
     }
 
+    /// What `bucardo.status` shows of a sync.
+    pub(super) fn line(&self, entry: &Entry, now: Instant) -> Line {
+        let (shown, trouble) = entry.controller.shown(ERROR);
+        let clock = shmem::now();
+        let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
+        // A source that cannot be asked for changes stalls the sync, whether a run was due or not.
+        let names = entry.sync.sources().map(|m| &m.db.name);
+        let lost = names.filter_map(|n| self.sources.get(n)).find_map(|s| s.watcher.trouble());
+        let line = |shown, error: &str, next_try| Line { shown, error: Text::new(error), next_try };
+        match (trouble, lost, self.kids.trouble.as_deref()) {
+            (Some((error, next_try)), ..) => line(shown, &error, in_micros(next_try)),
+            (None, Some((text, next_try)), _) => line(Shown::Stalled, text, in_micros(next_try)),
+            (None, None, Some(text)) if entry.controller.due(now).is_some() => line(Shown::Waiting, text, 0),
+            (None, None, None) if self.turns.starves(entry.sync.id, now) => line(Shown::Waiting, &waits_for_a_kid(), 0),
+            (None, None, _) => line(shown, "", 0),
+        }
+    }
+
     /// Publishes what `bucardo.status` shows.
     pub(super) fn publish(&mut self, now: Instant) {
-        let clock = shmem::now();
-        let waiting = self.kids.trouble.as_deref();
-        let shown: Vec<(i32, Shown, String, i64)> = self
-            .entries
-            .iter()
-            .map(|(id, entry)| {
-                let (shown, trouble) = entry.controller.shown();
-                let in_micros = |t: Instant| clock + t.saturating_duration_since(now).as_micros() as i64;
-                // A source that cannot be asked for changes stalls the sync, whether a run was due or not.
-                let names = entry.sync.sources().map(|m| &m.db.name);
-                let lost = names.filter_map(|n| self.sources.get(n)).find_map(|s| s.watcher.trouble());
-                match (trouble, lost, waiting) {
-                    (Some(t), ..) => (*id, shown, t.error.clone(), in_micros(t.next_try)),
-                    (None, Some((text, next_try)), _) => (*id, Shown::Stalled, text.to_string(), in_micros(next_try)),
-                    (None, None, Some(text)) if entry.controller.due(now).is_some() => (*id, Shown::Waiting, text.to_string(), 0),
-                    (None, None, None) if self.turns.starves(*id, now) => (*id, Shown::Waiting, waits_for_a_kid(), 0),
-                    (None, None, _) => (*id, shown, String::new(), 0),
-                }
-            })
-            .collect();
+        let lines: Vec<(i32, Line)> = self.entries.iter().map(|(id, entry)| (*id, self.line(entry, now))).collect();
         let short = self.turns.short(now);
         shmem::with(|s| {
             s.masters[self.slot].short = short;
-            for (id, shown, error, next_try) in &shown {
+            for (id, line) in &lines {
                 if let Some(slot) = s.sync(self.db, *id) {
-                    slot.shown = *shown;
-                    slot.error = Text::new(error);
-                    slot.next_try = *next_try;
+                    line.show(slot);
                 }
             }
         });

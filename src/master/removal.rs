@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::hear::{AGAIN, SOON};
 use super::main::Master;
-use super::upkeep;
+use super::upkeep::{self, Listing};
 use super::watch::{News, Watcher};
 use crate::capture::install;
 use crate::catalog;
@@ -115,7 +115,7 @@ impl Master {
             (_, Err(e)) if install::is_missing(&e) => None,
             // A member that is away has nothing that a crash of this server could have cut off, as far as can be told.
             (RemovalStep::List | RemovalStep::Release { .. }, Err(_)) => None,
-            (RemovalStep::List, Ok(listing)) => match self.stale(&listing)? {
+            (RemovalStep::List, Ok(listing)) => match self.stale(Listing::parse(&listing)?) {
                 Some(stale) if stale.is_empty() => None,
                 Some(stale) => Some((RemovalStep::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
                 None => Some((RemovalStep::List, now + SOON)),

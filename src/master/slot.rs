@@ -2,6 +2,7 @@
 //! Plain data of fixed size. Whoever holds its lock copies in or out and does nothing else; the lock is never held
 //! over SPI, libpq, logging or a wait.
 
+use super::trouble::{Said, WARNING};
 use crate::error::Error;
 
 pub const MAX_MASTERS: usize = 32;
@@ -140,7 +141,7 @@ pub struct SyncSlot {
     pub message: Text<600>,
     pub hint: Text<300>,
     /// What a kick should warn of although the run went well: a member that is down.
-    pub warning: Text<400>,
+    pub warning: Text<WARNING>,
     pub shown: Shown,
     /// The trouble that `shown` is about, and when it is tried again (microseconds of PostgreSQL's clock; 0: not).
     pub error: Text<600>,
@@ -235,6 +236,8 @@ pub struct Report {
     pub sqlstate: [u8; 5],
     pub message: Text<600>,
     pub hint: Text<300>,
+    /// What each of the members in `down` and `refused` said.
+    pub said: Said,
 }
 
 impl Report {
@@ -250,6 +253,7 @@ impl Report {
         sqlstate: *b"00000",
         message: Text::EMPTY,
         hint: Text::EMPTY,
+        said: Said::NOTHING,
     };
 
     /// Of a run that was in vain as a whole.

@@ -99,6 +99,18 @@ impl Listing {
         self.tables.is_empty() && self.receivers.is_empty()
     }
 
+    /// Whether any table is captured under that name.
+    pub fn has(&self, capture: &str) -> bool {
+        self.tables.iter().any(|t| t.sync == capture)
+    }
+
+    /// All but what is captured under these names.
+    pub fn without(mut self, captures: &[String]) -> Self {
+        self.tables.retain(|t| !captures.contains(&t.sync));
+        self.receivers.retain(|r| !captures.contains(&r.sync));
+        self
+    }
+
     /// What of it no sync of the catalog needs. Pure. A database may be known under several names: by which of them a
     /// sync has it as a source is told by the receivers that are listed.
     pub fn stale(self, syncs: &[&Sync]) -> Self {
@@ -124,13 +136,31 @@ pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let sqlstate = String::from_utf8_lossy(&report.sqlstate);
     let (name, message) = (sync.name.as_str().into(), report.message.get().into());
     let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
-    xact::transaction(|| spi::execute(sql, &args).map(drop))
+    let recorded = xact::transaction(|| {
+        spi::execute(SOON, &[])?;
+        spi::execute(sql, &args).map(drop)
+    });
+    match recorded {
+        // Whoever stops the master may hold the table; it waits for nobody.
+        Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => {
+            pgrx::warning!("bucardo: run {} of sync \"{}\" could not be recorded: {error}", report.lost, sync.name);
+            Ok(())
+        }
+        recorded => recorded,
+    }
 }
 
 /// The runs that are old, but for what `bucardo.status` shows of syncs that live: the newest of each state.
 const OLD_RUNS: &str = "FROM bucardo.syncrun WHERE ended < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) \
     AND run NOT IN (SELECT last.run FROM bucardo.sync s CROSS JOIN (VALUES ('good'), ('empty'), ('bad')) v(state) CROSS JOIN LATERAL \
         (SELECT r.run FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = v.state ORDER BY r.run DESC LIMIT 1) last)";
+
+/// How many syncs the catalog has, and the last one's number: what a restore puts there tells nobody.
+pub fn syncs() -> Result<(i64, i32)> {
+    let read =
+        || spi::select("SELECT count(*), coalesce(max(id), 0) FROM bucardo.sync", &[], |row| Ok((row.get(1)?, row.get(2)?)));
+    Ok(xact::transaction(read)?.into_iter().next().unwrap_or_default())
+}
 
 /// Notes that a sync is paused. False: somebody holds its row, and the master must wait for nobody.
 pub fn pause(sync: i32) -> Result<bool> {

@@ -12,6 +12,7 @@ mod raw;
 pub mod role;
 pub mod shmem;
 pub mod spi;
+pub mod statement;
 pub mod touched;
 pub mod trigger;
 pub mod worker;

@@ -57,6 +57,12 @@ pub fn is_mine(xid: u32) -> bool {
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid.into()) }
 }
 
+/// The number of the subtransaction that is current, or of the transaction outside of any.
+pub fn subtransaction() -> u32 {
+    // SAFETY: it only reads the state of the current transaction.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
 /// Releases what an ERROR outside of any transaction left behind (locks of shared memory, error state).
 pub fn recover() {
     // SAFETY: as PostgreSQL's own workers do after catching an error.

@@ -152,6 +152,23 @@ fn rolled_back_calls(capture: Capture) {
 }
 
 /// More than shared memory can note of one transaction, and what does not fit there.
+/// A session that rolls back to a savepoint may stay in its transaction for long.
+#[test]
+fn a_call_rolled_back_to_a_savepoint_leaves_nothing_while_the_transaction_goes_on() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(T);
+    let before = Footprint::of(&net);
+    let mut control = net.control();
+    let add = |name: &str, table: &str| format!("SELECT bucardo.add_sync('{name}', dbs => 'A,B', tables => 'public.{table}')");
+    control.exec(&format!("BEGIN; SAVEPOINT p; {}; SAVEPOINT q; {}; RELEASE q; ROLLBACK TO p", add("s", "t"), add("r", "p")));
+    wait_unchanged(&net, &before, "add_sync rolled back to a savepoint");
+    // What is made after that stays, also where something else is released meanwhile.
+    control.exec(&format!("SAVEPOINT q; {}; RELEASE q; SAVEPOINT q; {}; ROLLBACK TO q", add("s", "t"), add("r", "p")));
+    control.exec("COMMIT");
+    net.on("A").exec("INSERT INTO t (v) VALUES ('x')");
+    net.settle(&["t"]);
+}
+
 #[test]
 fn many_calls_rolled_back_and_a_long_conninfo() {
     let net = Net::together(Capture::Plain, 1);
@@ -237,6 +254,20 @@ fn a_restored_control_database_works_from_its_first_kick_on() {
     // Its master has read the catalog by now, before there was anything in it.
     restored.exec("SELECT bucardo.ping()");
     restored.exec("SELECT bucardo.kick('s', '80s')");
+    net.on("A").exec("INSERT INTO t VALUES (2)");
+    net.wait_equal("t", &["B"]);
+}
+
+#[test]
+fn a_restored_control_database_works_once_it_is_told_to_start() {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    net.control().exec("SELECT bucardo.stop()");
+    restore(&net, &net.servers[0], "restored");
+    let mut restored = net.servers[0].connect("restored");
+    restored.exec("SELECT bucardo.ping()");
+    assert_eq!(restored.one("SELECT bucardo.start()"), "already running");
     net.on("A").exec("INSERT INTO t VALUES (2)");
     net.wait_equal("t", &["B"]);
 }

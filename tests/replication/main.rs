@@ -54,6 +54,7 @@ mod oneway;
 mod rewrite;
 mod security;
 mod standby;
+mod status;
 mod torture;
 mod truncate;
 mod types;

@@ -137,3 +137,33 @@ fn a_role_that_is_no_superuser_takes_part() {
     net.kick();
     net.assert_equal("t");
 }
+
+/// What stands in a call would be in the log with it when it fails, and in `pg_stat_activity` after it.
+#[test]
+fn a_password_in_a_call_is_neither_logged_nor_shown() {
+    let net = Net::together(Capture::Native, 1);
+    let mut session = net.control();
+    let last = format!("SELECT query FROM pg_stat_activity WHERE pid = {}", session.number("SELECT pg_backend_pid()"));
+    let nobody = "host=127.0.0.1 port=1 dbname=x user=x";
+    for (call, fails) in [
+        ("add_db('x', '{} password=sesame')", "08001"),
+        ("add_db('x', 'postgresql://x:sesame@127.0.0.1:1/x')", "08001"),
+        ("add_db('x', '{} pasword=sesame')", "22023"),
+        ("add_db('A', '{} sslpassword=sesame')", "42710"),
+        ("update_db('B', '{} password=sesame')", "08001"),
+        ("add_db('x', '{} password=sesame', check_connection => false)", ""),
+    ] {
+        let sql = format!("SELECT bucardo.{}", call.replace("{}", nobody));
+        match session.try_query(&sql) {
+            Ok(_) => assert_eq!(fails, "", "{sql}"),
+            Err(error) => assert_eq!(error.sqlstate, fails, "{sql}: {error}"),
+        }
+        let shown = net.control().one(&last);
+        assert!(shown.contains("db(...)") && !shown.contains("sesame"), "{shown}");
+    }
+    // What is no secret is there as ever.
+    session.expect_error("SELECT bucardo.add_db('y', 'host=127.0.0.1 port=1 dbname=open')", "08001");
+    let log = net.servers[0].log();
+    assert!(log.contains("dbname=open") && !log.contains("sesame"), "{log}");
+    assert!(net.control().one(&last).contains("dbname=open"));
+}

@@ -33,12 +33,13 @@ use super::current::Outdated;
 use super::failure::{self, Failure, at_member, explained};
 use super::members::Pool;
 use super::plan::Plan;
-use super::report::Progress;
+use super::report::{Progress, show};
 use super::retry::{self, Care, Tries, Verdict};
 use crate::catalog::sync::Role;
 use crate::error::Error;
 use crate::fault;
-use crate::master::slot::{Outcome, Phase, Report};
+use crate::master::slot::{Outcome, Phase, Report, Text};
+use crate::master::trouble::Said;
 use carry::Carried;
 use offer::Offer;
 use settle::Decision;
@@ -159,9 +160,11 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
 }
 
 /// Whether a member that was away can be reached again: it then joins the next run.
-pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
+pub fn probe(plan: &Plan, pool: &mut Pool, members: u64, slot: usize) -> Report {
     let mut report = Report { outcome: Outcome::Good, ..Report::NONE };
+    let mut said = Vec::new();
     for (index, member) in plan.sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0) {
+        show(slot, |kid| kid.member = Text::new(&member.db.name));
         let mut ask = || {
             let mut session = pool.take(&member.db).map_err(|e| (true, e))?;
             session.conn.query("SELECT 1").map_err(|e| (session.fresh, e)).map(|_| pool.give_back(session))
@@ -179,8 +182,10 @@ pub fn probe(plan: &Plan, pool: &mut Pool, members: u64) -> Report {
             }
             let error = at_member(explained(error), plan, index);
             report = Report { whole: false, down: report.down, refused: report.refused, ..Report::bad(&error) };
+            said.push(error.with_mend());
         }
     }
+    report.said = Said::new(&said);
     report
 }
 

@@ -177,7 +177,8 @@ impl<'a> Mesh<'a> {
         }
         let mut begun = Vec::new();
         for (at, locks) in locked.into_iter().enumerate() {
-            let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(gather::capture_missing));
+            let missing = |e| gather::capture_missing(&self.plan.sync, e);
+            let answers = self.members[at].attempt(|conn| conn.pipeline_collect().map_err(missing));
             begun.push(answers.and_then(|all| {
                 let mut rest = all.into_iter().skip(2 + locks);
                 let here = rest.next()?;
@@ -240,7 +241,7 @@ impl<'a> Mesh<'a> {
                         SqlState::WRONG_STATE,
                         format!("db \"{name}\" does not know how far db \"{member}\" was served"),
                     )
-                    .hint(format!("Run SELECT bucardo.update_sync('{}', status => 'active');", self.plan.sync.name))
+                    .hint(format!("Run {}", gather::install_again(&self.plan.sync)))
                     .into());
                 };
                 match track.get(row, 2) {

@@ -41,7 +41,8 @@ SELECT attempt(call) FROM unnest(ARRAY[
 ]) call;
 SELECT attempt('add_sync(' || arguments || ')') FROM unnest(ARRAY[
     'NULL, ''A''', '''s'', NULL', '''s'', ''A''', '''s'', ''A'', tables => ''public.refused''', '''s'', ''A,A'', tables => ''public.refused''', '''s'', ''A:source,x:target'', tables => ''public.refused''',
-    '''s'', ''A:king'', tables => ''public.refused''', '''s'', '''', tables => ''public.refused''', '''s'', ''A,B'', tables => ''''', '''s'', ''A,B'', relgroup => ''x''', '''s'', ''A,B'', tables => ''x'', relgroup => ''g'''
+    '''s'', ''A:king'', tables => ''public.refused''', '''s'', '''', tables => ''public.refused''', '''s'', ''A,B'', tables => ''''', '''s'', ''A,B'', relgroup => ''x''', '''s'', ''A,B'', tables => ''x'', relgroup => ''g''',
+    '''s'', ''A:king,x:target,A:queen,,c:d'', tables => ''public.missing''', '''s'', ''A:king,nobody:prince'', tables => '''''
 ]) arguments;
 SELECT attempt('add_sync(''s'', ''A,B'', tables => ''public.refused'', ' || option || ')') FROM unnest(ARRAY[
     'checktime => ''-1 s''', 'checktime => ''0''', 'checktime => ''1 us''', 'lifetime => ''-1 day''', 'lifetime => ''0''', 'maxkicks => -1', 'onetimecopy => 3',

@@ -1,7 +1,8 @@
 //! Conflicts decided by a function of the control database: it names a winner for all, a winner or a merged row for each
 //! key, or gives no answer, and then the strategy decides.
 
-use super::{Multi, Plan};
+use super::{Multi, Place, Plan};
+use crate::cluster::Stop;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, n int, val text)";
 
@@ -256,4 +257,20 @@ fn runs_that_a_code_ends_do_not_follow_without_pause() {
     assert_eq!(m.kick(), "empty");
     m.control().exec("SELECT bucardo.remove_customcode('judge')");
     m.settle(&["t"]);
+}
+
+#[test]
+fn a_function_that_raises_is_told_although_a_source_is_down() {
+    let m = Plan::new(3).place(Place::Apart).start().with(T, "tables => 'public.t'");
+    assert_eq!(m.kick(), "empty");
+    decided_by(&m, "plpgsql", "BEGIN RAISE EXCEPTION 'I cannot decide'; END");
+    m.server_of("C").stop(Stop::Immediate);
+    assert_eq!(m.kick(), "empty");
+    assert_eq!(m.state(), "stalled");
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 1, 'A')"), ("B", "INSERT INTO t VALUES (1, 2, 'B')")]);
+    let error = m.try_kick().unwrap_err();
+    assert!(error.message.contains("I cannot decide"), "{error}");
+    let last = m.last_error();
+    assert_eq!(m.state(), "bad", "{last}");
+    assert!(last.contains("I cannot decide"), "{last}");
 }
