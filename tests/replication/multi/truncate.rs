@@ -293,12 +293,34 @@ fn a_row_before_the_truncate_of_a_run_that_has_locked_another_table() {
     m.sync_over(&m.dbs(), "tables => 'public.t,public.u', conflict_strategy => 'bucardo_source'");
     m.on("A").exec("INSERT INTO t VALUES (1, 'start'); INSERT INTO u VALUES (1)");
     m.settle(&["t", "u"]);
+    let hits = || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')");
+    let before = hits();
     let mut busy = m.on("B");
     busy.exec("BEGIN; UPDATE t SET val = 'B' WHERE id = 1");
     m.on("A").exec("UPDATE t SET val = 'A' WHERE id = 1");
+    wait_until("some attempts", || hits() >= before + 3);
     let locks =
         "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'ShareRowExclusiveLock' AND NOT granted)";
-    m.wait_sql("B", "a run that locks the table first", locks);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'b' AND wait_event_type = 'Lock'";
+    // One transaction after the other has the row, so that the run's snapshot is always too old, until it locks the table.
+    wait_until("a run that locks the table first", || {
+        let mut for_the_table = false;
+        wait_until("a run to wait", || {
+            let seen = m.on("B").query(&format!("SELECT ({waits}) = 1, ({locks})"));
+            for_the_table = seen[0][1].as_deref() == Some("t");
+            seen[0][0].as_deref() == Some("t")
+        });
+        if for_the_table {
+            return true;
+        }
+        let mut next = m.on("B");
+        next.send("BEGIN; UPDATE t SET val = 'B' WHERE id = 1").unwrap();
+        wait_until("the next one to wait behind it", || m.on("B").number(waits) == 2);
+        busy.exec("COMMIT");
+        next.finish().unwrap();
+        busy = next;
+        false
+    });
     m.on("A").exec("TRUNCATE u");
     let since = m.on("A").one("SELECT clock_timestamp()");
     m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
@@ -308,9 +330,9 @@ fn a_row_before_the_truncate_of_a_run_that_has_locked_another_table() {
     );
     m.wait_sql("B", "an attempt that sees the truncate", &began);
     m.wait_sql("B", "it to lock the table", locks);
-    let passed = m.control().number("SELECT bucardo.fault_hits('kid.after_gather')");
+    let passed = hits();
     busy.exec("COMMIT");
-    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > passed);
+    wait_until("the run to have its snapshots", || hits() > passed);
     m.on("B").exec("INSERT INTO u VALUES (5)");
     m.control().exec("SELECT bucardo.fault_clear()");
     m.settle(&["t", "u"]);
