@@ -865,6 +865,15 @@ LANGUAGE sql IMMUTABLE AS $body$
     SELECT p_origin <> ALL (p_echoes) AND (NOT pg_catalog.starts_with(p_origin, 'kept:') OR pg_catalog.starts_with(p_origin, p_echoes[1]))
 $body$;
 
+-- The same of a column `origin` as text, for statements that are made anew in each run: there a function in SQL would be parsed
+-- and planned every time. p_echoes: the parameter that holds them.
+CREATE OR REPLACE FUNCTION bucardo.capture_news(p_echoes text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN format('(origin IS NULL OR origin <> ALL (%1$s) AND (NOT starts_with(origin, ''kept:'') OR starts_with(origin, (%1$s)[1])))', p_echoes);
+END
+$body$;
+
 -- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
 -- released afterwards is what was listed, and not what somebody has added since.
 CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text
@@ -974,8 +983,8 @@ BEGIN
             FOREACH segment IN ARRAY c.segments LOOP
                 EXIT WHEN found_one;
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR bucardo.capture_is_news(origin, $3)))',
-                    segment::regclass) INTO found_one USING w.xmax, w.xip, w.echoes;
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND %s)',
+                    segment::regclass, bucardo.capture_news('$3')) INTO found_one USING w.xmax, w.xip, w.echoes;
             END LOOP;
             IF found_one THEN
                 FOR i IN 1 .. array_length(w.syncs, 1) LOOP

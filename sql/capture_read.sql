@@ -43,8 +43,8 @@ BEGIN
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
                 EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0) '
-                    'FROM (SELECT existed, %s AS n FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND (origin IS NULL OR bucardo.capture_is_news(origin, $3))) d',
-                    CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, segment::regclass)
+                    'FROM (SELECT existed, %s AS n FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND %s) d',
+                    CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, segment::regclass, bucardo.capture_news('$3'))
                    INTO n, e USING w.xmax, w.xip, echoes;
                 changes := changes + n; existed := existed + e;
             END LOOP;
@@ -87,18 +87,18 @@ BEGIN
         batched := c.in_batches; changes := 0; existed := 0; newest := NULL;
         EXECUTE format('SELECT (extract(epoch FROM max(%s) FILTER (WHERE news AND kind = ''truncate'')) * 1000000)::bigint, '
             'coalesce(bool_or(news AND kind = ''whole''), false), max(%1$s) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
-            'FROM (SELECT *, origin IS NULL OR bucardo.capture_is_news(origin, $4) AS news FROM bucardo.capture_mark '
-            'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3))) m', committed)
+            'FROM (SELECT *, %2$s AS news FROM bucardo.capture_mark '
+            'WHERE relid = $1 AND (xid >= $2 OR xid = ANY ($3))) m', committed, bucardo.capture_news('$4'))
             INTO truncated, whole, newest, echoed USING c.table_oid, p_xmax, p_xip, echoes;
         kept := kept OR echoed;
         FOREACH segment IN ARRAY c.parts LOOP
             CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
             EXECUTE format('SELECT coalesce(sum(n) FILTER (WHERE news), 0), coalesce(sum(n) FILTER (WHERE news AND d.existed), 0), '
                 'max(d.time) FILTER (WHERE news), coalesce(bool_or(NOT news), false) '
-                'FROM (SELECT existed, %s AS n, %s AS time, origin IS NULL OR bucardo.capture_is_news(origin, $3) AS news FROM %s '
+                'FROM (SELECT existed, %s AS n, %s AS time, %s AS news FROM %s '
                 'WHERE xid >= $1 OR xid = ANY ($2)) d',
                 CASE WHEN c.in_batches THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END,
-                CASE WHEN p_latest THEN committed ELSE 'NULL::timestamptz' END, segment::regclass)
+                CASE WHEN p_latest THEN committed ELSE 'NULL::timestamptz' END, bucardo.capture_news('$3'), segment::regclass)
                INTO n, e, l, echoed USING p_xmax, p_xip, echoes;
             changes := changes + n; existed := existed + e; newest := greatest(newest, l); kept := kept OR echoed;
         END LOOP;
