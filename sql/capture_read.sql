@@ -2,8 +2,10 @@
 -- the objects of sql/capture.sql. Reads only; in the run's own snapshot.
 
 -- The relations of a sync with anything in the windows of the given receivers, one row for each relation and each
--- distinct snapshot that receivers were served last.
-CREATE OR REPLACE FUNCTION bucardo.capture_changes(p_control text, p_sync text, p_source text, p_members text[])
+-- distinct snapshot that receivers were served last. p_read: relations whose deltas the caller reads anyway. They are not
+-- counted, and stand here, as having no changes, if there may be any.
+DROP FUNCTION IF EXISTS bucardo.capture_changes(text, text, text, text[]);
+CREATE OR REPLACE FUNCTION bucardo.capture_changes(p_control text, p_sync text, p_source text, p_members text[], p_read oid[])
 RETURNS TABLE (served text, relid oid, keys text, segments text, batched boolean, changes bigint, existed bigint, truncated boolean,
     whole boolean)
 LANGUAGE plpgsql
@@ -40,6 +42,10 @@ BEGIN
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
             batched := c.in_batches; changes := 0; existed := 0;
             truncated := c.truncated; whole := c.whole;
+            IF c.table_oid = ANY (p_read) THEN
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
                 EXECUTE format('SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE d.existed), 0) '
@@ -144,7 +150,7 @@ EXCEPTION WHEN untranslatable_character OR undefined_function THEN
 END
 $body$;
 REVOKE ALL ON FUNCTION bucardo.capture_fits(text, name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[], oid[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_gather(text, text, bigint, bigint[], boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_marks(oid[], text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION bucardo.capture_known(oid[], text) FROM PUBLIC;

@@ -19,7 +19,7 @@ use super::writing::Writing;
 use crate::catalog::sync::{Role, Sync};
 use crate::error::{Error, Result, SqlState};
 use crate::ident::quote_literal;
-use crate::libpq::Conn;
+use crate::libpq::{Conn, Rows};
 
 /// What was written.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -50,12 +50,14 @@ pub struct Receiver {
     pub counts: Counts,
     /// Rows that the last COPY stored.
     pub copied: u64,
+    /// The state of its sequences when its transaction began.
+    pub sequences: Option<Rows>,
 }
 
 impl Receiver {
     pub fn new(index: usize, session: Session, shapes: Rc<Shapes>) -> Self {
         let counts = Counts::default();
-        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0 }
+        Self { index, session, shapes, failed: None, spoilt: false, counts, copied: 0, sequences: None }
     }
 
     pub fn bit(&self) -> u64 {

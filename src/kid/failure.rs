@@ -48,6 +48,13 @@ pub fn at_member(error: Error, plan: &Plan, index: usize) -> Error {
     if error.message.contains(&place) { error } else { error.at(place) }
 }
 
+/// Ends the transactions of receivers in which nothing was done.
+pub fn undo(receivers: &mut [Receiver]) {
+    for receiver in receivers {
+        receiver.attempt(|conn| conn.query("ROLLBACK").map(drop));
+    }
+}
+
 /// Counts what a receiver has, or notes why it has nothing; takes its connection back.
 pub fn settle(mut receiver: Receiver, pool: &mut Pool, failures: &mut Vec<Failure>, progress: &mut Progress, committed: u64) {
     let fresh = receiver.session.fresh;

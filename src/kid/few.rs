@@ -4,7 +4,7 @@
 use super::apply::{Receiver, Work};
 use super::statements::{AS_BEFORE, BY_INDEX};
 use super::writing::Writing;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::libpq::{Conn, Rows};
 
 /// Up to so many changes of a table are written by their keys.
@@ -68,47 +68,75 @@ impl<'a> Handfuls<'a> {
 
     /// Writes what there is: of each relation deletes first, then updates and inserts, all receivers at the same time.
     pub fn write(&mut self, receivers: &mut [Receiver]) {
-        let all = std::mem::take(self).all;
-        if all.is_empty() {
+        let these = std::mem::take(self);
+        if these.all.is_empty() {
             return;
         }
         for receiver in receivers.iter_mut() {
-            let statements: Result<Vec<Few>> = all.iter().map(|one| one.statements(receiver)).collect();
+            let statements = these.statements(receiver);
             receiver.attempt(|conn| {
-                let statements = statements?;
                 conn.pipeline_begin()?;
-                conn.pipeline_add(BY_INDEX, &[], &[])?;
-                all.iter().zip(&statements).try_for_each(|(one, few)| few.queue(conn, one))?;
+                these.queue(conn, &statements?)?;
                 conn.pipeline_add(AS_BEFORE, &[], &[])?;
                 conn.pipeline_send()
             });
         }
-        for receiver in receivers.iter_mut().filter(|r| r.failed.is_none() && !r.spoilt) {
-            match receiver.session.conn.pipeline_collect() {
-                Ok(answers) => {
-                    let mut answers = answers.get(1..).unwrap_or_default();
-                    for one in &all {
-                        let (deletes, rest) = answers.split_at(one.gone.len().min(answers.len()));
-                        let (upserts, rest) = rest.split_at((one.alive.len() * one.per_row(receiver)).min(rest.len()));
-                        let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
-                        receiver.counts.deletes += written(deletes);
-                        receiver.counts.upserts += written(upserts);
-                        answers = rest;
-                    }
+        for receiver in receivers.iter_mut() {
+            if let Some(answers) = receiver.attempt(|conn| Ok(conn.pipeline_collect())) {
+                these.written(receiver, answers, |error, _| error);
+            }
+        }
+    }
+
+    /// The statements that bring it to a receiver.
+    pub fn statements(&self, receiver: &Receiver) -> Result<Vec<Few>> {
+        self.all.iter().map(|one| one.statements(receiver)).collect()
+    }
+
+    /// Puts them into a pipeline, together with how they are to be planned. Nothing, if there is nothing.
+    pub fn queue(&self, conn: &mut Conn, statements: &[Few]) -> Result<()> {
+        if self.all.is_empty() {
+            return Ok(());
+        }
+        conn.pipeline_add(BY_INDEX, &[], &[])?;
+        self.all.iter().zip(statements).try_for_each(|(one, few)| few.queue(conn, one))
+    }
+
+    /// Takes the answers to a pipeline that began with [`Handfuls::queue`]; the rest of them is returned. `other` says what the
+    /// failure of a statement behind these means, by its place there.
+    pub fn written(
+        &self,
+        receiver: &mut Receiver,
+        answers: Result<Vec<Rows>>,
+        other: impl FnOnce(Error, usize) -> Error,
+    ) -> Option<Vec<Rows>> {
+        let settings = usize::from(!self.all.is_empty());
+        match answers {
+            Ok(mut all) => {
+                let mut answers = all.drain(settings.min(all.len())..).collect::<Vec<_>>();
+                for one in &self.all {
+                    let mut rest = answers.split_off(one.gone.len().min(answers.len()));
+                    let deletes = std::mem::take(&mut answers);
+                    answers = rest.split_off((one.alive.len() * one.per_row(receiver)).min(rest.len()));
+                    let written = |range: &[Rows]| range.iter().map(Rows::affected).sum::<u64>();
+                    receiver.counts.deletes += written(&deletes);
+                    receiver.counts.upserts += written(&rest);
                 }
-                Err(error) => {
-                    let mut at = receiver.session.conn.failed_at.saturating_sub(1);
-                    let size = |one: &Handful| one.gone.len() + one.alive.len() * one.per_row(receiver);
-                    let failed = all.iter().find(|one| {
-                        let here = at < size(one);
-                        at -= if here { 0 } else { size(one) };
-                        here
-                    });
-                    receiver.failed = Some(match failed {
-                        Some(one) => error.at(format_args!("{} {}", one.item.name, one.key_of(at, receiver))),
-                        None => error,
-                    });
-                }
+                Some(answers)
+            }
+            Err(error) => {
+                let mut at = receiver.session.conn.failed_at.saturating_sub(settings);
+                let size = |one: &Handful| one.gone.len() + one.alive.len() * one.per_row(receiver);
+                let failed = self.all.iter().find(|one| {
+                    let here = at < size(one);
+                    at -= if here { 0 } else { size(one) };
+                    here
+                });
+                receiver.failed = Some(match failed {
+                    Some(one) => error.at(format_args!("{} {}", one.item.name, one.key_of(at, receiver))),
+                    None => other(error, at),
+                });
+                None
             }
         }
     }
@@ -146,8 +174,8 @@ fn key_text(item: &Work, rows: &Rows, row: usize) -> String {
     format!("({})=({})", item.change.key.join(", "), values.join(", "))
 }
 
-/// The prepared statements of the short path.
-struct Few {
+/// The prepared statements for a handful on one receiver.
+pub struct Few {
     types: Vec<u32>,
     delete: String,
     renew: Option<String>,

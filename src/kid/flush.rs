@@ -11,6 +11,11 @@ use crate::libpq::{Conn, Rows};
 /// be undone, and whether it is.
 pub const COLUMNS: &str =
     "pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
+/// A further column: keeps the same place in the transaction, for [`SINCE`].
+pub const KEEP: &str = "pg_catalog.set_config('bucardo_run.read', pg_catalog.pg_current_wal_insert_lsn()::text, true)";
+/// Whether the log is on the disk up to there by now.
+pub const SINCE: &str =
+    "SELECT pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.current_setting('bucardo_run.read')::pg_catalog.pg_lsn";
 const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
 /// A commit that waits for the disk takes everything before it along.
 const FLUSH: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \

@@ -2,7 +2,7 @@
 //! and takes its snapshot, which is also the place up to which the receivers will have been served.
 
 use super::flush;
-use super::shape::Shapes;
+use super::shape::{self, Shapes};
 use super::statements::Window;
 use crate::capture::install;
 use crate::catalog::sync::Sync;
@@ -56,12 +56,6 @@ pub struct Gathered {
     pub strangers: Vec<u32>,
 }
 
-impl Group {
-    pub fn window(&self) -> Window {
-        window(&self.served)
-    }
-}
-
 /// A snapshot `xmin:xmax:xip,…` as the two values that a window compares with.
 pub fn window(served: &str) -> Window {
     let mut parts = served.splitn(3, ':').skip(1);
@@ -79,26 +73,50 @@ pub struct Asker<'a> {
 
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const CHANGES: &str = "SELECT c.served, c.relid, c.keys, c.segments, c.batched, c.changes, c.existed, c.truncated, c.whole \
-    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[]) c";
+    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[], $5::pg_catalog.oid[]) c";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
 pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
-    let sync = asker.sync;
-    let names: Vec<&str> = sync.members.iter().map(|m| m.db.name.as_str()).collect();
-    let wanted: Vec<&str> = (0..names.len()).filter(|i| members & (1 << i) != 0).map(|i| names[i]).collect();
-    let array = text_array(&wanted);
-    let captured = sync.capture_name();
-    let who = [Some(asker.control.as_bytes()), Some(captured.as_bytes()), Some(names[asker.source].as_bytes())];
     conn.pipeline_begin()?;
+    queue(conn, asker, members, sequences, &[])?;
+    conn.pipeline_send()?;
+    let answers = conn.pipeline_collect().map_err(|e| capture_missing(asker.sync, e))?;
+    understand(asker, members, shapes, sequences.is_some(), &mut answers.into_iter())
+}
+
+/// The members' names among those of the sync.
+fn names(sync: &Sync, members: u64) -> Vec<&str> {
+    let wanted = sync.members.iter().enumerate().filter(|(i, _)| members & (1 << i) != 0);
+    wanted.map(|(_, m)| m.db.name.as_str()).collect()
+}
+
+/// Puts the question into a pipeline. `read`: the tables, by their oids, whose deltas are read in the same transaction without
+/// waiting for the answer, and need not be counted.
+pub fn queue(conn: &mut Conn, asker: &Asker<'_>, members: u64, sequences: Option<&str>, read: &[u32]) -> Result<()> {
+    let sync = asker.sync;
+    let (array, read) = (text_array(names(sync, members)), shape::oid_array(read.iter().copied()));
+    let (captured, source) = (sync.capture_name(), sync.members[asker.source].db.name.as_str());
+    let who = [asker.control, &captured, source].map(|p| Some(p.as_bytes()));
     conn.pipeline_add(begin(sync), &[], &[])?;
-    conn.pipeline_add(&format!("SELECT pg_catalog.pg_current_snapshot(), {}", flush::COLUMNS), &[], &[])?;
+    conn.pipeline_add(&format!("SELECT pg_catalog.pg_current_snapshot(), {}, {}", flush::COLUMNS, flush::KEEP), &[], &[])?;
     conn.pipeline_add(TRACK, &[], &who)?;
-    conn.pipeline_add(CHANGES, &[], &[who[0], who[1], who[2], Some(array.as_bytes())])?;
+    conn.pipeline_add(CHANGES, &[], &[who[0], who[1], who[2], Some(array.as_bytes()), Some(read.as_bytes())])?;
     if let Some(sql) = sequences {
         conn.pipeline_add(sql, &[], &[])?;
     }
-    conn.pipeline_send()?;
-    let mut answers = conn.pipeline_collect().map_err(|e| capture_missing(asker.sync, e))?.into_iter().skip(1);
+    Ok(())
+}
+
+/// Takes the answers to [`queue`].
+pub fn understand(
+    asker: &Asker<'_>,
+    members: u64,
+    shapes: &Shapes,
+    sequences: bool,
+    answers: &mut impl Iterator<Item = Rows>,
+) -> Result<Gather> {
+    let (sync, wanted) = (asker.sync, names(asker.sync, members));
+    let mut answers = answers.skip(1);
     let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
         return Err(Error::internal("the source's answer was not complete"));
     };
@@ -108,7 +126,8 @@ pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes,
     }
     let groups = groups(sync, members, &track, &changes, shapes)?;
     let (unflushed, strangers) = (flush::unflushed(&snapshot, 1), strangers(&changes, 1, shapes));
-    Ok(Gather::Pending(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences: answers.next(), strangers }))
+    let sequences = if sequences { answers.next() } else { None };
+    Ok(Gather::Pending(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences, strangers }))
 }
 
 /// How the transactions of a run begin.

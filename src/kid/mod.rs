@@ -1,5 +1,6 @@
 //! Step 3 of a change: one run of one sync. Read `run.rs` first, then the steps in its order.
 
+mod ahead;
 pub mod apply;
 pub mod bits;
 mod bring;

@@ -1,9 +1,10 @@
 //! What one source has into every receiver that needs it, from the receivers' BEGIN on: sequences, then a few rows of all tables
-//! in one round trip, then the tables of which many changed. It commits nothing: until a receiver commits, nothing of it has
-//! happened there.
+//! in one round trip, then the tables of which many changed; where there are none of those, the few rows are left for the COMMIT
+//! to take along. It commits nothing: until a receiver commits, nothing of it has happened there.
 
 use super::apply::{Pass, Receiver, Work};
 use super::few::{self, FEW, Handfuls};
+use super::flush;
 use super::gather::{self, TableChanges};
 use super::members::HOLD;
 use super::replaced;
@@ -13,6 +14,14 @@ use super::statements::BY_INDEX;
 use super::writing::Writing;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
+
+/// What was read of a source.
+pub struct Read {
+    /// The rows of each table of which few have changed.
+    pub rows: Vec<Rows>,
+    /// Whether the source has on its disk by now what was read.
+    pub flushed: bool,
+}
 
 /// A pass with what only a run with one source needs.
 pub struct OneWay<'a> {
@@ -24,31 +33,75 @@ pub struct OneWay<'a> {
 }
 
 impl OneWay<'_> {
-    /// Opens the receivers' transactions and applies everything. Commits nothing. An error is the source's.
-    pub fn apply(&self, source: &mut Conn, receivers: &mut [Receiver], done: &mut dyn FnMut(&str, u64)) -> Result<()> {
-        let work = self.pass.work(receivers)?;
-        let few: Vec<&Work> = work.iter().filter(|w| self.is_few(w.change)).collect();
-        self.ask_source(source, &few, &work)?;
-        for receiver in receivers.iter_mut() {
-            self.open(receiver, &work);
+    /// Opens the receivers' transactions, and reads the few rows of the source meanwhile. An error is the source's.
+    pub fn read(&self, source: &mut Conn, receivers: &mut [Receiver], work: &[Work]) -> Result<Read> {
+        source.pipeline_begin()?;
+        let few = |item: &&Work| self.is_few(item.change);
+        self.queue(source, work, work.iter().filter(few), |item| item.reading().few())?;
+        source.pipeline_send()?;
+        self.open(receivers, work);
+        let answers = source.pipeline_collect()?;
+        let read = self.understand(answers, work)?;
+        self.opened(receivers, work);
+        Ok(read)
+    }
+
+    /// Puts what is asked of the source into a pipeline.
+    pub fn queue<'w>(
+        &self,
+        source: &mut Conn,
+        work: &[Work],
+        few: impl Iterator<Item = &'w Work<'w>> + Clone,
+        reading: impl Fn(&Work) -> String,
+    ) -> Result<()> {
+        let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
+        source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
+        source.pipeline_add(BY_INDEX, &[], &[])?;
+        for item in few.clone() {
+            let widest = few::widest(item.change.changes);
+            let params = [&self.pass.window.xmax, &self.pass.window.xip, &widest].map(|p| Some(p.as_bytes()));
+            source.pipeline_add(&reading(item), &[], &params)?;
         }
-        let rows = self.source_rows(source, &work)?;
-        for receiver in receivers.iter_mut() {
-            self.opened(receiver, &work);
+        replaced::queue(source, few.map(|item| item.table.oid))?;
+        source.pipeline_add(flush::SINCE, &[], &[])
+    }
+
+    /// Takes the answers to [`OneWay::queue`].
+    pub fn understand(&self, mut answers: Vec<Rows>, work: &[Work]) -> Result<Read> {
+        let flushed = answers.pop().is_some_and(|since| since.bool(0, 0));
+        replaced::judge(answers.pop().as_ref())?;
+        let rows = answers.split_off(answers.len().min(2));
+        if let Some(fingerprints) = answers.first() {
+            shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;
         }
+        Ok(Read { rows, flushed })
+    }
+
+    /// Applies everything. What is returned is not written yet: it goes with the COMMIT. An error is the source's.
+    pub fn apply<'w>(
+        &self,
+        source: &mut Conn,
+        receivers: &mut [Receiver],
+        (work, rows): (&'w [Work<'w>], &'w [Rows]),
+        done: &mut dyn FnMut(&str, u64),
+    ) -> Result<Handfuls<'w>> {
+        receivers.iter_mut().for_each(|receiver| self.level_sequences(receiver));
         let mut handfuls = Handfuls::default();
         let mut wide = Vec::new();
-        for (item, rows) in few.into_iter().zip(&rows) {
+        for (item, rows) in work.iter().filter(|w| self.is_few(w.change)).zip(rows) {
             if few::is_wide(rows, item.change.key.len()) {
                 wide.push(item.change.relation);
-                continue;
+            } else if rows.len() > 0 {
+                done(&item.name, 0);
+                handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
             }
-            done(&item.name, 0);
-            handfuls.add(item, rows, (0..rows.len()).collect(), receivers);
         }
-        handfuls.write(receivers);
-        for item in &work {
-            if !self.is_few(item.change) || wide.contains(&item.change.relation) {
+        let is_many = |item: &Work| !self.is_few(item.change) || wide.contains(&item.change.relation);
+        if work.iter().any(is_many) {
+            handfuls.write(receivers);
+        }
+        for item in work.iter().filter(|w| w.change.changes > 0 || !self.is_few(w.change)) {
+            if is_many(item) {
                 done(&item.name, 0);
                 self.pass.write_many(item, source, receivers)?;
             }
@@ -58,35 +111,21 @@ impl OneWay<'_> {
         if many.clone().next().is_some() {
             replaced::check(source, many)?;
         }
-        Ok(())
+        Ok(handfuls)
     }
 
-    fn ask_source(&self, source: &mut Conn, few: &[&Work], work: &[Work]) -> Result<()> {
-        source.pipeline_begin()?;
-        let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
-        source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
-        source.pipeline_add(BY_INDEX, &[], &[])?;
-        for item in few {
-            let widest = few::widest(item.change.changes);
-            let params = [&self.pass.window.xmax, &self.pass.window.xip, &widest].map(|p| Some(p.as_bytes()));
-            source.pipeline_add(&item.reading().few(), &[], &params)?;
-        }
-        replaced::queue(source, few.iter().map(|item| item.table.oid))?;
-        source.pipeline_send()
+    /// Sends the receivers' BEGIN.
+    pub fn open(&self, receivers: &mut [Receiver], work: &[Work]) {
+        receivers.iter_mut().for_each(|receiver| self.open_one(receiver, work));
     }
 
-    fn source_rows(&self, source: &mut Conn, work: &[Work]) -> Result<Vec<Rows>> {
-        let mut rows = source.pipeline_collect()?;
-        replaced::judge(rows.pop().as_ref())?;
-        let answers = rows.split_off(rows.len().min(2));
-        if let Some(fingerprints) = rows.first() {
-            shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;
-        }
-        Ok(answers)
+    /// Takes the answers to [`OneWay::open`].
+    pub fn opened(&self, receivers: &mut [Receiver], work: &[Work]) {
+        receivers.iter_mut().for_each(|receiver| self.opened_one(receiver, work));
     }
 
     /// Sends the receiver's BEGIN, with locks before the snapshot when earlier attempts were defeated.
-    fn open(&self, receiver: &mut Receiver, work: &[Work]) {
+    fn open_one(&self, receiver: &mut Receiver, work: &[Work]) {
         let oids: Vec<u32> = work.iter().filter_map(|w| receiver.table(w.change.relation).ok()).map(|t| t.oid).collect();
         let locks = self.locks(receiver, work);
         let patient = format!("SET LOCAL lock_timeout = '{}'", receiver.session.patience);
@@ -115,22 +154,31 @@ impl OneWay<'_> {
         wanted.filter(|w| self.pass.care.locked || loose(w)).map(|w| w.table.lock()).collect()
     }
 
-    /// Takes the answers to [`OneWay::open`], and brings the sequences up to date.
-    fn opened(&self, receiver: &mut Receiver, work: &[Work]) {
+    fn opened_one(&self, receiver: &mut Receiver, work: &[Work]) {
         let locks = self.locks(receiver, work).len();
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();
         let tables: Result<Vec<&Table>> = work.iter().map(|w| w.table_on(receiver, self.pass.sync)).collect();
         let checked = tables.and_then(|t| fingerprints.map_or(Ok(()), |f| shape::check_fingerprints(&f, t.into_iter())));
+        receiver.sequences = answers.next();
         receiver.attempt(|_| checked);
-        if let (Some(source), Some(mine)) = (self.sequences, answers.next()) {
+    }
+
+    /// Brings the receiver's sequences up to date.
+    fn level_sequences(&self, receiver: &mut Receiver) {
+        if let (Some(source), Some(mine)) = (self.sequences, receiver.sequences.take()) {
             for sql in sequence::agree(self.pass.sync, &[source], &mine, false) {
                 if receiver.attempt(|conn| conn.query(&sql)).is_some() {
                     receiver.counts.sequences += 1;
                 }
             }
         }
+    }
+
+    /// Whether opening them takes locks.
+    pub fn locks_any(&self, receivers: &[Receiver], work: &[Work]) -> bool {
+        receivers.iter().any(|receiver| !self.locks(receiver, work).is_empty())
     }
 
     fn is_few(&self, change: &TableChanges) -> bool {

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+use super::ahead::Habit;
 use super::apply::Receiver;
 use super::failure::Failure;
 use super::gather::Asker;
@@ -29,6 +30,8 @@ pub struct Plan {
     sequences: HashMap<usize, String>,
     /// The connection by which each member was recognised last.
     pub(super) recognised: HashMap<usize, u64>,
+    /// What its runs have brought.
+    pub(super) habit: Habit,
     /// The last run, if it was this kid's and all went well; and whether the present one follows right after it. If not, a
     /// transaction of a run that died may be open still, and have its COMMIT under way.
     pub clean_run: Option<i64>,
@@ -52,6 +55,7 @@ impl Plan {
             sequence_query,
             sequences: HashMap::new(),
             recognised: HashMap::new(),
+            habit: Habit::default(),
             clean_run: None,
             follows: false,
             patient: false,

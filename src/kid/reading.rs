@@ -227,13 +227,27 @@ impl<'a> Reading<'a> {
     /// A few keys with their current rows: keys, whether the row lives, the columns. Parameters: xmax, xip, and how wide a
     /// row may be. To be planned after [`BY_INDEX`](super::statements::BY_INDEX): the plan is kept.
     pub fn few(&self) -> String {
+        self.few_of(&self.distinct(BY_HIDDEN_PARAMETERS), "")
+    }
+
+    /// The same where nobody knows how many there are, with the number of each key's changes at the end: one more than `most`
+    /// changes are looked at, which tells that there may be more.
+    pub fn few_uncounted(&self, most: u64) -> String {
+        let (plain, deltas) = (self.keys(""), self.deltas(BY_HIDDEN_PARAMETERS));
+        let keys = format!(
+            "SELECT {plain}, count(*) AS n FROM (SELECT * FROM ({deltas}) d LIMIT {}) d GROUP BY {plain}",
+            most.saturating_add(1)
+        );
+        self.few_of(&keys, ", k.n")
+    }
+
+    fn few_of(&self, keys: &str, also: &str) -> String {
         let (out, row) = self.few_columns();
         format!(
-            "SELECT {keys}, {out} FROM ({distinct}) k \
+            "SELECT {k}, {out}{also} FROM ({keys}) k \
              LEFT JOIN LATERAL ({row} FROM {only} t WHERE {on} OFFSET 0) r ON true{fits}",
             fits = self.fits("r.alive"),
-            keys = self.keys("k."),
-            distinct = self.distinct(BY_HIDDEN_PARAMETERS),
+            k = self.keys("k."),
             only = self.source.only,
             on = self.matches(),
         )

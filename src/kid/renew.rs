@@ -50,7 +50,7 @@ pub fn note(sync: i32, all: &[Seen], run: Option<i64>) -> Result<()> {
     }
     let column = |of: fn(&Seen) -> &String| all.iter().map(|s| of(s).clone()).collect::<Vec<_>>();
     let args = [sync.into(), column(|s| &s.db).into(), column(|s| &s.identity).into(), column(|s| &s.place).into(), run.into()];
-    spi::execute(NOTE, &args).map(drop)
+    spi::execute_kept(NOTE, &args).map(drop)
 }
 
 /// What the member has had before counts no more: it gets whole tables.

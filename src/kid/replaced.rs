@@ -48,13 +48,14 @@ pub fn queue_commit(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<
     who::queue_commit(conn)
 }
 
-/// Takes the answers to [`queue_commit`]: where the log is.
-pub fn committed(conn: &mut Conn) -> Result<String> {
-    let place = |answers: Vec<Rows>| answers.last().map(|place| place.text(0, 0)).unwrap_or_default();
-    conn.pipeline_collect().map(place).map_err(|error| match conn.failed_at {
-        0 if error.code == SqlState::DIVISION_BY_ZERO => replaced("a table"),
-        _ => error,
-    })
+/// What the failure of one of the statements of [`queue_commit`] means; `at`: which of them it was.
+pub fn uncommitted(error: Error, at: usize) -> Error {
+    if at == 0 && error.code == SqlState::DIVISION_BY_ZERO { replaced("a table") } else { error }
+}
+
+/// The last of the answers to [`queue_commit`].
+pub fn place(answers: &[Rows]) -> String {
+    answers.last().map(|place| place.text(0, 0)).unwrap_or_default()
 }
 
 /// The error that makes a run begin again.

@@ -16,6 +16,11 @@ use crate::master::slot::{KidSlot, Outcome, Phase, Report, Text};
 use crate::master::trouble::{Said, together};
 use crate::pg::{shmem, spi, xact};
 
+/// The row of a run.
+const RUN: &str = "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \
+    SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb, $12 \
+    WHERE EXISTS (SELECT FROM bucardo.sync WHERE id = $11)";
+
 /// A run as it goes on.
 pub struct Progress {
     slot: usize,
@@ -271,10 +276,8 @@ impl Progress {
         xact::transaction(|| {
             let all = error.is_none() && seen.len() == sync.members.len();
             renew::note(sync.id, &seen, all.then_some(self.run))?;
-            spi::execute(
-                "INSERT INTO bucardo.syncrun (run, sync, state, started, ended, upserts, deletes, truncates, error, sqlstate, details, conflicts) \
-                 SELECT $1, $2, $3, pg_catalog.to_timestamp($4 / 1000000.0 + 946684800), pg_catalog.clock_timestamp(), $5, $6, $7, $8, $9, $10::jsonb, $12 \
-                 WHERE EXISTS (SELECT FROM bucardo.sync WHERE id = $11)",
+            spi::execute_kept(
+                RUN,
                 &[
                     self.run.into(),
                     sync.name.as_str().into(),

@@ -5,10 +5,12 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::ahead::{self, Foreseen};
 use super::apply::{self, Pass, Receiver};
 use super::bits;
 use super::current::Outdated;
 use super::failure::{self, Failure, at_member, explained};
+use super::few::{FEW, Handfuls};
 use super::flush;
 use super::gather::{self, Asker, Gather, Gathered, Group, TableChanges};
 use super::members::{self, Pool, Session};
@@ -25,6 +27,7 @@ use super::shape::Shapes;
 use super::track;
 use crate::error::Result;
 use crate::fault;
+use crate::libpq::Rows;
 use crate::master::slot::Phase;
 
 /// Runs the sync for the given members and fills in how it went.
@@ -115,29 +118,67 @@ fn one_attempt(
     let mut from = pool.take(&plan.sync.members[source].db).map_err(|e| failure(e, true))?;
     let fresh = from.fresh;
     let shapes = plan.source_shapes(source, &mut from).map_err(|e| failure(e, fresh))?;
-    let attempt = Attempt { plan, pool, source, from, shapes, care, progress };
-    attempt.make(todo).map_err(|e| failure(e, fresh))
+    let given = Given { plan, source, version: from.conn.version(), shapes, care };
+    Attempt { given, pool, from, progress }.make(todo).map_err(|e| failure(e, fresh))
+}
+
+/// What an attempt goes by.
+struct Given<'a> {
+    plan: &'a mut Plan,
+    source: usize,
+    version: i32,
+    shapes: Rc<Shapes>,
+    care: Care,
+}
+
+impl Given<'_> {
+    fn asker(&self) -> Asker<'_> {
+        Asker { control: &self.plan.control, sync: &self.plan.sync, source: self.source }
+    }
+
+    /// How changes since `served` go into receivers.
+    fn way<'b>(&'b self, changes: &'b [TableChanges], served: &str, sequences: Option<&'b Rows>) -> OneWay<'b> {
+        let plan = &*self.plan;
+        let pass = Pass {
+            sync: &plan.sync,
+            changes,
+            window: gather::window(served),
+            care: self.care,
+            source: &self.shapes,
+            source_version: self.version,
+            news: origin::news(plan),
+            excluded: HashMap::new(),
+            level: true,
+            noted: bits::noted(&plan.sync),
+            relayed: 0,
+            origin: plan.origin(self.source),
+            tag: String::new(),
+        };
+        OneWay { pass, guard: plan.guard(), sequences, sequence_query: plan.sequence_query.as_deref() }
+    }
 }
 
 /// One attempt with one snapshot of the source. Its errors are the source's; receivers keep their own.
 struct Attempt<'a> {
-    plan: &'a mut Plan,
+    given: Given<'a>,
     pool: &'a mut Pool,
-    source: usize,
     from: Session,
-    shapes: Rc<Shapes>,
-    care: Care,
     progress: &'a mut Progress,
 }
 
 impl Attempt<'_> {
     fn make(mut self, todo: u64) -> Result<Made> {
         let (mut receivers, mut failures) = self.open(todo)?;
-        let gathered = match self.gather(&receivers)? {
-            Gather::Pending(gathered) => gathered,
-            Gather::WholeTables => return Ok(Made::WholeTables),
+        self.progress.phase(Phase::Gather);
+        fault::point("kid.before_gather")?;
+        let (gathered, foreseen) = match self.foresee(&mut receivers)? {
+            Some((gathered, foreseen)) => (gathered, Some(foreseen)),
+            None => match self.gather(&receivers)? {
+                Gather::Pending(gathered) => (gathered, None),
+                Gather::WholeTables => return Ok(Made::WholeTables),
+            },
         };
-        if !self.plan.is_current(&gathered.strangers)? {
+        if !self.given.plan.is_current(&gathered.strangers)? {
             return Ok(Made::Outdated);
         }
         fault::point("kid.after_gather")?;
@@ -145,76 +186,105 @@ impl Attempt<'_> {
         for group in &gathered.groups {
             let (mut mine, others): (Vec<_>, Vec<_>) = receivers.into_iter().partition(|r| group.members & r.bit() != 0);
             receivers = others;
-            let committed = self.serve(&gathered, group, &mut mine)?;
+            let committed = self.serve(&gathered, group, foreseen.as_ref(), &mut mine)?;
             served |= committed;
             for receiver in mine {
                 failure::settle(receiver, self.pool, &mut failures, self.progress, committed);
             }
         }
         self.mark(&gathered.snapshot, served)?;
+        self.given.plan.habit.learn(&gathered, served, failures.is_empty());
         self.pool.give_back(self.from);
         Ok(Made::Served(failures))
     }
 
     /// Connects to the receivers, and makes sure that all members are who they were and alone.
     fn open(&mut self, todo: u64) -> Result<(Vec<Receiver>, Vec<Failure>)> {
-        let (mut receivers, mut failures) = self.plan.open(self.pool, todo, self.progress);
-        renew::recognise_all(self.plan, Some((self.source, &mut self.from)), &mut receivers, &mut failures)?;
+        let (plan, source) = (&mut *self.given.plan, self.given.source);
+        let (mut receivers, mut failures) = plan.open(self.pool, todo, self.progress);
+        renew::recognise_all(plan, Some((source, &mut self.from)), &mut receivers, &mut failures)?;
         let encoding = members::common_encoding(std::iter::once(&self.from).chain(receivers.iter().map(|r| &r.session)));
         members::speak(&mut self.from.conn, encoding)?;
         for receiver in &mut receivers {
             receiver.attempt(|conn| members::speak(conn, encoding));
         }
-        if !self.plan.follows || self.progress.attempts > 1 {
-            apply::be_alone(&mut receivers, &self.plan.guard());
+        if !plan.follows || self.progress.attempts > 1 {
+            apply::be_alone(&mut receivers, &plan.guard());
         }
         Ok((receivers, failures))
     }
 
     /// Takes the snapshot, and learns what is pending for whom.
     fn gather(&mut self, receivers: &[Receiver]) -> Result<Gather> {
-        self.progress.phase(Phase::Gather);
-        fault::point("kid.before_gather")?;
-        let asker = Asker { control: &self.plan.control, sync: &self.plan.sync, source: self.source };
+        let (given, alive) = (&self.given, bits::union(receivers.iter().map(Receiver::bit)));
+        let sequences = given.plan.sequence_query.as_deref();
+        gather::gather(&mut self.from.conn, &given.asker(), alive, &given.shapes, sequences)
+    }
+
+    /// The same, with the rows that are likely to be pending, and the receivers' transactions open. None: they were others, and
+    /// nothing has been begun.
+    fn foresee(&mut self, receivers: &mut [Receiver]) -> Result<Option<(Gathered, Foreseen)>> {
+        let (given, conn) = (&self.given, &mut self.from.conn);
         let alive = bits::union(receivers.iter().map(Receiver::bit));
-        gather::gather(&mut self.from.conn, &asker, alive, &self.shapes, self.plan.sequence_query.as_deref())
+        let usual = given.plan.follows && self.progress.attempts == 1 && given.care == Care::default();
+        let Some(guess) = usual.then(|| given.plan.habit.guess(alive)).flatten() else { return Ok(None) };
+        let (asker, sequences) = (given.asker(), given.plan.sequence_query.as_deref());
+        let way = given.way(&guess.changes, &guess.served, None);
+        let work = way.pass.work(receivers)?;
+        if way.locks_any(receivers, &work) {
+            return Ok(None);
+        }
+        conn.pipeline_begin()?;
+        let read: Vec<u32> = work.iter().map(|w| w.table.oid).collect();
+        gather::queue(conn, &asker, alive, sequences, &read)?;
+        way.queue(conn, &work, work.iter(), |item| item.reading().few_uncounted(FEW))?;
+        conn.pipeline_send()?;
+        way.open(receivers, &work);
+        let mut answers = conn.pipeline_collect().map_err(|e| gather::capture_missing(&given.plan.sync, e))?.into_iter();
+        let gathered = gather::understand(&asker, alive, &given.shapes, sequences.is_some(), &mut answers)?;
+        let read = way.understand(answers.collect(), &work)?;
+        way.opened(receivers, &work);
+        let counted: Option<Vec<u64>> = work.iter().zip(&read.rows).map(|(w, rows)| ahead::count(rows, &w.reading())).collect();
+        if let (Gather::Pending(mut gathered), Some(counted)) = (gathered, counted)
+            && guess.confirm(&mut gathered, &counted)
+        {
+            let changes = guess.changes.iter().zip(&counted).map(|(c, n)| TableChanges { changes: *n, ..c.clone() }).collect();
+            return Ok(Some((gathered, Foreseen { changes, read })));
+        }
+        failure::undo(receivers);
+        conn.query("ROLLBACK").map(|_| None)
     }
 
     /// Brings one group of receivers up to the snapshot and commits them. The bits of those that committed.
-    fn serve(&mut self, gathered: &Gathered, group: &Group, receivers: &mut [Receiver]) -> Result<u64> {
-        let Self { plan, pool, source, from, shapes, care, progress } = self;
-        let sequences = plan.moved_sequences(gathered.sequences.as_ref(), receivers);
+    fn serve(
+        &mut self,
+        gathered: &Gathered,
+        group: &Group,
+        foreseen: Option<&Foreseen>,
+        receivers: &mut [Receiver],
+    ) -> Result<u64> {
+        let sequences = self.given.plan.moved_sequences(gathered.sequences.as_ref(), receivers);
         if group.changes.is_empty() && sequences.is_none() {
             return Ok(0);
         }
+        let Self { given, pool, from, progress } = self;
         progress.saw_changes |= !group.changes.is_empty();
         progress.phase(Phase::Apply);
         progress.total(group.changes.iter().map(|c| c.changes).sum());
-        let pass = Pass {
-            sync: &plan.sync,
-            changes: &group.changes,
-            window: group.window(),
-            care: *care,
-            source: shapes,
-            source_version: from.conn.version(),
-            news: origin::news(plan),
-            excluded: HashMap::new(),
-            level: true,
-            noted: bits::noted(&plan.sync),
-            relayed: 0,
-            origin: plan.origin(*source),
-            tag: String::new(),
-        };
-        let (guard, sequence_query) = (plan.guard(), plan.sequence_query.as_deref());
-        let way = OneWay { pass, guard, sequences: gathered.sequences.as_ref(), sequence_query };
-        way.apply(&mut from.conn, receivers, &mut |name, changes| progress.relation(name, changes))?;
+        let changes = foreseen.map_or(&group.changes, |f| &f.changes);
+        let way = given.way(changes, &group.served, gathered.sequences.as_ref());
+        let work = way.pass.work(receivers)?;
+        let now = foreseen.is_none().then(|| way.read(&mut from.conn, receivers, &work)).transpose()?;
+        let Some(read) = now.as_ref().or(foreseen.map(|f| &f.read)) else { return Ok(0) };
+        let done = &mut |name: &str, changes| progress.relation(name, changes);
+        let rest = way.apply(&mut from.conn, receivers, (&work, &read.rows), done)?;
         progress.phase(Phase::Commit);
-        if let Some(lsn) = &gathered.unflushed {
-            flush::wait(&mut from.conn, pool, &plan.sync.members[*source].db, lsn)?;
+        if let Some(lsn) = gathered.unflushed.as_ref().filter(|_| !read.flushed) {
+            flush::wait(&mut from.conn, pool, &given.plan.sync.members[given.source].db, lsn)?;
         }
-        let committed = commit(receivers, &group.changes)?;
+        let committed = commit(receivers, &group.changes, &rest)?;
         for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
-            sequences.iter().for_each(|state| plan.gave_sequences(receiver, state));
+            sequences.iter().for_each(|state| given.plan.gave_sequences(receiver, state));
         }
         Ok(committed)
     }
@@ -224,9 +294,8 @@ impl Attempt<'_> {
         self.progress.phase(Phase::Mark);
         fault::point("kid.before_mark")?;
         if served != 0 {
-            let asker = Asker { control: &self.plan.control, sync: &self.plan.sync, source: self.source };
-            let place = track::end(&mut self.from.conn, &asker, snapshot, served)?;
-            self.progress.seen.insert(self.source, (self.from.who.identity.clone(), place));
+            let place = track::end(&mut self.from.conn, &self.given.asker(), snapshot, served)?;
+            self.progress.seen.insert(self.given.source, (self.from.who.identity.clone(), place));
         } else {
             self.from.conn.query("COMMIT")?;
         }
@@ -234,13 +303,15 @@ impl Attempt<'_> {
     }
 }
 
-/// Commits all receivers that have not failed: sends to all, then collects.
-fn commit(receivers: &mut [Receiver], changes: &[TableChanges]) -> Result<u64> {
+/// Commits all receivers that have not failed: sends to all, together with what is not written yet, then collects.
+fn commit(receivers: &mut [Receiver], changes: &[TableChanges], rest: &Handfuls<'_>) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
         let oids: Vec<u32> = changes.iter().filter_map(|c| receiver.table(c.relation).ok()).map(|t| t.oid).collect();
+        let statements = rest.statements(receiver);
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
+            rest.queue(conn, &statements?)?;
             replaced::queue_commit(conn, oids.iter().copied())?;
             conn.pipeline_send()
         });
@@ -248,8 +319,9 @@ fn commit(receivers: &mut [Receiver], changes: &[TableChanges]) -> Result<u64> {
     }
     let mut committed = 0;
     for receiver in receivers.iter_mut() {
-        if let Some(place) = receiver.attempt(replaced::committed) {
-            receiver.session.place = Some(place);
+        let Some(answers) = receiver.attempt(|conn| Ok(conn.pipeline_collect())) else { continue };
+        if let Some(answers) = rest.written(receiver, answers, replaced::uncommitted) {
+            receiver.session.place = Some(replaced::place(&answers));
             committed |= receiver.bit();
         }
     }

@@ -191,12 +191,23 @@ impl Conn {
         match latch::wait(Some((self.socket(), ready)), Some(self.doubt_in())) {
             Woken::Socket => {
                 self.doubt.heard();
-                // SAFETY: raw is live.
-                if unsafe { ffi::PQconsumeInput(self.raw) } == 0 { Err(self.lost()) } else { Ok(()) }
+                self.consume()
             }
             Woken::Latch => Ok(()),
             Woken::Timeout => self.doubt(),
         }
+    }
+
+    /// Takes in what has come.
+    fn consume(&mut self) -> Result<()> {
+        // SAFETY: raw is live.
+        if unsafe { ffi::PQconsumeInput(self.raw) } == 0 { Err(self.lost()) } else { Ok(()) }
+    }
+
+    /// Whether the next answer has not come yet.
+    fn is_busy(&self) -> bool {
+        // SAFETY: raw is live.
+        unsafe { ffi::PQisBusy(self.raw) != 0 }
     }
 
     /// The next answer of what was sent, waiting for it; None when there is no more.
@@ -205,8 +216,12 @@ impl Conn {
             return Err(self.lost());
         }
         self.flush()?;
-        // SAFETY: raw is live.
-        while unsafe { ffi::PQisBusy(self.raw) } != 0 {
+        // What has come while another member was waited for is there without a wait.
+        if self.is_busy() {
+            pgrx::check_for_interrupts!();
+            self.consume()?;
+        }
+        while self.is_busy() {
             self.wait_io(Ready::Read)?;
         }
         // SAFETY: raw is live and not busy, so this does not block.
@@ -247,13 +262,8 @@ impl Conn {
     /// Whether an answer can be fetched without waiting. For those who wait on many sockets.
     pub fn answer_ready(&mut self) -> Result<bool> {
         self.flush_some()?;
-        // SAFETY: raw is live.
-        unsafe {
-            if ffi::PQconsumeInput(self.raw) == 0 {
-                return Err(self.lost());
-            }
-            Ok(ffi::PQisBusy(self.raw) == 0)
-        }
+        self.consume()?;
+        Ok(!self.is_busy())
     }
 }
 

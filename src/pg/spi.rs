@@ -2,9 +2,13 @@
 //! master may call it for ever; `write` changes, or reads what this transaction has just written. It must never be
 //! used for a member: those are reached over libpq, the control database's own data included.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::PgOid;
 use pgrx::prelude::Spi;
-use pgrx::spi::{SpiClient, SpiHeapTupleData};
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiHeapTupleData};
 use pgrx::{FromDatum, IntoDatum};
 
 use crate::error::{Error, Result, SqlState};
@@ -53,6 +57,29 @@ pub fn write<T>(sql: &str, args: &[DatumWithOid<'_>], mut row: impl FnMut(&Row<'
 pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<usize> {
     require_primary()?;
     Spi::connect_mut(|client| Ok(client.update(sql, None, args)?.len()))
+}
+
+thread_local! {
+    /// The statements of [`execute_kept`], by their texts. They stay as long as the process: a text is a constant, so there are few.
+    static KEPT: RefCell<HashMap<&'static str, &'static OwnedPreparedStatement>> = RefCell::default();
+}
+
+/// The same as [`execute`] for a statement of every run: it is planned once.
+pub fn execute_kept(sql: &'static str, args: &[DatumWithOid<'_>]) -> Result<usize> {
+    require_primary()?;
+    Spi::connect_mut(|client| {
+        let known = KEPT.with_borrow(|kept| kept.get(sql).copied());
+        let statement = match known {
+            Some(statement) => statement,
+            None => {
+                let types: Vec<PgOid> = args.iter().map(|arg| PgOid::from(arg.oid())).collect();
+                let kept: &'static OwnedPreparedStatement = Box::leak(Box::new(client.prepare_mut(sql, &types)?.keep()));
+                KEPT.with_borrow_mut(|all| all.insert(sql, kept));
+                kept
+            }
+        };
+        Ok(client.update(statement, None, args)?.len())
+    })
 }
 
 /// Says 25006 on a standby: its catalog cannot be changed, and no master works there.
