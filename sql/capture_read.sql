@@ -17,7 +17,7 @@ DECLARE
     segment oid;
     n bigint;
     e bigint;
-    echoes text[] := bucardo.capture_echoes(p_control, p_sync);
+    echoes text[];
 BEGIN
     FOR w IN
         SELECT t.served AS snapshot,
@@ -29,19 +29,24 @@ BEGIN
     LOOP
         FOR c IN
             SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches,
-                   coalesce(m.truncated, false) AS truncated, coalesce(m.whole, false) OR p.renewed AS whole
+                   k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed,
+                   EXISTS (SELECT FROM bucardo.capture_mark b WHERE b.relid = k.relid AND (b.xid >= w.xmax OR b.xid = ANY (w.xip))) AS marked
               FROM bucardo.capture_candidates() k
               JOIN bucardo.capture_sync s ON s.capture = k.id
-             CROSS JOIN LATERAL (SELECT k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed) p
-              LEFT JOIN (SELECT b.relid AS marked, bool_or(b.kind = 'truncate') AS truncated, bool_or(b.kind = 'whole') AS whole
-                           FROM bucardo.capture_mark b
-                          WHERE (b.xid >= w.xmax OR b.xid = ANY (w.xip)) AND (b.origin IS NULL OR bucardo.capture_is_news(b.origin, echoes))
-                          GROUP BY b.relid) m ON m.marked = k.relid
              WHERE s.control = p_control AND s.sync = p_sync
         LOOP
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
             batched := c.in_batches; changes := 0; existed := 0;
-            truncated := c.truncated; whole := c.whole;
+            truncated := false; whole := c.renewed;
+            IF c.marked OR c.table_oid <> ALL (p_read) THEN
+                echoes := coalesce(echoes, bucardo.capture_echoes(p_control, p_sync));
+            END IF;
+            IF c.marked THEN
+                SELECT coalesce(bool_or(b.kind = 'truncate'), false), coalesce(bool_or(b.kind = 'whole'), false) OR c.renewed
+                  INTO truncated, whole FROM bucardo.capture_mark b
+                 WHERE b.relid = c.table_oid AND (b.xid >= w.xmax OR b.xid = ANY (w.xip))
+                   AND (b.origin IS NULL OR bucardo.capture_is_news(b.origin, echoes));
+            END IF;
             IF c.table_oid = ANY (p_read) THEN
                 RETURN NEXT;
                 CONTINUE;

@@ -42,6 +42,8 @@ pub struct Progress {
     pub conflicts: u64,
     /// Whether anything was pending.
     pub saw_changes: bool,
+    /// Whether what was pending had been read on a guess.
+    pub foreseen: bool,
     /// Which database each member was, and where its log was after it had committed.
     pub seen: BTreeMap<usize, (String, String)>,
     /// Whether the attempt has recorded decisions under the run's number.
@@ -77,6 +79,7 @@ impl Progress {
             pause: false,
             conflicts: 0,
             saw_changes: false,
+            foreseen: false,
             seen: BTreeMap::new(),
             recorded: false,
         }
@@ -232,7 +235,11 @@ impl Progress {
         let relations: serde_json::Map<String, Value> = self.relations.iter().map(relation).collect();
         let phases: serde_json::Map<String, Value> =
             self.phases.iter().map(|(k, v)| ((*k).to_string(), json!(round(*v)))).collect();
-        json!({"phases_ms": phases, "relations": relations, "attempts": self.attempts})
+        let mut details = json!({"phases_ms": phases, "relations": relations, "attempts": self.attempts});
+        if self.foreseen {
+            details["foreseen"] = true.into();
+        }
+        details
     }
 
     /// Tells the log what came of it, where `bucardo.log_level` asks for that.

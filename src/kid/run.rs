@@ -178,6 +178,7 @@ impl Attempt<'_> {
                 Gather::WholeTables => return Ok(Made::WholeTables),
             },
         };
+        self.progress.foreseen = foreseen.is_some();
         if !self.given.plan.is_current(&gathered.strangers)? {
             return Ok(Made::Outdated);
         }

@@ -31,6 +31,7 @@ macro_rules! for_both {
     })* };
 }
 
+mod ahead;
 mod away;
 mod badinput;
 mod capture;
