@@ -36,8 +36,7 @@ impl OneWay<'_> {
     /// Opens the receivers' transactions, and reads the few rows of the source meanwhile. An error is the source's.
     pub fn read(&self, source: &mut Conn, receivers: &mut [Receiver], work: &[Work]) -> Result<Read> {
         source.pipeline_begin()?;
-        let few = |item: &&Work| self.is_few(item.change);
-        self.queue(source, work, work.iter().filter(few), |item| item.reading().few())?;
+        self.queue(source, work, |item| item.reading().few())?;
         source.pipeline_send()?;
         self.open(receivers, work);
         let answers = source.pipeline_collect()?;
@@ -46,23 +45,18 @@ impl OneWay<'_> {
         Ok(read)
     }
 
-    /// Puts what is asked of the source into a pipeline.
-    pub fn queue<'w>(
-        &self,
-        source: &mut Conn,
-        work: &[Work],
-        few: impl Iterator<Item = &'w Work<'w>> + Clone,
-        reading: impl Fn(&Work) -> String,
-    ) -> Result<()> {
+    /// Puts what is asked of the source into a pipeline; `reading`: the statement that reads a few rows of a table.
+    pub fn queue(&self, source: &mut Conn, work: &[Work], reading: impl Fn(&Work) -> String) -> Result<()> {
         let (sql, oids) = shape::fingerprint_query(work.iter().map(|w| w.table.oid));
         source.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
         source.pipeline_add(BY_INDEX, &[], &[])?;
-        for item in few.clone() {
+        let few = || work.iter().filter(|item| self.is_few(item.change));
+        for item in few() {
             let widest = few::widest(item.change.changes);
             let params = [&self.pass.window.xmax, &self.pass.window.xip, &widest].map(|p| Some(p.as_bytes()));
             source.pipeline_add(&reading(item), &[], &params)?;
         }
-        replaced::queue(source, few.map(|item| item.table.oid))?;
+        replaced::queue(source, few().map(|item| item.table.oid))?;
         source.pipeline_add(flush::SINCE, &[], &[])
     }
 
@@ -176,9 +170,10 @@ impl OneWay<'_> {
         }
     }
 
-    /// Whether opening them takes locks.
-    pub fn locks_any(&self, receivers: &[Receiver], work: &[Work]) -> bool {
-        receivers.iter().any(|receiver| !self.locks(receiver, work).is_empty())
+    /// Whether the rows of these tables can be read before it is known that they have changed: they go by their keys, and the
+    /// receivers lock nothing.
+    pub fn may_guess(&self, receivers: &[Receiver], work: &[Work]) -> bool {
+        work.iter().all(|w| self.is_few(w.change)) && receivers.iter().all(|receiver| self.locks(receiver, work).is_empty())
     }
 
     fn is_few(&self, change: &TableChanges) -> bool {

@@ -232,13 +232,13 @@ impl Attempt<'_> {
         let (asker, sequences) = (given.asker(), given.plan.sequence_query.as_deref());
         let way = given.way(&guess.changes, &guess.served, None);
         let work = way.pass.work(receivers)?;
-        if way.locks_any(receivers, &work) {
+        if !way.may_guess(receivers, &work) {
             return Ok(None);
         }
         conn.pipeline_begin()?;
         let read: Vec<u32> = work.iter().map(|w| w.table.oid).collect();
         gather::queue(conn, &asker, alive, sequences, &read)?;
-        way.queue(conn, &work, work.iter(), |item| item.reading().few_uncounted(FEW))?;
+        way.queue(conn, &work, |item| item.reading().few_uncounted(FEW))?;
         conn.pipeline_send()?;
         way.open(receivers, &work);
         let mut answers = conn.pipeline_collect().map_err(|e| gather::capture_missing(&given.plan.sync, e))?.into_iter();

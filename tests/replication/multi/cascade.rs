@@ -210,6 +210,28 @@ fn makedelta_of_a_relation_and_switched_under_way() {
     web.settled();
 }
 
+/// A table that a target captures once more goes another way than the one beside it, however often both have come together.
+#[test]
+fn one_table_is_passed_on_and_the_next_is_not() {
+    let mut web = Web::new(&["A", "B", "C"], &[]);
+    web.net.everywhere("CREATE TABLE u (id int PRIMARY KEY, val text)");
+    let mut control = web.net.control();
+    for (name, dbs) in [("ab", "A:source,B:target"), ("bc", "B:source,C:target")] {
+        control.exec(&format!("SELECT bucardo.add_sync('{name}', dbs => '{dbs}', tables => 'public.t,public.u')"));
+        web.syncs.push(name.to_owned());
+    }
+    web.net.on("A").exec("INSERT INTO t VALUES (1, 't'); INSERT INTO u VALUES (1, 'u')");
+    web.quiet();
+    control.exec("SELECT bucardo.update_table('public.t', 'ab', makedelta => true)");
+    for n in 1..=6 {
+        web.net.on("A").exec(&format!("UPDATE t SET val = 't{n}'; UPDATE u SET val = 'u{n}'"));
+        web.quiet();
+        assert_eq!(web.net.on("B").one("SELECT t.val || u.val FROM t, u"), format!("t{n}u{n}"));
+        assert_eq!(web.net.on("C").one("SELECT val FROM t"), format!("t{n}"));
+    }
+    assert_eq!(web.net.on("C").number("SELECT count(*) FROM u"), 0);
+}
+
 fn ring() -> Web {
     let mut web = Web::new(&["A", "B", "C"], &["A", "B", "C"]);
     for (name, dbs) in [("ab", "A:source,B:source"), ("bc", "B:source,C:source"), ("ca", "C:source,A:source")] {
