@@ -6,6 +6,7 @@ pub mod bits;
 mod bring;
 mod current;
 pub mod customcode;
+mod deaf;
 pub mod failure;
 mod few;
 mod flush;

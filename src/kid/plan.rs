@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use super::ahead::Habit;
 use super::apply::Receiver;
+use super::bits;
+use super::deaf;
 use super::failure::Failure;
 use super::gather::Asker;
 use super::members::{Pool, Session};
@@ -25,6 +27,8 @@ pub struct Plan {
     /// The catalog's generation in which it was read.
     pub generation: u64,
     pub(super) shapes: HashMap<usize, Rc<Shapes>>,
+    /// The members on which there is nothing that could capture; as seen with their tables.
+    pub(super) deaf: u64,
     pub(super) sequence_query: Option<String>,
     /// The sequences' state that each receiver was given last.
     sequences: HashMap<usize, String>,
@@ -52,6 +56,7 @@ impl Plan {
             control,
             generation,
             shapes: HashMap::new(),
+            deaf: 0,
             sequence_query,
             sequences: HashMap::new(),
             recognised: HashMap::new(),
@@ -85,6 +90,19 @@ impl Plan {
         self.patient && error.code == SqlState::LOCK_NOT_AVAILABLE && !short()
     }
 
+    /// The members that capture what they get because `makedelta` says so, by relation, where anybody could learn of it.
+    pub fn noted(&self) -> HashMap<i32, u64> {
+        let hear = |(relation, bits): (i32, u64)| (relation, bits & !self.deaf);
+        bits::noted(&self.sync).into_iter().map(hear).filter(|(_, bits)| *bits != 0).collect()
+    }
+
+    /// Whether a receiver would capture some of these relations, but has nothing that could.
+    pub fn is_deaf(&self, index: usize, relations: impl IntoIterator<Item = i32>) -> bool {
+        let all = bits::noted(&self.sync);
+        self.deaf & (1 << index) != 0
+            && relations.into_iter().any(|relation| all.get(&relation).is_some_and(|bits| bits & (1 << index) != 0))
+    }
+
     fn shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
@@ -92,6 +110,8 @@ impl Plan {
         // Sizes are asked under a lock. A session that has failed here is not kept.
         session.conn.query(&format!("SET lock_timeout = '{}'", session.patience))?;
         let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
+        let deaf = deaf::look(&mut session.conn)?;
+        self.deaf = self.deaf & !(1 << index) | u64::from(deaf) << index;
         session.conn.query("SET lock_timeout = 0")?;
         self.shapes.insert(index, seen.clone());
         Ok(seen)

@@ -9,6 +9,7 @@ use super::ahead::{self, Foreseen};
 use super::apply::{self, Pass, Receiver};
 use super::bits;
 use super::current::Outdated;
+use super::deaf;
 use super::failure::{self, Failure, at_member, explained};
 use super::few::{FEW, Handfuls};
 use super::flush;
@@ -149,7 +150,7 @@ impl Given<'_> {
             news: origin::news(plan),
             excluded: HashMap::new(),
             level: true,
-            noted: bits::noted(&plan.sync),
+            noted: plan.noted(),
             relayed: 0,
             origin: plan.origin(self.source),
             tag: String::new(),
@@ -283,7 +284,8 @@ impl Attempt<'_> {
         if let Some(lsn) = gathered.unflushed.as_ref().filter(|_| !read.flushed) {
             flush::wait(&mut from.conn, pool, &given.plan.sync.members[given.source].db, lsn)?;
         }
-        let committed = commit(receivers, &group.changes, &rest)?;
+        let deaf = |index| given.plan.is_deaf(index, group.changes.iter().map(|c| c.relation));
+        let committed = commit(receivers, &group.changes, &rest, deaf)?;
         for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
             sequences.iter().for_each(|state| given.plan.gave_sequences(receiver, state));
         }
@@ -305,14 +307,22 @@ impl Attempt<'_> {
 }
 
 /// Commits all receivers that have not failed: sends to all, together with what is not written yet, then collects.
-fn commit(receivers: &mut [Receiver], changes: &[TableChanges], rest: &Handfuls<'_>) -> Result<u64> {
+fn commit(
+    receivers: &mut [Receiver],
+    changes: &[TableChanges],
+    rest: &Handfuls<'_>,
+    deaf: impl Fn(usize) -> bool,
+) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
         let oids: Vec<u32> = changes.iter().filter_map(|c| receiver.table(c.relation).ok()).map(|t| t.oid).collect();
-        let statements = rest.statements(receiver);
+        let (statements, is_deaf) = (rest.statements(receiver), deaf(receiver.index));
         receiver.attempt(|conn| {
             conn.pipeline_begin()?;
             rest.queue(conn, &statements?)?;
+            if is_deaf {
+                deaf::queue(conn)?;
+            }
             replaced::queue_commit(conn, oids.iter().copied())?;
             conn.pipeline_send()
         });
@@ -321,7 +331,12 @@ fn commit(receivers: &mut [Receiver], changes: &[TableChanges], rest: &Handfuls<
     let mut committed = 0;
     for receiver in receivers.iter_mut() {
         let Some(answers) = receiver.attempt(|conn| Ok(conn.pipeline_collect())) else { continue };
-        if let Some(answers) = rest.written(receiver, answers, replaced::uncommitted) {
+        let asked = usize::from(deaf(receiver.index));
+        let explained = |error, at: usize| match at.checked_sub(asked) {
+            Some(at) => replaced::uncommitted(error, at),
+            None => deaf::explained(error),
+        };
+        if let Some(answers) = rest.written(receiver, answers, explained) {
             receiver.session.place = Some(replaced::place(&answers));
             committed |= receiver.bit();
         }

@@ -9,7 +9,7 @@ use crate::ident::text_array;
 use crate::kid::gather::Asker;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
-use crate::kid::{flush, replaced, track, who};
+use crate::kid::{deaf, flush, replaced, track, who};
 
 const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, source, member, served, identity, run) \
     SELECT $1, $2, u.source, $3, u.served, u.identity, $4::pg_catalog.int8 \
@@ -35,18 +35,22 @@ impl Mesh<'_> {
             let identities = text_array(offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
+            let is_deaf = self.plan.is_deaf(self.members[at].index, relations.iter().copied());
             let oids: Vec<u32> = relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 if !from.is_empty() {
                     conn.pipeline_add(SERVED, &[], &params)?;
                 }
+                if is_deaf {
+                    deaf::queue(conn)?;
+                }
                 replaced::queue(conn, oids.iter().copied())?;
                 conn.pipeline_send()
             });
         }
         for member in &mut self.members {
-            member.attempt(|conn| replaced::judge(conn.pipeline_collect()?.last()));
+            member.attempt(|conn| replaced::judge(conn.pipeline_collect().map_err(deaf::explained)?.last()));
         }
     }
 

@@ -98,7 +98,7 @@ impl Mesh<'_> {
     /// The members that capture what they get, by relation: because `makedelta` says so, or for members that are away,
     /// whom the change may reach only through them.
     pub(super) fn noted(&self) -> HashMap<i32, u64> {
-        let mut noted = bits::noted(&self.plan.sync);
+        let mut noted = self.plan.noted();
         let relayed = self.relayed();
         if relayed != 0 {
             for relation in self.plan.sync.relations.iter().filter(|r| !r.is_sequence) {

@@ -172,7 +172,7 @@ impl Mesh<'_> {
 
     /// The table, if the member passes on what it gets of it because `makedelta` says so.
     pub(super) fn passes_on(&self, at: usize, relation: i32) -> Option<u32> {
-        let noted = bits::noted(&self.plan.sync).get(&relation).copied().unwrap_or(0);
+        let noted = self.plan.noted().get(&relation).copied().unwrap_or(0);
         self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| noted & self.members[at].bit() != 0)
     }
 

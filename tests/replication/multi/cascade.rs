@@ -210,6 +210,36 @@ fn makedelta_of_a_relation_and_switched_under_way() {
     web.settled();
 }
 
+/// A member that is to pass on what it gets, and from which nobody takes anything yet: whoever begins to, while a run is under way,
+/// misses nothing of it.
+#[test]
+fn makedelta_before_anybody_takes_from_the_member() {
+    for sources in ["A:source", "A:source,D:source"] {
+        let mut web = Web::new(&["A", "B", "C", "D"], &["B"]);
+        web.sync("ab", &format!("{sources},B:target"), "");
+        web.net.on("A").exec("INSERT INTO t VALUES (1, 'before')");
+        web.quiet();
+        web.net
+            .on("A")
+            .exec("INSERT INTO t SELECT g, 'before' FROM generate_series(2, 300) g; UPDATE t SET val = 'b' WHERE id = 1");
+        web.quiet();
+        assert_eq!(web.net.on("B").number("SELECT count(*) FROM t"), 300);
+        let mut control = web.net.control();
+        let hits = "SELECT bucardo.fault_hits('kid.after_gather')";
+        let before = control.number(hits);
+        control.exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+        web.net.on("A").exec("INSERT INTO t VALUES (1000, 'meanwhile')");
+        wait_until("the run to have its snapshots", || web.net.control().number(hits) > before);
+        web.sync("bc", "B:source,C:target", "");
+        control.exec("SELECT bucardo.fault_clear()");
+        web.quiet();
+        assert_eq!(web.net.on("C").one("SELECT string_agg(val, ' ' ORDER BY id) FROM t"), "meanwhile", "{sources}");
+        web.net.on("A").exec("UPDATE t SET val = 'after' WHERE id = 1");
+        web.quiet();
+        assert_eq!(web.net.on("C").one("SELECT string_agg(val, ' ' ORDER BY id) FROM t"), "after meanwhile", "{sources}");
+    }
+}
+
 /// A table that a target captures once more goes another way than the one beside it, however often both have come together.
 #[test]
 fn one_table_is_passed_on_and_the_next_is_not() {
