@@ -1136,7 +1136,13 @@ BEGIN
             CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END);
         FOR i IN 1 .. 3 LOOP
             CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
-            CONTINUE WHEN i = left_now AND (p_least > 0 OR pg_relation_size(c.segments[i]) > large);
+            CONTINUE WHEN i = left_now AND p_least > 0;
+            IF pg_relation_size(c.segments[i]) > large THEN
+                CONTINUE WHEN i = left_now;
+                -- What is still wanted is found soon, and without keeping anybody out.
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', c.segments[i]::regclass, condition) INTO unserved;
+                CONTINUE WHEN unserved;
+            END IF;
             BEGIN
                 -- Keeps out who writes, and nobody who reads.
                 EXECUTE format('LOCK TABLE %s IN SHARE MODE NOWAIT', c.segments[i]::regclass);
