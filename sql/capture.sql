@@ -1069,9 +1069,10 @@ $body$;
 -- transaction that wrote is open. One that was left just now waits for the next purge: somebody may be on his way to it. Where
 -- all is wanted (0 bytes), only a large one does.
 --
--- Readers, of which there is always one when runs follow one another, are waited for, but for milliseconds and only while no
--- segment is kept from any of them, so that nobody who waits for the purge is waited for by it. The fullest table comes first,
--- as it is the first lock that is got by waiting; others are then free for a moment too, if it was one run that held them.
+-- Readers, of which there is always one when runs follow one another, are waited for, but for milliseconds (up to 200 of a
+-- large segment), and only while no segment is kept from any of them, so that nobody who waits for the purge is waited for by
+-- it. The fullest table comes first, as it is the first lock that is got by waiting; others are then free for a moment too,
+-- if it was one run that held them.
 CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
@@ -1092,7 +1093,6 @@ DECLARE
     locked integer[] := '{}';
     j integer;
     waits integer := 2;
-    at_most CONSTANT text := '20ms';
     as_before CONSTANT text := current_setting('lock_timeout');
     large CONSTANT bigint := 64 * 1024 * 1024;
 BEGIN
@@ -1161,7 +1161,8 @@ BEGIN
         BEGIN
             IF locked = '{}' AND waits > 0 THEN
                 waits := waits - 1;
-                PERFORM set_config('lock_timeout', at_most, true);
+                -- Who reads a large one needs longer.
+                PERFORM set_config('lock_timeout', least(200, 20 + pg_relation_size(wanted[i]) / 262144) || 'ms', true);
                 EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', wanted[i]::regclass);
                 PERFORM set_config('lock_timeout', as_before, true);
             ELSE
