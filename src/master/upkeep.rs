@@ -137,7 +137,7 @@ pub fn record_lost(sync: &Sync, report: &Report) -> Result<()> {
     let (name, message) = (sync.name.as_str().into(), report.message.get().into());
     let args = [report.lost.into(), name, report.since.into(), message, sqlstate.as_ref().into(), sync.id.into()];
     let recorded = xact::transaction(|| {
-        spi::execute(SOON, &[])?;
+        soon()?;
         spi::execute(sql, &args).map(drop)
     });
     match recorded {
@@ -179,12 +179,16 @@ pub fn forget_history() -> Result<()> {
     }
 }
 
-const SOON: &str = "SET LOCAL lock_timeout = '300ms'";
+/// Lets the transaction wait for locks no longer than that. As a query: a statement that may change something takes a
+/// transaction id, and the master looks each minute.
+fn soon() -> Result<()> {
+    spi::value::<String>("SELECT pg_catalog.set_config('lock_timeout', '300ms', true)", &[]).map(drop)
+}
 
 fn forget_old() -> Result<()> {
     let seconds = guc::history_retention().as_secs_f64();
     let old = xact::transaction(|| {
-        spi::execute(SOON, &[])?;
+        soon()?;
         spi::value::<bool>(
             &format!(
                 "SELECT EXISTS (SELECT {OLD_RUNS}) \
@@ -197,7 +201,7 @@ fn forget_old() -> Result<()> {
         return Ok(());
     }
     xact::transaction(|| {
-        spi::execute(SOON, &[])?;
+        soon()?;
         // What an open transaction holds is forgotten another time.
         let sql = format!("DELETE FROM bucardo.syncrun WHERE run = ANY (ARRAY(SELECT run {OLD_RUNS} FOR UPDATE SKIP LOCKED))");
         spi::execute(&sql, &[seconds.into()])?;

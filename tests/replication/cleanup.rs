@@ -309,6 +309,27 @@ fn history_and_purging_need_no_hand() {
     net.settle(&["t"]);
 }
 
+/// At rest nothing is written: also the look for old history, once a minute, takes no transaction id.
+#[test]
+fn a_look_at_the_history_takes_no_transaction_id() {
+    let net = Net::together_with(Capture::Native, 1, "autovacuum = off\nbucardo.purge_interval = '1h'");
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY)");
+    net.add_sync("tables => 'public.t'");
+    net.kick();
+    let mut control = net.control();
+    let (looks, next) = (
+        "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relid = 'bucardo.conflict'::regclass",
+        "SELECT pg_snapshot_xmax(pg_current_snapshot())::text",
+    );
+    let seen = control.number(looks);
+    let (mut before, mut now) = (0, control.number(next));
+    wait_until("the look", || {
+        (before, now) = (now, control.number(next));
+        control.number(looks) > seen
+    });
+    assert_eq!(control.number(next) - before, 0, "transaction ids");
+}
+
 for_both!(what_was_rolled_back_is_purged, a_crash_leaves_no_space_behind);
 
 const HELD: &str = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";

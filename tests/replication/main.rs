@@ -52,6 +52,7 @@ mod life;
 mod lost;
 mod multi;
 mod oneway;
+mod purge;
 mod rewrite;
 mod security;
 mod standby;
