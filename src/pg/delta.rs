@@ -69,22 +69,82 @@ struct Writer {
     nulls: [bool; COLUMNS],
 }
 
+/// A row of the segment that writers use now, but for its keys, which are null as yet.
+struct Row {
+    rel: Relation,
+    values: [Datum; COLUMNS],
+    nulls: [bool; COLUMNS],
+}
+
+impl Row {
+    /// # Safety
+    /// In a transaction, inside the guard. Opens a heap of ours with the lock that every INSERT takes, to be kept to the
+    /// transaction's end.
+    #[inline(always)]
+    unsafe fn new(captured: &Captured, existed: bool) -> Self {
+        let n = captured.keys.len();
+        let (mut values, mut nulls) = ([Datum::null(); COLUMNS], [true; COLUMNS]);
+        nulls[n..n + EXTRA].copy_from_slice(&[false, false, true, !existed]);
+        values[n + 3] = Datum::from(true);
+        // SAFETY: see above.
+        unsafe {
+            values[n] = Datum::from(raw::top_full_transaction_id().value as i64);
+            values[n + 1] = Datum::from(raw::current_timestamp());
+            let rel = raw::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
+            Self { rel, values, nulls }
+        }
+    }
+}
+
+/// Writes down the key of a statement's only row, which most have, without the writer's buffers. Where to.
+///
+/// # Safety
+/// Inside the guard; the slot holds a row of the captured table.
+unsafe fn single(slot: *mut TupleTableSlot, captured: &Captured, existed: bool) -> Segment {
+    // SAFETY: as in [`Writer::add`] and [`Writer::write`]; the tuple is memory of the current context, which ends with the trigger.
+    unsafe {
+        let Row { rel, mut values, mut nulls } = Row::new(captured, existed);
+        let mut keyless = false;
+        for (i, key) in captured.keys.iter().enumerate() {
+            let (value, null) = column(slot, key);
+            (values[i], nulls[i]) = (value, false);
+            keyless |= null;
+        }
+        if !keyless {
+            let tuple = raw::heap_form_tuple((*rel).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+            raw::heap_insert(rel, tuple, raw::current_command_id(true), 0, std::ptr::null_mut());
+        }
+        let segment = Segment { capture: captured.id, oid: (*rel).rd_id, file: (*rel).rd_node.relNode, keyless };
+        raw::table_close(rel, pg_sys::NoLock as i32);
+        segment
+    }
+}
+
+/// A key column of a row, and whether it is null.
+///
+/// # Safety
+/// Inside the guard; the slot holds a row of the captured table.
+#[inline(always)]
+unsafe fn column(slot: *mut TupleTableSlot, key: &Key) -> (Datum, bool) {
+    // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs.
+    unsafe {
+        if (*slot).tts_nvalid < key.attnum {
+            raw::deform(slot, c_int::from(key.attnum));
+        }
+        let at = key.attnum as usize - 1;
+        (*(*slot).tts_values.add(at), *(*slot).tts_isnull.add(at))
+    }
+}
+
 impl Writer {
     /// # Safety
     /// In a transaction; `captured` outlives the writer; [`Writer::finish`] follows unless an ERROR does.
     unsafe fn new(captured: &Captured, existed: bool) -> Self {
-        // SAFETY: opens a heap of ours with the lock that every INSERT takes, kept to the end of the transaction.
+        // SAFETY: all of it is the server's.
         unsafe {
-            let rel = raw::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
+            let Row { rel, values, nulls } = Row::new(captured, existed);
             let n = captured.keys.len();
             let desc = (*rel).rd_att;
-            let mut values = [Datum::null(); COLUMNS];
-            let mut nulls = [false; COLUMNS];
-            values[n] = Datum::from(raw::top_full_transaction_id().value as i64);
-            values[n + 1] = Datum::from(raw::current_timestamp());
-            nulls[n + 2] = true;
-            values[n + 3] = Datum::from(true);
-            nulls[n + 3] = !existed;
             let memory = raw::create_memory_context(
                 pg_sys::CurrentMemoryContext,
                 c"bucardo deltas".as_ptr(),
@@ -122,17 +182,11 @@ impl Writer {
     /// Inside the guard; the slot holds a row of the captured table.
     #[inline(always)]
     unsafe fn add(&mut self, slot: *mut TupleTableSlot) {
-        // SAFETY: key numbers are within the table's columns, which the slot has after slot_getsomeattrs; places of
-        // `waiting` are within BATCH, because it is emptied when it is full; no null gets there.
+        // SAFETY: places of `waiting` are within BATCH, because it is emptied when it is full; no null gets there.
         unsafe {
             for i in 0..self.key_count {
-                let key = &*self.keys.add(i);
-                if (*slot).tts_nvalid < key.attnum {
-                    raw::deform(slot, c_int::from(key.attnum));
-                }
-                let at = key.attnum as usize - 1;
-                let value = *(*slot).tts_values.add(at);
-                if *(*slot).tts_isnull.add(at) {
+                let (value, null) = column(slot, &*self.keys.add(i));
+                if null {
                     self.keyless = true;
                     return;
                 }
@@ -321,18 +375,19 @@ pub unsafe fn statement(trigger: *mut TriggerData, captured: &Captured) -> Optio
 unsafe fn written(store: *mut Tuplestorestate, desc: TupleDesc, captured: &Captured, existed: bool) -> Option<Segment> {
     // SAFETY: see `statement`.
     unsafe {
-        let mut segment = None;
         let slot = reader(store, desc);
-        if raw::tuplestore_gettupleslot(store, true, false, slot) {
+        let segment = raw::tuplestore_gettupleslot(store, true, false, slot).then(|| {
+            if raw::tuplestore_tuple_count(store) == 1 {
+                return single(slot, captured, existed);
+            }
             let mut writer = Writer::new(captured, existed);
             loop {
                 writer.add(slot);
                 if !raw::tuplestore_gettupleslot(store, true, false, slot) {
-                    break;
+                    return writer.finish();
                 }
             }
-            segment = Some(writer.finish());
-        }
+        });
         raw::drop_slot(slot);
         segment
     }
@@ -346,10 +401,16 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
         let (before, after) = (reader(old, desc), reader(new, desc));
         let mut writer = MaybeUninit::<Writer>::uninit();
         let mut begun = false;
+        let mut segment = None;
+        let only = raw::tuplestore_tuple_count(new) == 1;
         while raw::tuplestore_gettupleslot(new, true, false, after) {
             let paired = raw::tuplestore_gettupleslot(old, true, false, before);
             if paired && same_row(before, after) {
                 continue;
+            }
+            if only && paired && same_key(before, after, &captured.keys) {
+                segment = Some(single(after, captured, true));
+                break;
             }
             if !begun {
                 writer.write(Writer::new(captured, true));
@@ -361,7 +422,9 @@ unsafe fn updated(old: *mut Tuplestorestate, new: *mut Tuplestorestate, desc: Tu
                 writer.add(before);
             }
         }
-        let segment = begun.then(|| writer.assume_init_mut().finish());
+        if begun {
+            segment = Some(writer.assume_init_mut().finish());
+        }
         raw::drop_slot(before);
         raw::drop_slot(after);
         segment
@@ -390,17 +453,10 @@ unsafe fn same_row(a: *mut TupleTableSlot, b: *mut TupleTableSlot) -> bool {
 /// # Safety
 /// Inside the guard; both slots hold rows of the captured table.
 unsafe fn same_key(a: *mut TupleTableSlot, b: *mut TupleTableSlot, keys: &[Key]) -> bool {
-    // SAFETY: key numbers are within the table's columns.
+    // SAFETY: see above.
     unsafe {
         keys.iter().all(|key| {
-            let value = |slot: *mut TupleTableSlot| {
-                if (*slot).tts_nvalid < key.attnum {
-                    raw::deform(slot, c_int::from(key.attnum));
-                }
-                let at = key.attnum as usize - 1;
-                (*(*slot).tts_values.add(at), *(*slot).tts_isnull.add(at))
-            };
-            let ((x, x_null), (y, y_null)) = (value(a), value(b));
+            let ((x, x_null), (y, y_null)) = (column(a, key), column(b, key));
             x_null == y_null && (x_null || raw::datum_image_eq(x, y, key.by_value, c_int::from(key.length)))
         })
     }
@@ -420,17 +476,22 @@ pub unsafe fn row(trigger: *mut TriggerData, captured: &Captured) -> Option<Segm
                 raw::store_heap_tuple(tuple, slot, false)
             };
             let first = slot((*trigger).tg_trigtuple);
-            let inserted = (*trigger).tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_INSERT;
-            let mut writer = Writer::new(captured, !inserted);
-            writer.add(first);
+            let existed = (*trigger).tg_event & pg_sys::TRIGGER_EVENT_OPMASK != pg_sys::TRIGGER_EVENT_INSERT;
+            let mut second = std::ptr::null_mut();
             if !(*trigger).tg_newtuple.is_null() {
-                let second = slot((*trigger).tg_newtuple);
-                if !same_key(first, second, &captured.keys) {
-                    writer.add(second);
-                }
+                second = slot((*trigger).tg_newtuple);
+            }
+            let segment = if second.is_null() || same_key(first, second, &captured.keys) {
+                single(first, captured, existed)
+            } else {
+                let mut writer = Writer::new(captured, existed);
+                writer.add(first);
+                writer.add(second);
+                writer.finish()
+            };
+            if !second.is_null() {
                 raw::drop_slot(second);
             }
-            let segment = writer.finish();
             raw::drop_slot(first);
             Some(segment)
         })

@@ -48,6 +48,7 @@ unsafe extern "C-unwind" {
     #[link_name = "slot_getsomeattrs_int"]
     pub fn deform(slot: *mut TupleTableSlot, attnum: c_int);
     pub fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, isnull: *mut bool) -> HeapTuple;
+    pub fn heap_insert(relation: Relation, tuple: HeapTuple, cid: CommandId, options: c_int, bistate: BulkInsertState);
     pub fn heap_multi_insert(
         relation: Relation,
         slots: *mut *mut TupleTableSlot,
@@ -58,6 +59,7 @@ unsafe extern "C-unwind" {
     );
     pub fn tuplestore_alloc_read_pointer(state: *mut Tuplestorestate, flags: c_int) -> c_int;
     pub fn tuplestore_select_read_pointer(state: *mut Tuplestorestate, pointer: c_int);
+    pub fn tuplestore_tuple_count(state: *mut Tuplestorestate) -> i64;
     pub fn tuplestore_rescan(state: *mut Tuplestorestate);
     pub fn tuplestore_gettupleslot(state: *mut Tuplestorestate, forward: bool, copy: bool, slot: *mut TupleTableSlot) -> bool;
     pub fn datum_image_eq(a: Datum, b: Datum, by_value: bool, length: c_int) -> bool;

@@ -1,7 +1,7 @@
 //! Shared memory: the table of `master::slot` under one lock, and the flags that a committing transaction sets without
 //! any lock. Only there when the library was preloaded; every user asks [`is_loaded`] first.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use pgrx::lwlock::PgLwLock;
 use pgrx::{PGRXSharedMemory, PgAtomic, pg_guard, pg_shmem_init, pg_sys};
@@ -29,6 +29,8 @@ const MAX_WATCHES: usize = 128;
 
 /// All who watch.
 pub struct Flags {
+    /// How many of the first ones were ever taken: a commit looks at no more.
+    used: AtomicUsize,
     watches: [Watch; MAX_WATCHES],
 }
 
@@ -63,6 +65,7 @@ pub fn init() {
 fn flags_init() {
     pg_shmem_init!(
         FLAGS = Flags {
+            used: AtomicUsize::new(0),
             watches: [const {
                 Watch {
                     db: AtomicU32::new(0),
@@ -110,6 +113,7 @@ pub fn watch(db: u32, procno: i32) -> Option<Watching> {
     let flags = FLAGS.get();
     let at =
         flags.watches.iter().position(|w| w.db.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
+    flags.used.fetch_max(at + 1, Ordering::AcqRel);
     let watch = &flags.watches[at];
     watch.procno.store(procno, Ordering::Release);
     // Dirty from the start: what was captured before is looked for once.
@@ -154,7 +158,9 @@ pub fn forget_watches(procno: i32) {
 
 /// Tells all who watch the database that captured changes were committed. Takes no lock, cannot fail.
 pub fn committed(db: u32) {
-    for watch in FLAGS.get().watches.iter().filter(|w| w.db.load(Ordering::Acquire) == db) {
+    let flags = FLAGS.get();
+    let used = flags.used.load(Ordering::Acquire);
+    for watch in flags.watches.iter().take(used).filter(|w| w.db.load(Ordering::Acquire) == db) {
         watch.commits.fetch_add(1, Ordering::AcqRel);
         if !watch.dirty.swap(true, Ordering::AcqRel) {
             set_latch(watch.procno.load(Ordering::Acquire));
