@@ -280,18 +280,14 @@ BEGIN
 END
 $body$;
 
--- The statements that write the key of a statement's only row into a segment, in the body of a plain capture function whose keys
--- are of types that somebody made, and what else is to be done where there are several. They take a transaction id only if they write.
-DROP FUNCTION IF EXISTS bucardo.capture_write_one(text, text, text, text, text);
-CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_where text, p_existed text, p_several text) RETURNS text
+-- The statement that writes the key of a statement's only row into a segment, in the body of a plain capture function. It
+-- does nothing where there are none or several, and takes a transaction id only if it writes.
+CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_where text, p_existed text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format('
             INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s
-                WHERE %s(SELECT true FROM %s OFFSET 1 LIMIT 1) IS NULL;
-            IF NOT FOUND AND EXISTS (SELECT FROM %s) THEN
-                tx := pg_current_xact_id()::text::bigint; %s
-            END IF;',
-        p_segment, p_keys, p_existed, p_rows, coalesce(p_where || ' AND ', ''), split_part(p_rows, ' ', 1), split_part(p_rows, ' ', 1), p_several)
+                WHERE %s(SELECT true FROM %s OFFSET 1 LIMIT 1) IS NULL;',
+        p_segment, p_keys, p_existed, p_rows, coalesce(p_where || ' AND ', ''), split_part(p_rows, ' ', 1))
 $body$;
 
 -- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
@@ -305,17 +301,17 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
         WHEN p_capture.batched AND p_fixed THEN format($f$
                 skip := 0;
                 LOOP
-                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, pg_catalog.clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
-                        HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0 RETURNING %4$s INTO made;
-                    %6$sEXIT WHEN made.ks1 IS NULL OR pg_catalog.array_length(made.ks1, 1) OPERATOR(pg_catalog.<>) 1000000;
-                    skip := skip OPERATOR(pg_catalog.+) 1000000;
+                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
+                        HAVING count(*) > 0 RETURNING %4$s INTO made;
+                    %6$sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
+                    skip := skip + 1000000;
                 END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates, p_then)
         WHEN p_capture.batched THEN format($f$
-                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, pg_catalog.clock_timestamp(), %3$s
-                    FROM (SELECT k.*, (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1) OPERATOR(pg_catalog./) 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
+                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
+                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
             p_segment, p_keys, p_existed, p_arrays, p_aggregates)
         ELSE format('
-                INSERT INTO %s SELECT d.*, tx, pg_catalog.clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
     END
 $body$;
 
@@ -334,58 +330,44 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
 $body$;
 
 -- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
--- It must never make the application's statement fail: if the table was altered under it, the whole table is marked. Nor may it
--- find anything by the application's search_path: for keys of the server's own types all names and operators in it say their schema.
+-- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text; created text;
-    compared text; differ text; gone text; keys text; olds text; variables text; inserted text; updated text; deleted text;
-    one text := '';
+    compared text; differ text; gone text;
     body text := '';
     segment text;
     fixed boolean;
-    own CONSTANT boolean := bucardo.capture_is_own(p_capture);
-    many CONSTANT text := E'    tx bigint;\n    skip bigint;\n    made record;\n    held record;\n    moved boolean := false;\n';
-    caught CONSTANT text := 'undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
-    OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation';
 BEGIN
     SELECT string_agg(format('o.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format('n.%I AS k%s', k, ord), ', ' ORDER BY ord),
            string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
            string_agg(format('n.%I %s o.%I', k, e, k), ' AND ' ORDER BY ord),
            string_agg(format('NOT NEW.%I %s OLD.%I', k, e, k), ' OR ' ORDER BY ord),
-           string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('pg_catalog.array_agg(d.k%s)', ord), ', ' ORDER BY ord),
-           string_agg(format('key%s', ord), ', ' ORDER BY ord), string_agg(format('old%s', ord), ', ' ORDER BY ord),
-           string_agg(format('    key%1$s %2$s; old%1$s %2$s;', ord, t), E'\n' ORDER BY ord)
-      INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates, keys, olds, variables
-      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_equal(p_capture.relid, k) e
-     CROSS JOIN LATERAL bucardo.capture_own_type(p_capture.relid, k) t;
+           string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
+      INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
+      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_equal(p_capture.relid, k) e;
     created := format('SELECT %s FROM bucardo_new n', new_columns);
     SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
       JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
     -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
-    SELECT string_agg(format('pg_catalog.array_agg(d.k%s)', ord), ', ' ORDER BY ord), string_agg(format('held.ks%s', ord), ', ' ORDER BY ord)
+    SELECT string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord), string_agg(format('held.ks%s', ord), ', ' ORDER BY ord)
       INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord;
     compared := format($f$IF NOT moved AND made.ks1 IS NOT NULL THEN
                         held := made;
                         SELECT %s INTO %s FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
-                        moved := made OPERATOR(pg_catalog.*<>) held;
+                        moved := made *<> held;
                     END IF;
                     $f$, compared, differ, old_columns);
     FOR i IN 1 .. 3 LOOP
         segment := p_capture.segments[i]::regclass::text;
-        one := one || format($f$%1$s active OPERATOR(pg_catalog.=) %2$s THEN
-        INSERT INTO %3$s VALUES (%4$s, pg_catalog.txid_current(), pg_catalog.clock_timestamp(), NULL, existed);
-        IF moved THEN
-            INSERT INTO %3$s VALUES (%5$s, pg_catalog.txid_current(), pg_catalog.clock_timestamp(), NULL, true);
-        END IF;$f$, CASE WHEN i = 1 THEN 'IF' ELSE E'\n    ELSIF' END, i, segment, keys, olds);
         gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
             old_columns, same), 'true', arrays, aggregates, fixed);
         IF p_capture.batched AND fixed THEN
             gone := format('IF moved THEN%s
                 END IF;', gone);
         END IF;
-        body := body || format('%s active OPERATOR(pg_catalog.=) %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
+        body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
         IF p_capture.by_row THEN
             body := body || format($f$
         IF TG_OP = 'INSERT' THEN INSERT INTO %1$s VALUES (%2$s, tx, clock_timestamp(), NULL, NULL);
@@ -397,61 +379,56 @@ BEGIN
         END IF;
 $f$, segment, new_row, old_row, moved);
         ELSE
-            inserted := bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed);
-            updated := format('%s
-                %s', bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared), gone);
-            deleted := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed);
-            IF NOT own THEN
-                -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
-                inserted := bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', NULL, 'NULL', inserted);
-                updated := bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', same, 'true', updated);
-                deleted := bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', NULL, 'true', deleted);
-            END IF;
+            -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
             body := body || format($f$
-        IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN %s
-        ELSIF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN %s
-        ELSE %s
+        IF TG_OP = 'INSERT' THEN %1$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
+                tx := pg_current_xact_id()::text::bigint; %2$s
+            END IF;
+        ELSIF TG_OP = 'UPDATE' THEN %3$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
+                tx := pg_current_xact_id()::text::bigint; %4$s
+                %5$s
+            END IF;
+        ELSE %6$s
+            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_old) THEN
+                tx := pg_current_xact_id()::text::bigint; %7$s
+            END IF;
         END IF;
-$f$, inserted, updated, deleted);
+$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', NULL, 'NULL'),
+                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
+                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', same, 'true'),
+                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
+                gone,
+                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', NULL, 'true'),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
     END LOOP;
     RETURN format($f$
 #variable_conflict use_variable
 DECLARE
     active bigint;
-%sBEGIN
-%s%s
-END
-$f$,
-        CASE WHEN own THEN format(E'    several boolean;\n    existed boolean;\n    moved boolean;\n%s\n', variables) ELSE many END,
-        -- Everybody may call that one in a trigger of his own table, where types and casts are his.
-        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID OPERATOR(pg_catalog.<>) %1$s
-        AND (pg_catalog.pg_partition_root(TG_RELID) OPERATOR(pg_catalog.=) pg_catalog.pg_partition_root(%1$s)) IS NOT TRUE THEN
-        RETURN NULL;
-    END IF;
-$f$, p_capture.relid) END,
-        CASE WHEN own THEN format($f$%s%s    %s
-    END IF;
-    RETURN NULL;$f$, bucardo.capture_read_one(p_capture, caught),
-            CASE WHEN NOT p_capture.by_row THEN format($f$    IF several THEN
-    DECLARE
-%s    BEGIN
-        tx := pg_catalog.txid_current();
-    %s    END IF;
-        RETURN NULL;
-    EXCEPTION WHEN %s THEN
-        PERFORM bucardo.capture_whole(%s);
-        RETURN NULL;
-    END;
-    END IF;
-$f$, many, body, caught, p_capture.relid) END, one)
-        ELSE format($f$    active := coalesce(pg_sequence_last_value(%L::regclass), 1);
-%s%s    END IF;
+    tx bigint;
+    skip bigint;
+    made record;
+    held record;
+    moved boolean := false;
+BEGIN
+%5$s    active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
+%4$s%2$s    END IF;
     RETURN NULL;
-EXCEPTION WHEN %s THEN
-    PERFORM bucardo.capture_whole(%s);
-    RETURN NULL;$f$, p_capture.active::regclass, CASE WHEN p_capture.by_row THEN E'    tx := pg_current_xact_id()::text::bigint;\n' END,
-            body, caught, p_capture.relid) END);
+EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
+    OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
+    PERFORM bucardo.capture_whole(%1$s);
+    RETURN NULL;
+END
+$f$, p_capture.relid, body, p_capture.active::regclass,
+        CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END,
+        -- Everybody may call that one in a trigger of his own table, where types and casts are his.
+        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) = pg_partition_root(%1$s) IS NOT TRUE THEN
+        RETURN NULL;
+    END IF;
+$f$, p_capture.relid) ELSE '' END);
 END
 $body$;
 
@@ -547,75 +524,6 @@ BEGIN
     END LOOP;
     RETURN p_type;
 END
-$body$;
-
--- The type of a key column in the segments, if it and its comparison are the server's own, named so that no search_path
--- matters; else null.
-CREATE OR REPLACE FUNCTION bucardo.capture_own_type(p_rel oid, p_key text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT format('pg_catalog.%I%s', t.typname, CASE WHEN t.oid = a.atttypid AND t.oid <> 'interval'::regtype
-               THEN substring(format_type(t.oid, a.atttypmod) FROM '\([0-9,-]+\)') END)
-      FROM pg_attribute a JOIN pg_type t ON t.oid = bucardo.capture_base(a.atttypid)
-     WHERE a.attrelid = p_rel AND a.attname = p_key AND t.oid < 16384 AND t.typnamespace = 'pg_catalog'::regnamespace
-       AND bucardo.capture_equal(p_rel, p_key) = 'OPERATOR(pg_catalog.=)'
-$body$;
-
--- Whether all key columns are of such types.
-CREATE OR REPLACE FUNCTION bucardo.capture_is_own(p_capture bucardo.capture) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT bool_and(bucardo.capture_own_type(p_capture.relid, k) IS NOT NULL) FROM unnest(p_capture.keys) k
-$body$;
-
--- What a plain capture function begins with where all keys are of the server's own types: it puts the key of a statement's only
--- row, or of the trigger's row, into variables. Only that can fail when the table was altered; so only that stands in a block
--- with an exception, and as it writes nothing it takes no transaction id: from 64 of them on, snapshots of other sessions become
--- slow. Of no row there is nothing to do, of several the rest of the function knows; the LIMITs are for the plan that is kept, which
--- may have been made for many rows.
--- It must never let a cast be found for a column that has another kind of type now, because that one may be anybody's: hence
--- coalesce(), and where the planner takes it out. And it names the segments, so that it fails, and not what writes, when they are gone.
-CREATE OR REPLACE FUNCTION bucardo.capture_read_one(p_capture bucardo.capture, p_caught text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT format($f$    BEGIN
-        active := CASE WHEN %s THEN NULL ELSE coalesce(pg_catalog.pg_sequence_last_value(%L::pg_catalog.regclass), 1) END;
-        IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
-%s
-        ELSIF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
-%s
-        ELSE
-%s
-        END IF;
-    EXCEPTION %sWHEN %s THEN
-        PERFORM bucardo.capture_whole(%s);
-        RETURN NULL;
-    END;
-$f$, gone, p_capture.active::regclass,
-        CASE WHEN p_capture.by_row THEN format('            %s
-            %s
-            existed := true;
-            moved := %s;', set_new, set_old, moves)
-             ELSE format('            SELECT %s, true INTO STRICT %s, existed FROM bucardo_new n WHERE true OR %s LIMIT 2;
-            SELECT %s INTO %s FROM bucardo_old o LIMIT 1;
-            moved := %s;', new_keys, keys, new_types, old_keys, olds, moves) END,
-        CASE WHEN p_capture.by_row THEN '            ' || set_new
-             ELSE format('            SELECT %s INTO STRICT %s FROM bucardo_new n WHERE true OR %s LIMIT 2;', new_keys, keys, new_types) END,
-        CASE WHEN p_capture.by_row THEN format('            %s
-            existed := true;', set_gone)
-             ELSE format('            SELECT %s, true INTO STRICT %s, existed FROM bucardo_old o WHERE true OR %s LIMIT 2;', old_keys, keys, old_types) END,
-        CASE WHEN NOT p_capture.by_row THEN 'WHEN no_data_found THEN
-        RETURN NULL;
-    WHEN too_many_rows THEN
-        several := true;
-    ' END, p_caught, p_capture.relid)
-      FROM (SELECT (SELECT string_agg(format('%L::pg_catalog.regclass IS NULL', g::regclass), ' OR ') FROM unnest(p_capture.segments) g) AS gone,
-                   string_agg(format('n.%I', k), ', ' ORDER BY ord) AS new_keys, string_agg(format('o.%I', k), ', ' ORDER BY ord) AS old_keys,
-                   string_agg(format('coalesce(n.%I, NULL::%s) IS NULL', k, t), ' OR ' ORDER BY ord) AS new_types,
-                   string_agg(format('coalesce(o.%I, NULL::%s) IS NULL', k, t), ' OR ' ORDER BY ord) AS old_types,
-                   string_agg(format('key%s := coalesce(NEW.%I, NULL::%s);', ord, k, t), ' ' ORDER BY ord) AS set_new,
-                   string_agg(format('old%s := coalesce(OLD.%I, NULL::%s);', ord, k, t), ' ' ORDER BY ord) AS set_old,
-                   string_agg(format('key%s := coalesce(OLD.%I, NULL::%s);', ord, k, t), ' ' ORDER BY ord) AS set_gone,
-                   string_agg(format('NOT key%1$s OPERATOR(pg_catalog.=) old%1$s', ord), ' OR ' ORDER BY ord) AS moves,
-                   string_agg(format('key%s', ord), ', ' ORDER BY ord) AS keys, string_agg(format('old%s', ord), ', ' ORDER BY ord) AS olds
-              FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_own_type(p_capture.relid, k) t) v
 $body$;
 
 -- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
