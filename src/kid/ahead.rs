@@ -4,6 +4,7 @@
 //! that this was to be read; otherwise it is thrown away, and the run begins in order. It must never take a guess for what is
 //! pending. Pure.
 
+use super::apply::Work;
 use super::few::FEW;
 use super::gather::{Gathered, TableChanges};
 use super::oneway::Read;
@@ -102,9 +103,19 @@ fn is_same_capture(a: &TableChanges, b: &TableChanges) -> bool {
 }
 
 impl Guess {
+    /// What was read, if it is what the source tells to be pending.
+    pub fn confirm(&self, mut gathered: Gathered, read: Read, work: &[Work]) -> Option<(Gathered, Foreseen)> {
+        let counted: Vec<u64> = work.iter().zip(&read.rows).map(|(w, rows)| count(rows, &w.reading())).collect::<Option<_>>()?;
+        if !self.holds(&mut gathered, &counted) {
+            return None;
+        }
+        let changes = self.changes.iter().zip(&counted).map(|(c, n)| TableChanges { changes: *n, ..c.clone() }).collect();
+        Some((gathered, Foreseen { changes, read }))
+    }
+
     /// Whether what the source tells is what was guessed: the changes with how many there were (`counted`), and those without
     /// any left out. Takes the place of what the source could not count.
-    pub fn confirm(&self, gathered: &mut Gathered, counted: &[u64]) -> bool {
+    fn holds(&self, gathered: &mut Gathered, counted: &[u64]) -> bool {
         let [group] = gathered.groups.as_mut_slice() else { return false };
         if group.served != self.served || counted.len() != self.changes.len() {
             return false;
@@ -127,7 +138,7 @@ impl Guess {
 
 /// How many changes stand behind the rows of [`Reading::few_uncounted`]; more than [`FEW`]: there may be more. None: a row was
 /// too wide.
-pub fn count(rows: &Rows, reading: &Reading<'_>) -> Option<u64> {
+fn count(rows: &Rows, reading: &Reading<'_>) -> Option<u64> {
     let column = reading.key.len() + 1 + reading.columns.len();
     let wide = |row: &usize| rows.get(*row, reading.key.len()) == Some("f");
     if (0..rows.len()).any(|row| wide(&row)) {
@@ -223,15 +234,15 @@ mod tests {
     #[test]
     fn a_guess_holds_when_the_source_says_the_same() {
         let mut source = told("5:5:", vec![change(1, 0), change(2, 0)]);
-        assert!(guess().confirm(&mut source, &[3, 0]));
+        assert!(guess().holds(&mut source, &[3, 0]));
         let brought: Vec<_> = source.groups[0].changes.iter().map(|c| (c.relation, c.changes)).collect();
         assert_eq!(brought, [(1, 3)], "what has not changed is left out");
-        assert!(guess().confirm(&mut told("5:5:", Vec::new()), &[0, 0]), "nothing is pending");
+        assert!(guess().holds(&mut told("5:5:", Vec::new()), &[0, 0]), "nothing is pending");
     }
 
     #[test]
     fn a_guess_does_not_hold_against_what_the_source_says() {
-        let refuted = |mut source: Gathered, counted: &[u64]| !guess().confirm(&mut source, counted);
+        let refuted = |mut source: Gathered, counted: &[u64]| !guess().holds(&mut source, counted);
         assert!(refuted(told("4:4:", vec![change(1, 0)]), &[1, 0]), "served up to elsewhere");
         assert!(refuted(told("5:5:", vec![change(1, 0), change(3, 1)]), &[1, 0]), "another table has changed");
         assert!(refuted(told("5:5:", vec![TableChanges { truncated: true, ..change(1, 0) }]), &[1, 0]));

@@ -69,7 +69,7 @@ impl<'a> Handfuls<'a> {
     /// Writes what there is: of each relation deletes first, then updates and inserts, all receivers at the same time.
     pub fn write(&mut self, receivers: &mut [Receiver]) {
         let these = std::mem::take(self);
-        if these.all.is_empty() {
+        if these.is_empty() {
             return;
         }
         for receiver in receivers.iter_mut() {
@@ -88,6 +88,10 @@ impl<'a> Handfuls<'a> {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// The statements that bring it to a receiver.
     pub fn statements(&self, receiver: &Receiver) -> Result<Vec<Few>> {
         self.all.iter().map(|one| one.statements(receiver)).collect()
@@ -95,7 +99,7 @@ impl<'a> Handfuls<'a> {
 
     /// Puts them into a pipeline, together with how they are to be planned. Nothing, if there is nothing.
     pub fn queue(&self, conn: &mut Conn, statements: &[Few]) -> Result<()> {
-        if self.all.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         conn.pipeline_add(BY_INDEX, &[], &[])?;
@@ -110,7 +114,7 @@ impl<'a> Handfuls<'a> {
         answers: Result<Vec<Rows>>,
         other: impl FnOnce(Error, usize) -> Error,
     ) -> Option<Vec<Rows>> {
-        let settings = usize::from(!self.all.is_empty());
+        let settings = usize::from(!self.is_empty());
         match answers {
             Ok(mut all) => {
                 let mut answers = all.drain(settings.min(all.len())..).collect::<Vec<_>>();

@@ -120,13 +120,13 @@ pub fn understand(
     let (Some(snapshot), Some(track), Some(changes)) = (answers.next(), answers.next(), answers.next()) else {
         return Err(Error::internal("the source's answer was not complete"));
     };
+    let sequences = if sequences { answers.next() } else { None };
     let copied = |row: usize| track.get(row, 2).is_some() && track.get(row, 0).is_some_and(|m| wanted.contains(&m));
     if (0..track.len()).any(copied) {
         return Ok(Gather::WholeTables);
     }
     let groups = groups(sync, members, &track, &changes, shapes)?;
     let (unflushed, strangers) = (flush::unflushed(&snapshot, 1), strangers(&changes, 1, shapes));
-    let sequences = if sequences { answers.next() } else { None };
     Ok(Gather::Pending(Gathered { snapshot: snapshot.text(0, 0), unflushed, groups, sequences, strangers }))
 }
 

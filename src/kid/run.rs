@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::ahead::{self, Foreseen};
+use super::ahead::{Foreseen, Guess, Habit};
 use super::apply::{self, Pass, Receiver};
 use super::bits;
 use super::current::Outdated;
@@ -26,7 +26,7 @@ use super::report::Progress;
 use super::retry::{self, Care, Tries, Verdict};
 use super::shape::Shapes;
 use super::track;
-use crate::error::Result;
+use crate::error::{Result, SqlState};
 use crate::fault;
 use crate::libpq::Rows;
 use crate::master::slot::Phase;
@@ -172,7 +172,11 @@ impl Attempt<'_> {
         let (mut receivers, mut failures) = self.open(todo)?;
         self.progress.phase(Phase::Gather);
         fault::point("kid.before_gather")?;
-        let (gathered, foreseen) = match self.foresee(&mut receivers)? {
+        let ahead = self.guess(&receivers).map(|guess| self.foresee(&guess, &mut receivers));
+        if !matches!(ahead, None | Some(Ok(Some(_)))) {
+            self.given.plan.habit = Habit::default();
+        }
+        let (gathered, foreseen) = match ahead.transpose()?.flatten() {
             Some((gathered, foreseen)) => (gathered, Some(foreseen)),
             None => match self.gather(&receivers)? {
                 Gather::Pending(gathered) => (gathered, None),
@@ -223,35 +227,47 @@ impl Attempt<'_> {
         gather::gather(&mut self.from.conn, &given.asker(), alive, &given.shapes, sequences)
     }
 
-    /// The same, with the rows that are likely to be pending, and the receivers' transactions open. None: they were others, and
-    /// nothing has been begun.
-    fn foresee(&mut self, receivers: &mut [Receiver]) -> Result<Option<(Gathered, Foreseen)>> {
-        let (given, conn) = (&self.given, &mut self.from.conn);
+    /// What is likely to be pending, where the run before was like this one.
+    fn guess(&self, receivers: &[Receiver]) -> Option<Guess> {
+        let usual = self.given.plan.follows && self.progress.attempts == 1 && self.given.care == Care::default();
+        usual.then(|| self.given.plan.habit.guess(bits::union(receivers.iter().map(Receiver::bit)))).flatten()
+    }
+
+    /// The same as [`Attempt::gather`], with the rows that are likely to be pending, and the receivers' transactions open. None:
+    /// the guess was wrong, and nothing has been begun.
+    fn foresee(&mut self, guess: &Guess, receivers: &mut [Receiver]) -> Result<Option<(Gathered, Foreseen)>> {
+        let (given, from) = (&self.given, &mut self.from);
         let alive = bits::union(receivers.iter().map(Receiver::bit));
-        let usual = given.plan.follows && self.progress.attempts == 1 && given.care == Care::default();
-        let Some(guess) = usual.then(|| given.plan.habit.guess(alive)).flatten() else { return Ok(None) };
         let (asker, sequences) = (given.asker(), given.plan.sequence_query.as_deref());
         let way = given.way(&guess.changes, &guess.served, None);
         let work = way.pass.work(receivers)?;
         if !way.may_guess(receivers, &work) {
             return Ok(None);
         }
+        let conn = &mut from.conn;
         conn.pipeline_begin()?;
         let read: Vec<u32> = work.iter().map(|w| w.table.oid).collect();
         gather::queue(conn, &asker, alive, sequences, &read)?;
+        // Who keeps a table locked in which nothing has changed must not hold up the others.
+        conn.pipeline_add(&format!("SET LOCAL lock_timeout = '{}'", from.patience), &[], &[])?;
         way.queue(conn, &work, |item| item.reading().few_uncounted(FEW))?;
         conn.pipeline_send()?;
         way.open(receivers, &work);
-        let mut answers = conn.pipeline_collect().map_err(|e| gather::capture_missing(&given.plan.sync, e))?.into_iter();
-        let gathered = gather::understand(&asker, alive, &given.shapes, sequences.is_some(), &mut answers)?;
-        let read = way.understand(answers.collect(), &work)?;
+        let answers = conn.pipeline_collect();
         way.opened(receivers, &work);
-        let counted: Option<Vec<u64>> = work.iter().zip(&read.rows).map(|(w, rows)| ahead::count(rows, &w.reading())).collect();
-        if let (Gather::Pending(mut gathered), Some(counted)) = (gathered, counted)
-            && guess.confirm(&mut gathered, &counted)
-        {
-            let changes = guess.changes.iter().zip(&counted).map(|(c, n)| TableChanges { changes: *n, ..c.clone() }).collect();
-            return Ok(Some((gathered, Foreseen { changes, read })));
+        match answers {
+            Ok(answers) => {
+                let mut answers = answers.into_iter();
+                let gathered = gather::understand(&asker, alive, &given.shapes, sequences.is_some(), &mut answers)?;
+                let read = way.understand(answers.skip(1).collect(), &work)?;
+                if let Gather::Pending(gathered) = gathered
+                    && let Some(found) = guess.confirm(gathered, read, &work)
+                {
+                    return Ok(Some(found));
+                }
+            }
+            Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => {}
+            Err(error) => return Err(gather::capture_missing(&given.plan.sync, error)),
         }
         failure::undo(receivers);
         conn.query("ROLLBACK").map(|_| None)
@@ -280,12 +296,16 @@ impl Attempt<'_> {
         let Some(read) = now.as_ref().or(foreseen.map(|f| &f.read)) else { return Ok(0) };
         let done = &mut |name: &str, changes| progress.relation(name, changes);
         let rest = way.apply(&mut from.conn, receivers, (&work, &read.rows), done)?;
-        progress.phase(Phase::Commit);
         if let Some(lsn) = gathered.unflushed.as_ref().filter(|_| !read.flushed) {
             flush::wait(&mut from.conn, pool, &given.plan.sync.members[given.source].db, lsn)?;
         }
+        // Who waits for a lock to write a row is applying still.
+        if rest.is_empty() {
+            progress.phase(Phase::Commit);
+        }
         let deaf = |index| given.plan.is_deaf(index, group.changes.iter().map(|c| c.relation));
         let committed = commit(receivers, &group.changes, &rest, deaf)?;
+        progress.phase(Phase::Commit);
         for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
             sequences.iter().for_each(|state| given.plan.gave_sequences(receiver, state));
         }

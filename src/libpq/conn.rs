@@ -35,7 +35,7 @@ pub struct Conn {
     pub(super) stale_prepared: bool,
     /// What the running pipeline holds: true for an execution, false for a preparation.
     pub(super) queued: Vec<bool>,
-    /// How many executions of the last pipeline went well before one failed.
+    /// How many executions of the last pipeline went well before one failed; none of them did: more than there are.
     pub failed_at: usize,
 }
 

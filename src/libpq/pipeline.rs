@@ -94,6 +94,8 @@ impl Conn {
     /// `failed_at` then tells which execution it was.
     pub fn pipeline_collect(&mut self) -> Result<Vec<Rows>> {
         let mut queued = std::mem::take(&mut self.queued).into_iter();
+        // A wire that breaks fails none of them.
+        self.failed_at = usize::MAX;
         let mut answers = Vec::new();
         let mut failed: Option<Error> = None;
         let mut empty = 0;

@@ -4,16 +4,20 @@
 use crate::cluster::Stop;
 use crate::net::{Capture, Net};
 
-for_both!(whatever_comes_instead, members_that_come_and_go);
+for_both!(whatever_comes_instead, members_that_come_and_go, a_usual_table_is_locked);
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text, n numeric); CREATE TABLE u (id int PRIMARY KEY, v text)";
 
 /// Makes rows of `t` what is usual, and sees a run count on it.
 fn get_used(net: &Net) {
+    get_used_to(net, "INSERT INTO t VALUES (1, 'usual', 1) ON CONFLICT (id) DO UPDATE SET n = t.n + 1");
+}
+
+fn get_used_to(net: &Net, sql: &str) {
     let foreseen = || net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE details->>'foreseen' = 'true'");
     let before = foreseen();
     for _ in 0..20 {
-        net.on("A").exec("INSERT INTO t VALUES (1, 'usual', 1) ON CONFLICT (id) DO UPDATE SET n = t.n + 1");
+        net.on("A").exec(sql);
         net.settle(&["t"]);
         if foreseen() > before {
             return;
@@ -73,4 +77,20 @@ fn members_that_come_and_go(capture: Capture) {
     net.on("B").exec("UPDATE t SET v = 'own' WHERE id = 1");
     net.on("A").exec("UPDATE t SET v = 'again' WHERE id = 1");
     net.settle(&["t"]);
+}
+
+/// Who locks a table that usually changes, and does not now, holds up nothing.
+fn a_usual_table_is_locked(capture: Capture) {
+    let net = Net::apart(capture, 1).with_table(T, "public.t,public.u");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x', 0); INSERT INTO u VALUES (1, 'x')");
+    net.settle(&["t", "u"]);
+    get_used_to(&net, "UPDATE t SET n = n + 1; UPDATE u SET v = v || 'x'");
+    let mut holder = net.on("A");
+    holder.exec("BEGIN; LOCK TABLE u");
+    for n in 100..103 {
+        net.on("A").exec(&format!("UPDATE t SET n = {n}"));
+        net.wait_equal("t", &["B"]);
+    }
+    holder.exec("UPDATE u SET v = 'after the lock'; COMMIT");
+    net.settle(&["t", "u"]);
 }
