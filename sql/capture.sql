@@ -149,7 +149,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 11 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 12 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -280,180 +280,11 @@ BEGIN
 END
 $body$;
 
--- The statement that writes the key of a statement's only row into a segment, in the body of a plain capture function. It
--- does nothing where there are none or several, and takes a transaction id only if it writes.
-CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_where text, p_existed text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT format('
-            INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s
-                WHERE %s(SELECT true FROM %s OFFSET 1 LIMIT 1) IS NULL;',
-        p_segment, p_keys, p_existed, p_rows, coalesce(p_where || ' AND ', ''), split_part(p_rows, ' ', 1))
-$body$;
-
--- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
--- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
--- thousand of any other. What p_then says is done with the arrays of each million.
-DROP FUNCTION IF EXISTS bucardo.capture_write(bucardo.capture, text, text, text, text, text, boolean);
-CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
-    p_aggregates text, p_fixed boolean, p_then text DEFAULT '') RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT CASE
-        WHEN p_capture.batched AND p_fixed THEN format($f$
-                skip := 0;
-                LOOP
-                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
-                        HAVING count(*) > 0 RETURNING %4$s INTO made;
-                    %6$sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
-                    skip := skip + 1000000;
-                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates, p_then)
-        WHEN p_capture.batched THEN format($f$
-                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
-                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
-            p_segment, p_keys, p_existed, p_arrays, p_aggregates)
-        ELSE format('
-                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
-    END
-$body$;
-
--- By which operator two values of a key column are equal: its unique index knows. Other types than the server's own have
--- theirs in any schema, which no search_path of ours names.
-CREATE OR REPLACE FUNCTION bucardo.capture_equal(p_rel oid, p_key text) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
-          FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisunique
-         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) u(attnum, class)
-          JOIN pg_opclass c ON c.oid = u.class
-          JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
-          JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
-         WHERE a.attrelid = p_rel AND a.attname = p_key AND u.attnum = a.attnum ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1),
-        'OPERATOR(pg_catalog.=)')
-$body$;
-
--- The body of the plain SQL capture of one table. By statement it reads the transition tables, by row OLD and NEW.
--- It must never make the application's statement fail: if the table was altered under it, the whole table is marked.
-CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    old_row text; new_row text; same text; moved text; arrays text; aggregates text; new_columns text; old_columns text; created text;
-    compared text; differ text; gone text;
-    body text := '';
-    segment text;
-    fixed boolean;
-BEGIN
-    SELECT string_agg(format('o.%I AS k%s', k, ord), ', ' ORDER BY ord), string_agg(format('n.%I AS k%s', k, ord), ', ' ORDER BY ord),
-           string_agg(format('OLD.%I', k), ', ' ORDER BY ord), string_agg(format('NEW.%I', k), ', ' ORDER BY ord),
-           string_agg(format('n.%I %s o.%I', k, e, k), ' AND ' ORDER BY ord),
-           string_agg(format('NOT NEW.%I %s OLD.%I', k, e, k), ' OR ' ORDER BY ord),
-           string_agg(format('ks%s', ord), ', ' ORDER BY ord), string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord)
-      INTO old_columns, new_columns, old_row, new_row, same, moved, arrays, aggregates
-      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) CROSS JOIN LATERAL bucardo.capture_equal(p_capture.relid, k) e;
-    created := format('SELECT %s FROM bucardo_new n', new_columns);
-    SELECT bool_and(t.typlen > 0) INTO fixed FROM unnest(p_capture.keys) k
-      JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = k JOIN pg_type t ON t.oid = a.atttypid;
-    -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
-    SELECT string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord), string_agg(format('held.ks%s', ord), ', ' ORDER BY ord)
-      INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord;
-    compared := format($f$IF NOT moved AND made.ks1 IS NOT NULL THEN
-                        held := made;
-                        SELECT %s INTO %s FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
-                        moved := made *<> held;
-                    END IF;
-                    $f$, compared, differ, old_columns);
-    FOR i IN 1 .. 3 LOOP
-        segment := p_capture.segments[i]::regclass::text;
-        gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
-            old_columns, same), 'true', arrays, aggregates, fixed);
-        IF p_capture.batched AND fixed THEN
-            gone := format('IF moved THEN%s
-                END IF;', gone);
-        END IF;
-        body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
-        IF p_capture.by_row THEN
-            body := body || format($f$
-        IF TG_OP = 'INSERT' THEN INSERT INTO %1$s VALUES (%2$s, tx, clock_timestamp(), NULL, NULL);
-        ELSE
-            INSERT INTO %1$s VALUES (%3$s, tx, clock_timestamp(), NULL, true);
-            IF TG_OP = 'UPDATE' THEN
-                IF %4$s THEN INSERT INTO %1$s VALUES (%2$s, tx, clock_timestamp(), NULL, true); END IF;
-            END IF;
-        END IF;
-$f$, segment, new_row, old_row, moved);
-        ELSE
-            -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
-            body := body || format($f$
-        IF TG_OP = 'INSERT' THEN %1$s
-            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
-                tx := pg_current_xact_id()::text::bigint; %2$s
-            END IF;
-        ELSIF TG_OP = 'UPDATE' THEN %3$s
-            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_new) THEN
-                tx := pg_current_xact_id()::text::bigint; %4$s
-                %5$s
-            END IF;
-        ELSE %6$s
-            IF NOT FOUND AND EXISTS (SELECT FROM bucardo_old) THEN
-                tx := pg_current_xact_id()::text::bigint; %7$s
-            END IF;
-        END IF;
-$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', NULL, 'NULL'),
-                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
-                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', same, 'true'),
-                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
-                gone,
-                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', NULL, 'true'),
-                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
-        END IF;
-    END LOOP;
-    RETURN format($f$
-#variable_conflict use_variable
-DECLARE
-    active bigint;
-    tx bigint;
-    skip bigint;
-    made record;
-    held record;
-    moved boolean := false;
-BEGIN
-%5$s    active := coalesce(pg_sequence_last_value(%3$L::regclass), 1);
-%4$s%2$s    END IF;
-    RETURN NULL;
-EXCEPTION WHEN undefined_column OR undefined_table OR undefined_function OR datatype_mismatch OR cannot_coerce
-    OR numeric_value_out_of_range OR string_data_right_truncation OR invalid_text_representation THEN
-    PERFORM bucardo.capture_whole(%1$s);
-    RETURN NULL;
-END
-$f$, p_capture.relid, body, p_capture.active::regclass,
-        CASE WHEN p_capture.by_row THEN '    tx := pg_current_xact_id()::text::bigint;' || E'\n' ELSE '' END,
-        -- Everybody may call that one in a trigger of his own table, where types and casts are his.
-        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) = pg_partition_root(%1$s) IS NOT TRUE THEN
-        RETURN NULL;
-    END IF;
-$f$, p_capture.relid) ELSE '' END);
-END
-$body$;
-
 -- Whether rows of a table can change by statements on another one, its parent: then only row triggers notice.
 CREATE OR REPLACE FUNCTION bucardo.capture_needs_rows(p_rel oid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT r.relkind = 'p' OR r.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = r.oid OR i.inhparent = r.oid)
       FROM pg_class r WHERE r.oid = p_rel
-$body$;
-
--- Makes the plain capture function of a table anew. Whoever makes a partition gives it the row triggers of the table, and so needs
--- the right to their function; nobody can name it without a right to the schema.
-CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
-BEGIN
-    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
-        called, bucardo.capture_body(c));
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
-    IF EXISTS (SELECT FROM pg_class r WHERE r.oid = c.relid AND r.relkind = 'p') THEN
-        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', called);
-    END IF;
-    RETURN called;
-END
 $body$;
 
 -- Puts the triggers on a captured table, and the function that they call, if it is not the extension's.
@@ -526,6 +357,20 @@ BEGIN
 END
 $body$;
 
+-- By which operator two values of a key column are equal: its unique index knows. Other types than the server's own have
+-- theirs in any schema, which no search_path of ours names.
+CREATE OR REPLACE FUNCTION bucardo.capture_equal(p_rel oid, p_key text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce((SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+          FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisunique
+         CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) u(attnum, class)
+          JOIN pg_opclass c ON c.oid = u.class
+          JOIN pg_amop p ON p.amopfamily = c.opcfamily AND p.amopstrategy = 3 AND p.amoplefttype = c.opcintype AND p.amoprighttype = c.opcintype
+          JOIN pg_operator o ON o.oid = p.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+         WHERE a.attrelid = p_rel AND a.attname = p_key AND u.attnum = a.attnum ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1),
+        'OPERATOR(pg_catalog.=)')
+$body$;
+
 -- Makes the segments, the sequence that names the active one, the function and the triggers of a captured table.
 CREATE OR REPLACE FUNCTION bucardo.capture_build(p_rel oid, p_keys text[]) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
@@ -548,17 +393,17 @@ BEGIN
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = k JOIN pg_type t ON t.oid = bucardo.capture_base(a.atttypid);
     INSERT INTO bucardo.capture (relid, schemaname, relname, keys, key_types, native, by_row, batched, active, segments)
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
-    SELECT string_agg(format('%s AS k%s', plain, ord), ', ' ORDER BY ord), string_agg(format(', ARRAY[%s] AS ks%s', plain, ord), '' ORDER BY ord),
+    -- Without a length: capture does not fail a statement because the key has become longer than it was.
+    SELECT string_agg(format('k%s %s%s, ', ord, plain, collated), '' ORDER BY ord), string_agg(format(', ks%s %s[]%s', ord, plain, collated), '' ORDER BY ord),
            string_agg(format('ALTER ks%s SET STORAGE EXTERNAL', ord), ', ' ORDER BY ord)
       INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord)
-      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k CROSS JOIN LATERAL (SELECT CASE bucardo.capture_base(a.atttypid)
-           WHEN a.atttypid THEN format('t.%I', u.k) ELSE format('t.%I::%s', u.k, format_type(bucardo.capture_base(a.atttypid), -1)) END) v(plain);
+      JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k CROSS JOIN LATERAL (SELECT format_type(bucardo.capture_base(a.atttypid), -1),
+           coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, '')) v(plain, collated);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
         -- Arrays stay in the row as far as a page goes, and are never compressed. The native writer knows heaps only.
-        EXECUTE format('CREATE TABLE %s USING heap WITH (autovacuum_enabled = false, toast_tuple_target = 8160) AS SELECT %s, NULL::bigint AS xid, '
-            'NULL::timestamptz AS at, NULL::text AS origin, NULL::boolean AS existed%s FROM %s t WITH NO DATA', base, columns,
-            CASE WHEN c.batched THEN arrays ELSE '' END, p_rel::regclass);
+        EXECUTE format('CREATE TABLE %s (%sxid bigint, at timestamptz, origin text, existed boolean%s) USING heap '
+            'WITH (autovacuum_enabled = false, toast_tuple_target = 8160)', base, columns, CASE WHEN c.batched THEN arrays ELSE '' END);
         IF c.batched THEN
             EXECUTE format('ALTER TABLE %s %s', base, stored);
         END IF;
@@ -846,34 +691,6 @@ BEGIN
 END
 $body$;
 
--- Of the origins of deltas, those that are no news for a sync: what its own living sources wrote here through it. First stands
--- what the origins of those begin with that it keeps itself, for members that are away. Like all that each run calls in
--- plpgsql, which keeps its plans; a function in SQL is planned at every call.
-CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    RETURN concat('kept:', p_control, ':', p_sync, ':') || (SELECT coalesce(array_agg(DISTINCT k.kept || concat_ws(':', t.control, t.sync, m.name)), '{}')
-        FROM bucardo.capture_track t, LATERAL (VALUES (t.source), (t.member)) m(name), (VALUES (''), ('kept:')) k(kept)
-        WHERE t.control = p_control AND t.sync = p_sync);
-END
-$body$;
-
--- Whether what has an origin is news for the sync with these echoes. What another sync keeps for its members is not. It has no
--- settings of its own, so that it becomes part of the statement.
-CREATE OR REPLACE FUNCTION bucardo.capture_is_news(p_origin text, p_echoes text[]) RETURNS boolean
-LANGUAGE sql IMMUTABLE AS $body$
-    SELECT p_origin <> ALL (p_echoes) AND (NOT pg_catalog.starts_with(p_origin, 'kept:') OR pg_catalog.starts_with(p_origin, p_echoes[1]))
-$body$;
-
--- The same of a column `origin` as text, for statements that are made anew in each run: there a function in SQL would be parsed
--- and planned every time. p_echoes: the parameter that holds them.
-CREATE OR REPLACE FUNCTION bucardo.capture_news(p_echoes text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    RETURN format('(origin IS NULL OR origin <> ALL (%1$s) AND (NOT starts_with(origin, ''kept:'') OR starts_with(origin, (%1$s)[1])))', p_echoes);
-END
-$body$;
-
 -- All that a control database has here, for it to compare with its catalog. `since` and `at` make sure that what is
 -- released afterwards is what was listed, and not what somebody has added since.
 CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text
@@ -926,274 +743,3 @@ BEGIN
     RETURN bucardo.capture_release(p_control, stale);
 END
 $body$;
-
--- Whether a captured table's segments hold anything, by their files.
-CREATE OR REPLACE FUNCTION bucardo.capture_filled(p_segments oid[]) RETURNS boolean
-LANGUAGE sql STABLE AS $body$
-    SELECT pg_catalog.pg_relation_size(p_segments[1]) > 0 OR pg_catalog.pg_relation_size(p_segments[2]) > 0 OR pg_catalog.pg_relation_size(p_segments[3]) > 0
-$body$;
-
--- The captured tables that may have anything pending. What is pending on others is nothing, whoever asks. Only the plain
--- capture's segments are asked one by one.
-CREATE OR REPLACE FUNCTION bucardo.capture_candidates() RETURNS SETOF bucardo.capture
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    RETURN QUERY SELECT k.* FROM bucardo.capture k
-     WHERE CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
-        OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
-        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid));
-END
-$body$;
-
--- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
-CREATE OR REPLACE FUNCTION bucardo.capture_served(p_capture integer) RETURNS TABLE (control text, sync text, member text, xmax bigint, xip bigint[])
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    RETURN QUERY SELECT t.control, t.sync, t.member, pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint,
-           ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(t.served::pg_snapshot) x)
-      FROM bucardo.capture_sync s JOIN bucardo.capture_track t ON t.control = s.control AND t.sync = s.sync WHERE s.capture = p_capture;
-END
-$body$;
-
--- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of the
--- fullest table's segments, all of which each run reads. Cheap at rest: only segments that hold anything are looked at. Always
--- at least one row. p_quiet: tables that are not looked at, as [{"sync": ..., "schema": ..., "table": ...}, ...].
-DROP FUNCTION IF EXISTS bucardo.capture_pending(text);
-CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text, p_quiet jsonb DEFAULT '[]') RETURNS TABLE (sync text, member text, bytes bigint)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    c record;
-    w record;
-    segment oid;
-    size bigint;
-    most bigint := 0;
-    found_one boolean;
-    seen text[] := '{}';
-BEGIN
-    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
-                    (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
-               FROM bucardo.capture_candidates() k LOOP
-        CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
-        most := greatest(most, c.size);
-        FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
-                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control
-                    AND NOT p_quiet @> jsonb_build_array(jsonb_build_object('sync', v.sync, 'schema', c.s, 'table', c.r)) GROUP BY v.xmax, v.xip, v.sync LOOP
-            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
-                AND (m.origin IS NULL OR bucardo.capture_is_news(m.origin, w.echoes)));
-            FOREACH segment IN ARRAY c.segments LOOP
-                EXIT WHEN found_one;
-                CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND %s)',
-                    segment::regclass, bucardo.capture_news('$3')) INTO found_one USING w.xmax, w.xip, w.echoes;
-            END LOOP;
-            IF found_one THEN
-                FOR i IN 1 .. array_length(w.syncs, 1) LOOP
-                    IF NOT (w.syncs[i] || E'\x01' || w.members[i]) = ANY (seen) THEN
-                        seen := seen || (w.syncs[i] || E'\x01' || w.members[i]);
-                    END IF;
-                END LOOP;
-            END IF;
-        END LOOP;
-    END LOOP;
-    IF seen = '{}' THEN
-        RETURN QUERY SELECT NULL::text, NULL::text, most;
-    ELSE
-        RETURN QUERY SELECT split_part(x, E'\x01', 1), split_part(x, E'\x01', 2), most FROM unnest(seen) x;
-    END IF;
-END
-$body$;
-
--- What is captured and not yet served to all receivers, exactly: for bucardo.pending().
-CREATE OR REPLACE FUNCTION bucardo.capture_backlog(p_control text)
-RETURNS TABLE (sync text, schemaname text, relname text, changes bigint, oldest timestamptz)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    c record;
-    parts text;
-    condition text;
-BEGIN
-    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, k.batched, u.sync AS name
-               FROM bucardo.capture_candidates() k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
-        SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
-          FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
-        CONTINUE WHEN condition IS NULL;
-        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR bucardo.capture_is_news(origin, $1)',
-            CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, g::regclass), ' UNION ALL ') INTO parts
-          FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
-        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR bucardo.capture_is_news(origin, $1))', c.relid));
-        sync := c.name; schemaname := c.s; relname := c.r;
-        EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest
-            USING bucardo.capture_echoes(p_control, c.name);
-        IF changes > 0 THEN
-            RETURN NEXT;
-        END IF;
-    END LOOP;
-END
-$body$;
-
--- Gives a table of places (how far somebody was served) a new file with its rows alone, at once or not at all. Each run writes
--- a new version of its row, and while anybody holds an old snapshot none of them goes: each run would read them all.
--- A run whose snapshot is older than the new file finds it empty: it takes such an answer for none, and begins again.
-CREATE OR REPLACE FUNCTION bucardo.capture_renew_places(p_table regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    places json;
-BEGIN
-    IF pg_relation_size(p_table) < 128 * 1024 THEN
-        RETURN;
-    END IF;
-    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', p_table);
-    EXECUTE format('SELECT json_agg(t) FROM %s t', p_table) INTO places;
-    EXECUTE format('TRUNCATE %s', p_table);
-    EXECUTE format('INSERT INTO %1$s SELECT * FROM json_populate_recordset(NULL::%1$s, $1)', p_table) USING coalesce(places, '[]');
-EXCEPTION WHEN lock_not_available THEN
-    NULL;
-END
-$body$;
-
--- Which deltas of a captured table anybody still needs, as a condition; null: nobody says how far he was served. What one sync
--- keeps for members that are away waits for no other one.
-CREATE OR REPLACE FUNCTION bucardo.capture_unserved(p_capture integer) RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-BEGIN
-    RETURN (SELECT format('CASE WHEN starts_with(origin, ''kept:'') THEN %s ELSE %s END',
-               string_agg(DISTINCT format('starts_with(origin, %L) AND (%s)', concat('kept:', v.control, ':', v.sync, ':'), w.beyond), ' OR '),
-               string_agg(DISTINCT w.beyond, ' OR '))
-          FROM bucardo.capture_served(p_capture) v CROSS JOIN LATERAL (SELECT format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip)) w(beyond)
-        HAVING count(*) > 0);
-END
-$body$;
-
--- Empties the segments that everybody has been served from, of tables with so many bytes of them. Never waits for a writer
--- and lets none wait: it switches writers to an empty segment first, and locks only segments that they have left, where no
--- transaction that wrote is open. One that was left just now waits for the next purge: somebody may be on his way to it. Where
--- all is wanted (0 bytes), only a large one does.
---
--- Readers, of which there is always one when runs follow one another, are waited for, but for milliseconds (up to 200 of a
--- large segment), and only while no segment is kept from any of them, so that nobody who waits for the purge is waited for by
--- it. The fullest table comes first, as it is the first lock that is got by waiting; others are then free for a moment too,
--- if it was one run that held them.
-CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
-DECLARE
-    c bucardo.capture;
-    freed bigint := 0;
-    n bigint;
-    unserved boolean;
-    active bigint;
-    empty integer;
-    left_now bigint;
-    condition text;
-    counting text;
-    -- The segments to be emptied, with what was found in them.
-    wanted oid[] := '{}';
-    owners integer[] := '{}';
-    conditions text[] := '{}';
-    deltas bigint[] := '{}';
-    locked integer[] := '{}';
-    j integer;
-    waits integer := 2;
-    as_before CONSTANT text := current_setting('lock_timeout');
-    large CONSTANT bigint := 64 * 1024 * 1024;
-BEGIN
-    -- With one snapshot for all it would not see what was written since, and throw it away.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN 0;
-    END IF;
-    -- Who installs capture may have given a receiver its place already, which nobody sees before he commits.
-    IF NOT pg_try_advisory_xact_lock(hashtextextended('bucardo capture', 0)) THEN
-        RETURN 0;
-    END IF;
-    DELETE FROM bucardo.capture_settled g WHERE NOT EXISTS (SELECT FROM bucardo.capture_track t WHERE t.control = g.control AND t.sync = g.sync
-        AND t.served <> g.snapshot AND pg_snapshot_xmin(t.served::pg_snapshot) < pg_snapshot_xmax(g.snapshot::pg_snapshot));
-    DELETE FROM bucardo.capture_root r WHERE NOT EXISTS (SELECT FROM pg_class o WHERE o.oid = r.relid);
-    -- By the files, not by what is noted of them: a writer that rolled back, or a crash, has left deltas of which nobody knows.
-    FOR c IN SELECT k.* FROM bucardo.capture k CROSS JOIN LATERAL (SELECT coalesce(sum(pg_relation_size(g)), 0) FROM unnest(k.segments) g) z(size)
-              WHERE z.size >= p_least
-                AND (z.size > 0 OR k.id IN (SELECT t.capture FROM bucardo.capture_touched t) OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m))
-              ORDER BY z.size DESC, k.id LOOP
-        -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
-        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
-        condition := bucardo.capture_unserved(c.id);
-        CONTINUE WHEN condition IS NULL;
-        EXECUTE format('DELETE FROM bucardo.capture_mark WHERE relid = %s AND NOT (%s)', c.relid, condition);
-        IF NOT bucardo.capture_filled(c.segments) THEN
-            -- Nobody relies on a file that is gone: only somebody else than us could have rewritten the segment.
-            DELETE FROM bucardo.capture_touched t WHERE t.capture = c.id AND t.file <> ALL (ARRAY(SELECT pg_relation_filenode(g) FROM unnest(c.segments) g));
-            CONTINUE;
-        END IF;
-        EXECUTE format('SELECT last_value FROM %s', c.active::regclass) INTO active;
-        left_now := NULL;
-        IF pg_relation_size(c.segments[active]) > 0 THEN
-            SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
-            IF empty IS NOT NULL THEN
-                PERFORM setval(c.active::regclass, empty);
-                left_now := active;
-                active := empty;
-            END IF;
-        END IF;
-        counting := format('SELECT coalesce(sum(%s), 0), coalesce(bool_or(%%s), false) FROM %%s',
-            CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END);
-        FOR i IN 1 .. 3 LOOP
-            CONTINUE WHEN i = active OR pg_relation_size(c.segments[i]) = 0;
-            CONTINUE WHEN i = left_now AND p_least > 0;
-            IF pg_relation_size(c.segments[i]) > large THEN
-                CONTINUE WHEN i = left_now;
-                -- What is still wanted is found soon, and without keeping anybody out.
-                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE %s)', c.segments[i]::regclass, condition) INTO unserved;
-                CONTINUE WHEN unserved;
-            END IF;
-            BEGIN
-                -- Keeps out who writes, and nobody who reads.
-                EXECUTE format('LOCK TABLE %s IN SHARE MODE NOWAIT', c.segments[i]::regclass);
-                -- Each statement of a volatile function has its own snapshot: it sees all who wrote here before the lock.
-                EXECUTE format(counting, condition, c.segments[i]::regclass) INTO n, unserved;
-                IF unserved THEN
-                    RAISE lock_not_available;
-                END IF;
-                wanted := wanted || c.segments[i]; owners := owners || c.id; conditions := conditions || condition; deltas := deltas || n;
-            EXCEPTION WHEN lock_not_available THEN
-                NULL;
-            END;
-        END LOOP;
-    END LOOP;
-    FOR i IN 1 .. cardinality(wanted) LOOP
-        BEGIN
-            IF locked = '{}' AND waits > 0 THEN
-                waits := waits - 1;
-                -- Who reads a large one needs longer.
-                PERFORM set_config('lock_timeout', least(200, 20 + pg_relation_size(wanted[i]) / 262144) || 'ms', true);
-                EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', wanted[i]::regclass);
-                PERFORM set_config('lock_timeout', as_before, true);
-            ELSE
-                EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE NOWAIT', wanted[i]::regclass);
-            END IF;
-            locked := locked || i;
-        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            NULL;
-        END;
-    END LOOP;
-    FOREACH j IN ARRAY locked LOOP
-        -- How far receivers were served may have been taken back meanwhile, by somebody who has read the segment.
-        condition := bucardo.capture_unserved(owners[j]);
-        IF condition IS DISTINCT FROM conditions[j] THEN
-            CONTINUE WHEN condition IS NULL;
-            EXECUTE format('SELECT coalesce(bool_or(%s), false) FROM %s', condition, wanted[j]::regclass) INTO unserved;
-            CONTINUE WHEN unserved;
-        END IF;
-        DELETE FROM bucardo.capture_touched t WHERE t.capture = owners[j] AND t.file = pg_relation_filenode(wanted[j]);
-        EXECUTE format('TRUNCATE %s', wanted[j]::regclass);
-        freed := freed + deltas[j];
-    END LOOP;
-    -- Last, because runs wait for these.
-    PERFORM bucardo.capture_renew_places('bucardo.capture_track');
-    PERFORM bucardo.capture_renew_places('bucardo.capture_progress');
-    RETURN freed;
-END
-$body$;
-
-REVOKE ALL ON ALL TABLES IN SCHEMA bucardo FROM PUBLIC;
-REVOKE ALL ON ALL ROUTINES IN SCHEMA bucardo FROM PUBLIC;
--- Those that partitions need get their right again.
-SELECT bucardo.capture_function(c) FROM bucardo.capture c WHERE c.by_row AND NOT c.native
-    AND EXISTS (SELECT FROM pg_catalog.pg_class r WHERE r.oid = c.relid) AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'bucardo');

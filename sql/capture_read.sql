@@ -1,5 +1,137 @@
--- What a kid asks of a source at the start of a run. Stands on every source, with or without the extension, beside
--- the objects of sql/capture.sql. Reads only; in the run's own snapshot.
+-- What kids and the master ask of a source: what is captured that is news for whom. Stands on every source, with or without the
+-- extension, beside the objects of sql/capture.sql. Reads only; what a run asks, in the run's own snapshot.
+
+-- Of the origins of deltas, those that are no news for a sync: what its own living sources wrote here through it. First stands
+-- what the origins of those begin with that it keeps itself, for members that are away. Like all that each run calls in
+-- plpgsql, which keeps its plans; a function in SQL is planned at every call.
+CREATE OR REPLACE FUNCTION bucardo.capture_echoes(p_control text, p_sync text) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN concat('kept:', p_control, ':', p_sync, ':') || (SELECT coalesce(array_agg(DISTINCT k.kept || concat_ws(':', t.control, t.sync, m.name)), '{}')
+        FROM bucardo.capture_track t, LATERAL (VALUES (t.source), (t.member)) m(name), (VALUES (''), ('kept:')) k(kept)
+        WHERE t.control = p_control AND t.sync = p_sync);
+END
+$body$;
+
+-- Whether what has an origin is news for the sync with these echoes. What another sync keeps for its members is not. It has no
+-- settings of its own, so that it becomes part of the statement.
+CREATE OR REPLACE FUNCTION bucardo.capture_is_news(p_origin text, p_echoes text[]) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $body$
+    SELECT p_origin <> ALL (p_echoes) AND (NOT pg_catalog.starts_with(p_origin, 'kept:') OR pg_catalog.starts_with(p_origin, p_echoes[1]))
+$body$;
+
+-- The same of a column `origin` as text, for statements that are made anew in each run: there a function in SQL would be parsed
+-- and planned every time. p_echoes: the parameter that holds them.
+CREATE OR REPLACE FUNCTION bucardo.capture_news(p_echoes text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN format('(origin IS NULL OR origin <> ALL (%1$s) AND (NOT starts_with(origin, ''kept:'') OR starts_with(origin, (%1$s)[1])))', p_echoes);
+END
+$body$;
+
+-- Whether a captured table's segments hold anything, by their files.
+CREATE OR REPLACE FUNCTION bucardo.capture_filled(p_segments oid[]) RETURNS boolean
+LANGUAGE sql STABLE AS $body$
+    SELECT pg_catalog.pg_relation_size(p_segments[1]) > 0 OR pg_catalog.pg_relation_size(p_segments[2]) > 0 OR pg_catalog.pg_relation_size(p_segments[3]) > 0
+$body$;
+
+-- The captured tables that may have anything pending. What is pending on others is nothing, whoever asks. Only the plain
+-- capture's segments are asked one by one.
+CREATE OR REPLACE FUNCTION bucardo.capture_candidates() RETURNS SETOF bucardo.capture
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY SELECT k.* FROM bucardo.capture k
+     WHERE CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
+        OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
+        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid));
+END
+$body$;
+
+-- The distinct snapshots that receivers of a captured table were served last, as the numbers that windows compare with.
+CREATE OR REPLACE FUNCTION bucardo.capture_served(p_capture integer) RETURNS TABLE (control text, sync text, member text, xmax bigint, xip bigint[])
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    RETURN QUERY SELECT t.control, t.sync, t.member, pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint,
+           ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(t.served::pg_snapshot) x)
+      FROM bucardo.capture_sync s JOIN bucardo.capture_track t ON t.control = s.control AND t.sync = s.sync WHERE s.capture = p_capture;
+END
+$body$;
+
+-- Which receivers of which syncs have something pending; the last column is the same in every row: the bytes of the
+-- fullest table's segments, all of which each run reads. Cheap at rest: only segments that hold anything are looked at. Always
+-- at least one row. p_quiet: tables that are not looked at, as [{"sync": ..., "schema": ..., "table": ...}, ...].
+DROP FUNCTION IF EXISTS bucardo.capture_pending(text);
+CREATE OR REPLACE FUNCTION bucardo.capture_pending(p_control text, p_quiet jsonb DEFAULT '[]') RETURNS TABLE (sync text, member text, bytes bigint)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c record;
+    w record;
+    segment oid;
+    size bigint;
+    most bigint := 0;
+    found_one boolean;
+    seen text[] := '{}';
+BEGIN
+    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid) AS marked,
+                    (SELECT sum(pg_relation_size(g)) FROM unnest(k.segments) g) AS size
+               FROM bucardo.capture_candidates() k LOOP
+        CONTINUE WHEN NOT c.marked AND coalesce(c.size, 0) = 0;
+        most := greatest(most, c.size);
+        FOR w IN SELECT v.xmax, v.xip, v.sync AS of_sync, bucardo.capture_echoes(p_control, v.sync) AS echoes, array_agg(v.sync) AS syncs, array_agg(v.member) AS members
+                   FROM bucardo.capture_served(c.id) v WHERE v.control = p_control
+                    AND NOT p_quiet @> jsonb_build_array(jsonb_build_object('sync', v.sync, 'schema', c.s, 'table', c.r)) GROUP BY v.xmax, v.xip, v.sync LOOP
+            found_one := c.marked AND EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = c.relid AND (m.xid >= w.xmax OR m.xid = ANY (w.xip))
+                AND (m.origin IS NULL OR bucardo.capture_is_news(m.origin, w.echoes)));
+            FOREACH segment IN ARRAY c.segments LOOP
+                EXIT WHEN found_one;
+                CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
+                EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE (xid >= $1 OR xid = ANY ($2)) AND %s)',
+                    segment::regclass, bucardo.capture_news('$3')) INTO found_one USING w.xmax, w.xip, w.echoes;
+            END LOOP;
+            IF found_one THEN
+                FOR i IN 1 .. array_length(w.syncs, 1) LOOP
+                    IF NOT (w.syncs[i] || E'\x01' || w.members[i]) = ANY (seen) THEN
+                        seen := seen || (w.syncs[i] || E'\x01' || w.members[i]);
+                    END IF;
+                END LOOP;
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF seen = '{}' THEN
+        RETURN QUERY SELECT NULL::text, NULL::text, most;
+    ELSE
+        RETURN QUERY SELECT split_part(x, E'\x01', 1), split_part(x, E'\x01', 2), most FROM unnest(seen) x;
+    END IF;
+END
+$body$;
+
+-- What is captured and not yet served to all receivers, exactly: for bucardo.pending().
+CREATE OR REPLACE FUNCTION bucardo.capture_backlog(p_control text)
+RETURNS TABLE (sync text, schemaname text, relname text, changes bigint, oldest timestamptz)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    c record;
+    parts text;
+    condition text;
+BEGIN
+    FOR c IN SELECT k.id, k.relid, k.schemaname AS s, k.relname AS r, k.segments, k.batched, u.sync AS name
+               FROM bucardo.capture_candidates() k JOIN bucardo.capture_sync u ON u.capture = k.id WHERE u.control = p_control ORDER BY u.sync, k.id LOOP
+        SELECT string_agg(format('xid >= %s OR xid = ANY (%L::bigint[])', v.xmax, v.xip), ' OR ') INTO condition
+          FROM (SELECT DISTINCT x.xmax, x.xip FROM bucardo.capture_served(c.id) x WHERE x.control = p_control AND x.sync = c.name) v;
+        CONTINUE WHEN condition IS NULL;
+        SELECT string_agg(format('SELECT xid, at, %s AS n FROM %s WHERE origin IS NULL OR bucardo.capture_is_news(origin, $1)',
+            CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END, g::regclass), ' UNION ALL ') INTO parts
+          FROM unnest(c.segments) g WHERE pg_relation_size(g) > 0;
+        parts := concat_ws(' UNION ALL ', parts, format('SELECT xid, at, 1 AS n FROM bucardo.capture_mark WHERE relid = %s AND (origin IS NULL OR bucardo.capture_is_news(origin, $1))', c.relid));
+        sync := c.name; schemaname := c.s; relname := c.r;
+        EXECUTE format('SELECT coalesce(sum(n), 0), min(at) FROM (%s) d WHERE %s', parts, condition) INTO changes, oldest
+            USING bucardo.capture_echoes(p_control, c.name);
+        IF changes > 0 THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$body$;
 
 -- The relations of a sync with anything in the windows of the given receivers, one row for each relation and each
 -- distinct snapshot that receivers were served last. p_read: relations whose deltas the caller reads anyway. They are not
@@ -154,8 +286,3 @@ EXCEPTION WHEN untranslatable_character OR undefined_function THEN
     RETURN false;
 END
 $body$;
-REVOKE ALL ON FUNCTION bucardo.capture_fits(text, name) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bucardo.capture_changes(text, text, text, text[], oid[]) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bucardo.capture_gather(text, text, bigint, bigint[], boolean) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bucardo.capture_marks(oid[], text) FROM PUBLIC;
-REVOKE ALL ON FUNCTION bucardo.capture_known(oid[], text) FROM PUBLIC;

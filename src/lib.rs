@@ -27,18 +27,16 @@ extension_sql_file!("../sql/custom.sql", name = "custom", requires = ["sync"]);
 extension_sql_file!("../sql/run.sql", name = "run", requires = ["custom"]);
 // What stands on every source, here because this database may be one.
 extension_sql_file!("../sql/capture.sql", name = "capture", requires = ["run"]);
-extension_sql_file!("../sql/native.sql", name = "native", requires = ["capture"]);
-extension_sql_file!("../sql/capture_read.sql", name = "capture_read", requires = ["native"]);
+extension_sql_file!("../sql/capture_plain.sql", name = "capture_plain", requires = ["capture"]);
+extension_sql_file!("../sql/capture_read.sql", name = "capture_read", requires = ["capture_plain"]);
+extension_sql_file!("../sql/capture_purge.sql", name = "capture_purge", requires = ["capture_read"]);
+extension_sql_file!("../sql/capture_rights.sql", name = "capture_rights", requires = ["capture_purge"]);
+extension_sql_file!("../sql/native.sql", name = "native", requires = ["capture_rights"]);
 extension_sql_file!(
     "../sql/view.sql",
     name = "view",
-    requires = [
-        "capture_read",
-        api::status::sync_state,
-        api::status::master_state,
-        api::status::process_state,
-        api::control::begin_master
-    ]
+    requires =
+        ["native", api::status::sync_state, api::status::master_state, api::status::process_state, api::control::begin_master]
 );
 extension_sql_file!("../sql/finalize.sql", name = "finalize", finalize);
 

@@ -1,5 +1,5 @@
 //! Puts capture on a source and takes it away again. Works over libpq for every source alike, whether the extension
-//! is there (native trigger) or not (plain SQL); the SQL functions of `sql/capture.sql` do the work. It must never
+//! is there (native trigger) or not (plain SQL); the SQL functions of `sql/capture*.sql` do the work. It must never
 //! leave a table half captured: one source, one transaction.
 
 use std::collections::HashMap;
@@ -13,13 +13,20 @@ use crate::pg::latch;
 /// The objects of a source, for one that does not have the extension.
 const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS bucardo";
 const CAPTURE: &str = include_str!("../../sql/capture.sql");
-const CAPTURE_READ: &str = include_str!("../../sql/capture_read.sql");
+/// All of them, in order.
+const OBJECTS: [&str; 5] = [
+    CAPTURE,
+    include_str!("../../sql/capture_plain.sql"),
+    include_str!("../../sql/capture_read.sql"),
+    include_str!("../../sql/capture_purge.sql"),
+    include_str!("../../sql/capture_rights.sql"),
+];
 
 /// Drops our objects from a member that nothing captures on any more.
 pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
-const VERSION: i32 = 11;
+const VERSION: i32 = 12;
 /// Whoever waits for us while we wait for him shall not be the one who is ended: we look for that first, and try again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; \
     SET LOCAL client_min_messages = error; SET LOCAL default_table_access_method = heap; \
@@ -123,8 +130,7 @@ fn install_objects(conn: &mut Conn) -> Result<()> {
         return Ok(());
     }
     conn.query(SCHEMA)?;
-    conn.query(CAPTURE)?;
-    conn.query(CAPTURE_READ).map(drop)
+    OBJECTS.iter().try_for_each(|objects| conn.query(objects).map(drop))
 }
 
 fn install_tables(conn: &mut Conn, owner: &Owner<'_>, tables: &[Captured], whole: bool) -> Result<()> {

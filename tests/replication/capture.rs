@@ -20,7 +20,9 @@ for_both!(
     everything_is_published,
     a_writer_that_does_not_get_the_segment,
     an_altered_key_is_marked_once,
-    segments_are_heaps
+    segments_are_heaps,
+    no_statement_takes_a_transaction_id_of_its_own,
+    altered_keys
 );
 
 fn statements(capture: Capture) {
@@ -335,6 +337,180 @@ fn a_strangers_trigger_captures_nothing() {
     a.exec(&format!("GRANT EXECUTE ON FUNCTION {called}() TO PUBLIC"));
     stranger.exec(&format!("DROP TRIGGER x ON mine; {trigger}; INSERT INTO mine VALUES ('x', 'x')"));
     assert_eq!(stranger.number("SELECT count(*) FROM caught"), 0, "the stranger's function was called with other rights");
+}
+
+/// Whoever owns a captured table may give its key a type of his own: no cast and no operator of his is called with other rights.
+#[test]
+fn an_owners_cast_is_not_called() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(
+        "CREATE DOMAIN part AS int; CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE d (id part PRIMARY KEY); \
+         CREATE TABLE p (id int, k int, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p DEFAULT",
+    );
+    net.add_sync("tables => 'public.t, public.d, public.p', autokick => false");
+    let mut a = net.on("A");
+    a.exec("CREATE ROLE owner LOGIN; GRANT ALL ON SCHEMA public TO owner; ALTER DOMAIN part OWNER TO owner");
+    a.exec("ALTER TABLE t OWNER TO owner; ALTER TABLE d OWNER TO owner; ALTER TABLE p OWNER TO owner; ALTER TABLE p_1 OWNER TO owner");
+    let mut owner = net.server_of("A").connect_as("a", "owner");
+    owner.exec(
+        "CREATE TABLE caught (who text); CREATE TYPE odd AS (i int); \
+         CREATE FUNCTION catch(odd) RETURNS int LANGUAGE sql AS $$ INSERT INTO caught VALUES (current_user); SELECT 1 $$; \
+         CREATE CAST (odd AS int) WITH FUNCTION catch(odd) AS IMPLICIT; \
+         CREATE FUNCTION catch(part[]) RETURNS int[] LANGUAGE sql AS $$ INSERT INTO caught VALUES (current_user); SELECT '{1}'::int[] $$; \
+         CREATE CAST (part[] AS int[]) WITH FUNCTION catch(part[]) AS IMPLICIT",
+    );
+    owner.exec("INSERT INTO d VALUES (1), (2); UPDATE d SET id = id + 10; DELETE FROM d");
+    for table in ["t", "p"] {
+        owner.exec(&format!("ALTER TABLE {table} ALTER id TYPE odd USING row(id)::odd"));
+        let more = if table == "p" { ", 1" } else { "" };
+        owner.exec(&format!(
+            "INSERT INTO {table} VALUES (row(1){more}); INSERT INTO {table} VALUES (row(2){more}), (row(3){more})"
+        ));
+        owner.exec(&format!("UPDATE {table} SET id = row(7) WHERE (id).i = 1; DELETE FROM {table}"));
+    }
+    assert_eq!(owner.one("SELECT coalesce(string_agg(who, ','), '') FROM caught"), "", "called with the rights of");
+    assert_eq!(a.number("SELECT count(DISTINCT relid) FROM bucardo.capture_mark WHERE kind = 'whole'"), 2, "marked tables");
+}
+
+/// Segments that somebody dropped, or left out when he restored a dump, fail no statement: neither of a session that has
+/// written into them before, nor of another.
+#[test]
+fn dropped_segments_fail_no_statement() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    let (mut a, mut old) = (net.on("A"), net.on("A"));
+    old.exec("INSERT INTO t VALUES (1, 'x'); UPDATE t SET v = 'y'; INSERT INTO t VALUES (2, 'x'), (3, 'x')");
+    let segments = a.one("SELECT string_agg(g::regclass::text, ', ') FROM bucardo.capture c, unnest(c.segments) g");
+    a.exec(&format!("DROP TABLE {segments}"));
+    for conn in [&mut old, &mut a] {
+        conn.exec(
+            "UPDATE t SET v = 'z' WHERE id = 1; UPDATE t SET v = 'z'; INSERT INTO t VALUES (4, 'x'); DELETE FROM t WHERE id = 4",
+        );
+    }
+    assert!(a.number("SELECT count(*) FROM bucardo.capture_mark WHERE kind = 'whole'") > 0, "the table is not marked");
+}
+
+/// From 64 subtransactions with an id on, snapshots of all other sessions become slow.
+fn no_statement_takes_a_transaction_id_of_its_own(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TYPE hue AS ENUM ('red', 'blue'); CREATE DOMAIN part AS numeric(10, 2) CHECK (VALUE >= 0); \
+         CREATE TABLE t (id part, k varchar(5), c \"char\", h hue, \"100%\" int[], PRIMARY KEY (id, k, c, h, \"100%\")); \
+         CREATE TABLE n (id int PRIMARY KEY, v text); \
+         CREATE TABLE p (id part PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p_1 PARTITION OF p DEFAULT",
+    );
+    net.add_sync("tables => 'public.t, public.n, public.p', autokick => false");
+    let mut a = net.on("A");
+    a.exec("BEGIN; INSERT INTO t VALUES (1, 'a', 'x', 'red', '{1,2}'); UPDATE t SET k = 'b'; UPDATE t SET k = k; DELETE FROM t WHERE id = 2");
+    a.exec("INSERT INTO t VALUES (3, 'c', 'y', 'red', '{1}'), (4, 'd', 'z', 'blue', '{}'), (5, 'e', 'z', 'blue', '{}')");
+    a.exec("UPDATE t SET h = 'blue' WHERE id > 2; UPDATE t SET id = id WHERE id > 2; DELETE FROM t WHERE id < 5");
+    a.exec("INSERT INTO n SELECT g FROM generate_series(1, 20) g; UPDATE n SET id = id + 100 WHERE id < 10; UPDATE n SET v = 'x'; DELETE FROM n WHERE id > 100");
+    a.exec("INSERT INTO p VALUES (1), (2); UPDATE p SET id = id + 10; DELETE FROM p WHERE id = 11; COMMIT");
+    let parts = a.one(
+        "SELECT string_agg(format('SELECT xmin::text::bigint <> xid AS sub FROM %s', g::regclass), ' UNION ALL ') FROM bucardo.capture c, unnest(c.segments) g",
+    );
+    let deltas = a.one(&format!("SELECT count(*) || ' ' || count(*) FILTER (WHERE sub) FROM ({parts}) d"));
+    assert!(deltas.ends_with(" 0") && deltas != "0 0", "deltas, and those with an id of their own: {deltas}");
+    assert_eq!(a.number("SELECT count(*) FROM bucardo.capture_mark"), 0, "a table is marked");
+    net.kick();
+    net.assert_equal("t");
+    net.assert_equal("n");
+    net.assert_equal("p");
+}
+
+/// What is altered before capture is made anew fails no statement, and is not lost.
+fn altered_keys(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE l (id varchar(3) PRIMARY KEY, n numeric(4, 1)); CREATE TABLE r (id int PRIMARY KEY); CREATE TABLE z (id int PRIMARY KEY, v int); \
+         CREATE TABLE p (id varchar(3), k int DEFAULT 1, PRIMARY KEY (id, k)) PARTITION BY LIST (k); CREATE TABLE p_1 PARTITION OF p DEFAULT",
+    );
+    net.add_sync("tables => 'public.l, public.r, public.z, public.p', autokick => false");
+    let mut a = net.on("A");
+    for table in ["l", "p"] {
+        a.exec(&format!("INSERT INTO {table} (id) VALUES ('a'), ('b'), ('c')"));
+    }
+    a.exec("INSERT INTO r VALUES (1), (2); INSERT INTO z VALUES (1, 1), (2, 2)");
+    net.kick();
+    net.assert_equal("l");
+    net.assert_equal("r");
+    net.assert_equal("z");
+    net.assert_equal("p");
+    net.everywhere(
+        "ALTER TABLE l ALTER id TYPE varchar(9); ALTER TABLE p ALTER id TYPE varchar(9); ALTER TABLE r RENAME id TO key",
+    );
+    for table in ["l", "p"] {
+        a.exec(&format!(
+            "INSERT INTO {table} (id) VALUES ('a longer'), ('b longer'); UPDATE {table} SET id = 'c longer' WHERE id = 'c'"
+        ));
+        a.exec(&format!("INSERT INTO {table} (id) VALUES ('d longer'); DELETE FROM {table} WHERE id = 'a'"));
+    }
+    a.exec("UPDATE r SET key = 7 WHERE key = 1; INSERT INTO r VALUES (3), (4); DELETE FROM r WHERE key = 2");
+    // A key that is null for a moment.
+    a.exec("ALTER TABLE z DROP CONSTRAINT z_pkey, ALTER id DROP NOT NULL; UPDATE z SET id = NULL WHERE v = 1; INSERT INTO z VALUES (NULL, 3)");
+    a.exec("UPDATE z SET id = v + 10 WHERE id IS NULL; ALTER TABLE z ADD PRIMARY KEY (id)");
+    net.kick();
+    net.assert_equal("l");
+    net.assert_equal("r");
+    net.assert_equal("z");
+    net.assert_equal("p");
+}
+
+/// Whoever wants his own functions in PL/pgSQL checked, gets no errors of ours.
+#[test]
+fn extra_errors() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p_1 PARTITION OF p DEFAULT");
+    net.on("A").exec("ALTER DATABASE a SET plpgsql.extra_errors = 'all'");
+    net.add_sync("tables => 'public.t, public.p', autokick => false");
+    let mut a = net.on("A");
+    for table in ["t", "p"] {
+        a.exec(&format!(
+            "INSERT INTO {table} (id) VALUES (1); INSERT INTO {table} (id) VALUES (2), (3); UPDATE {table} SET id = id + 10"
+        ));
+        a.exec(&format!(
+            "UPDATE {table} SET id = 20 WHERE id = 11; DELETE FROM {table} WHERE id = 12; DELETE FROM {table} WHERE id = 12"
+        ));
+    }
+    assert_eq!(a.number("SELECT count(*) FROM bucardo.capture_mark"), 0, "a table is marked");
+    net.kick();
+    net.assert_equal("t");
+    net.assert_equal("p");
+    a.exec("TRUNCATE t, p");
+    net.kick();
+    net.assert_equal("t");
+    net.assert_equal("p");
+}
+
+/// What an older version has made on a source is brought up to date, also where the key has been altered meanwhile.
+#[test]
+fn older_objects() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE t (id varchar(3) COLLATE \"C\" PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)");
+    net.add_sync("tables => 'public.t, public.u', autokick => false");
+    let mut a = net.on("A");
+    let lengths =
+        "SELECT count(*) FROM bucardo.capture c JOIN pg_attribute a ON a.attrelid = ANY (c.segments) WHERE a.atttypmod >= 0";
+    let older = a.one(
+        "SELECT string_agg(format('ALTER TABLE %s ALTER k1 TYPE varchar(3) COLLATE \"C\", ALTER ks1 TYPE varchar(3)[] COLLATE \"C\"', g::regclass), '; ') \
+           FROM bucardo.capture c, unnest(c.segments) g WHERE c.relname = 't'",
+    );
+    a.exec(&format!("{older}; CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer LANGUAGE sql AS 'SELECT 7'"));
+    assert_eq!(a.number(lengths), 6);
+    a.exec("INSERT INTO t VALUES ('a'), ('b'); INSERT INTO u VALUES (1), (2)");
+    net.everywhere("ALTER TABLE u ALTER id TYPE bigint");
+    net.control().exec("SELECT bucardo.update_sync('s', status => 'active')");
+    assert_eq!(a.number(lengths), 0, "the lengths are there still");
+    assert_eq!(
+        a.number("SELECT count(*) FROM bucardo.capture c JOIN pg_attribute a ON a.attrelid = ANY (c.segments) AND a.attname = 'k1' AND a.attcollation = '\"C\"'::regcollation"),
+        3
+    );
+    net.everywhere("ALTER TABLE t ALTER id TYPE varchar(9)");
+    a.exec("INSERT INTO t VALUES ('longer'); INSERT INTO u VALUES (3); UPDATE u SET id = 30 WHERE id = 3");
+    net.kick();
+    net.assert_equal("t");
+    net.assert_equal("u");
 }
 
 /// A publication that publishes deletes refuses them on tables without a replica identity, also on ours.

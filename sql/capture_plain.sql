@@ -1,0 +1,214 @@
+-- Plain capture: the trigger function of a table on a source that does not have the extension, made for its key. Stands on every
+-- source, beside the objects of sql/capture.sql. It must never make the application's statement fail, nor, with the rights of
+-- who installed capture, call anything that the table's owner could have made.
+
+-- The statement that writes the key of a statement's only row into a segment.
+DROP FUNCTION IF EXISTS bucardo.capture_write_one(text, text, text, text, text);
+CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_existed text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT format('INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s;', p_segment, p_keys, p_existed, p_rows)
+$body$;
+
+-- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
+-- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
+-- thousand of any other. What p_then says is done with the arrays of each million.
+DROP FUNCTION IF EXISTS bucardo.capture_write(bucardo.capture, text, text, text, text, text, boolean);
+CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
+    p_aggregates text, p_fixed boolean, p_then text DEFAULT '') RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT CASE
+        WHEN p_capture.batched AND p_fixed THEN format($f$
+                skip := 0;
+                LOOP
+                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
+                        HAVING count(*) > 0 RETURNING %4$s INTO made;
+                    %6$sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
+                    skip := skip + 1000000;
+                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates, p_then)
+        WHEN p_capture.batched THEN format($f$
+                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
+                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
+            p_segment, p_keys, p_existed, p_arrays, p_aggregates)
+        ELSE format('
+                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
+    END
+$body$;
+
+-- The key of a captured table, column by column: its name, what makes a value of it one of the segment's type ("::integer" after
+-- one of a domain; an operator or a cast of the domain's owner's own is then not looked for), by what two are equal, and its type.
+CREATE OR REPLACE FUNCTION bucardo.capture_key(p_capture bucardo.capture) RETURNS TABLE (ord bigint, name text, plain text, equal text, type oid)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT u.ord, quote_ident(u.k), CASE WHEN base <> a.atttypid THEN '::' || format_type(base, -1) ELSE '' END,
+           bucardo.capture_equal(p_capture.relid, u.k), a.atttypid
+      FROM unnest(p_capture.keys) WITH ORDINALITY u(k, ord) JOIN pg_attribute a ON a.attrelid = p_capture.relid AND a.attname = u.k
+     CROSS JOIN LATERAL bucardo.capture_base(a.atttypid) base
+$body$;
+
+-- What a plain capture function does first. By then the table may have been altered, and capture not yet been made anew: its key
+-- columns may be gone, or have another type, to which casts or operators belong that their owner has made. So it looks whether
+-- everything is there, and whether the key's types are what they were, before it reads a value; how many rows there are (up to two)
+-- and whether the key of the only one has moved it sees in passing. Only this can fail, so only this stands in a block with an
+-- exception. What writes stands outside: in there it would take a subtransaction's id, and a transaction that has more than 64 of
+-- those slows down the snapshots of all others. After it, `known` is true, or the whole table is to be marked.
+CREATE OR REPLACE FUNCTION bucardo.capture_look(p_capture bucardo.capture) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT format($f$
+    BEGIN
+        active := CASE WHEN %s THEN NULL ELSE coalesce(pg_sequence_last_value(%L::regclass), 1) END;%s
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
+        known := false;
+    END;$f$,
+        (SELECT string_agg(format('%L::regclass IS NULL', g::regclass), ' OR ') FROM unnest(p_capture.segments) g), p_capture.active::regclass,
+        CASE WHEN p_capture.by_row THEN format($f$
+        IF TG_OP = 'DELETE' THEN
+            known := %1$s;
+        ELSE
+            known := %2$s;
+            IF known AND TG_OP = 'UPDATE' THEN
+                moved := (%3$s) IS NOT TRUE;
+            END IF;
+        END IF;$f$, format(types, 'OLD'), format(types, 'NEW'), format(same, 'NEW', 'OLD'))
+        ELSE format($f$
+        IF TG_OP = 'UPDATE' THEN
+            SELECT count(*), bool_and(x.types), bool_and(x.keys) IS NOT TRUE INTO seen, known, moved
+              FROM (SELECT %2$s AS types, CASE WHEN %2$s THEN %3$s END AS keys FROM bucardo_new n, bucardo_old o LIMIT 2) x;
+        ELSIF TG_OP = 'INSERT' THEN
+            SELECT count(*), bool_and(x.types) INTO seen, known FROM (SELECT %2$s AS types FROM bucardo_new n LIMIT 2) x;
+        ELSE
+            SELECT count(*), bool_and(x.types) INTO seen, known FROM (SELECT %1$s AS types FROM bucardo_old o LIMIT 2) x;
+        END IF;
+        IF seen = 0 THEN
+            RETURN NULL;
+        END IF;$f$, format(types, 'o'), format(types, 'n'), format(same, 'n', 'o')) END)
+      FROM (SELECT string_agg(format('pg_typeof(%%1$s.%s)::oid = %s', replace(k.name, '%', '%%'), k.type), ' AND ' ORDER BY k.ord) AS types,
+                   string_agg(format('%%1$s.%1$s%2$s %3$s %%2$s.%1$s%2$s', replace(k.name, '%', '%%'), replace(k.plain, '%', '%%'),
+                       replace(k.equal, '%', '%%')), ' AND ' ORDER BY k.ord) AS same
+              FROM bucardo.capture_key(p_capture) k) v
+$body$;
+
+-- The body of the plain capture function of one table. By statement it reads the transition tables, by row OLD and NEW.
+CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    old_row text; new_row text; same text; arrays text; aggregates text; new_columns text; old_columns text; created text;
+    compared text; differ text; gone text;
+    body text := '';
+    segment text;
+    fixed boolean;
+BEGIN
+    -- Altered already, when an older version's function is made anew: what captures it next reads all of it.
+    IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
+        RETURN format('BEGIN PERFORM bucardo.capture_whole(%s); RETURN NULL; END', p_capture.relid);
+    END IF;
+    SELECT string_agg(format('o.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord), string_agg(format('n.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord),
+           string_agg(format('OLD.%s%s', k.name, k.plain), ', ' ORDER BY k.ord), string_agg(format('NEW.%s%s', k.name, k.plain), ', ' ORDER BY k.ord),
+           string_agg(format('n.%1$s%2$s %3$s o.%1$s%2$s', k.name, k.plain, k.equal), ' AND ' ORDER BY k.ord),
+           string_agg(format('ks%s', k.ord), ', ' ORDER BY k.ord), string_agg(format('array_agg(d.k%s)', k.ord), ', ' ORDER BY k.ord),
+           bool_and(t.typlen > 0)
+      INTO old_columns, new_columns, old_row, new_row, same, arrays, aggregates, fixed
+      FROM bucardo.capture_key(p_capture) k JOIN pg_type t ON t.oid = k.type;
+    created := format('SELECT %s FROM bucardo_new n', new_columns);
+    -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
+    SELECT string_agg(format('array_agg(d.k%s)', ord), ', ' ORDER BY ord), string_agg(format('held.ks%s', ord), ', ' ORDER BY ord)
+      INTO compared, differ FROM generate_subscripts(p_capture.keys, 1) ord;
+    compared := format($f$IF NOT moved AND made.ks1 IS NOT NULL THEN
+                        held := made;
+                        SELECT %s INTO %s FROM (SELECT %s FROM bucardo_old o OFFSET skip LIMIT 1000000) d;
+                        moved := made *<> held;
+                    END IF;
+                    $f$, compared, differ, old_columns);
+    FOR i IN 1 .. 3 LOOP
+        segment := p_capture.segments[i]::regclass::text;
+        body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
+        IF p_capture.by_row THEN
+            body := body || format($f$
+        IF TG_OP = 'INSERT' THEN INSERT INTO %1$s VALUES (%2$s, txid_current(), clock_timestamp(), NULL, NULL);
+        ELSE
+            INSERT INTO %1$s VALUES (%3$s, txid_current(), clock_timestamp(), NULL, true);
+            IF TG_OP = 'UPDATE' THEN
+                IF moved THEN INSERT INTO %1$s VALUES (%2$s, txid_current(), clock_timestamp(), NULL, true); END IF;
+            END IF;
+        END IF;
+$f$, segment, new_row, old_row);
+        ELSE
+            gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
+                old_columns, same), 'true', arrays, aggregates, fixed);
+            IF p_capture.batched AND fixed THEN
+                gone := format('IF moved THEN%s
+                END IF;', gone);
+            END IF;
+            -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
+            body := body || format($f$
+        IF TG_OP = 'INSERT' THEN
+            IF seen = 1 THEN %1$s
+            ELSE %2$s
+            END IF;
+        ELSIF TG_OP = 'UPDATE' THEN
+            IF seen = 1 AND NOT moved THEN %3$s
+            ELSE
+                moved := false; %4$s
+                %5$s
+            END IF;
+        ELSE
+            IF seen = 1 THEN %6$s
+            ELSE %7$s
+            END IF;
+        END IF;
+$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'NULL'),
+                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
+                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'true'),
+                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
+                gone,
+                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', 'true'),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
+        END IF;
+    END LOOP;
+    RETURN format($f$
+#variable_conflict use_variable
+DECLARE
+    active bigint;
+    known boolean;
+    moved boolean;
+%4$sBEGIN
+%3$s%5$s
+    IF known IS NOT TRUE THEN
+        PERFORM bucardo.capture_whole(%1$s);
+        RETURN NULL;
+    END IF;
+%6$s%2$s    END IF;
+    RETURN NULL;
+END
+$f$, p_capture.relid, body,
+        -- Everybody may call that one in a trigger of his own table, where types and casts are his.
+        CASE WHEN p_capture.by_row THEN format($f$    IF TG_RELID <> %1$s AND pg_partition_root(TG_RELID) = pg_partition_root(%1$s) IS NOT TRUE THEN
+        RETURN NULL;
+    END IF;$f$, p_capture.relid) END,
+        CASE WHEN NOT p_capture.by_row THEN E'    seen bigint;\n    tx bigint;\n    skip bigint;\n    made record;\n    held record;\n' END,
+        bucardo.capture_look(p_capture),
+        CASE WHEN NOT p_capture.by_row THEN E'    IF seen > 1 OR moved THEN\n        tx := txid_current();\n    END IF;\n' END);
+END
+$body$;
+
+-- Makes the plain capture function of a table anew. Whoever makes a partition gives it the row triggers of the table, and so needs
+-- the right to their function; nobody can name it without a right to the schema.
+CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    o record;
+    called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+BEGIN
+    -- Segments that an older version made have the lengths that the key had: what is longer would fail the statement.
+    FOR o IN SELECT a.attrelid::regclass AS segment, string_agg(format('ALTER %I TYPE %s%s', a.attname, format_type(a.atttypid, -1),
+                    ' COLLATE ' || nullif(a.attcollation, 0)::regcollation), ', ') AS wider
+               FROM pg_attribute a WHERE a.attrelid = ANY (c.segments) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypmod >= 0 GROUP BY 1 LOOP
+        EXECUTE format('ALTER TABLE %s %s', o.segment, o.wider);
+    END LOOP;
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+        called, bucardo.capture_body(c));
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
+    IF EXISTS (SELECT FROM pg_class r WHERE r.oid = c.relid AND r.relkind = 'p') THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', called);
+    END IF;
+    RETURN called;
+END
+$body$;
