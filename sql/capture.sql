@@ -395,18 +395,18 @@ BEGIN
         VALUES (c.relid, c.schemaname, c.relname, c.keys, c.key_types, c.native, c.by_row, c.batched, 0, '{}') RETURNING id INTO c.id;
     -- Without a length: capture does not fail a statement because the key has become longer than it was.
     SELECT string_agg(format('k%s %s%s, ', ord, plain, collated), '' ORDER BY ord), string_agg(format(', ks%s %s[]%s', ord, plain, collated), '' ORDER BY ord),
-           string_agg(format('ALTER ks%s SET STORAGE EXTERNAL', ord), ', ' ORDER BY ord)
+           string_agg(format('ALTER k%s SET STATISTICS 0', ord) || CASE WHEN c.batched THEN format(', ALTER ks%1$s SET STORAGE EXTERNAL, ALTER ks%1$s SET STATISTICS 0', ord)
+               ELSE '' END, ', ' ORDER BY ord)
       INTO columns, arrays, stored FROM unnest(p_keys) WITH ORDINALITY u(k, ord)
       JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k CROSS JOIN LATERAL (SELECT format_type(bucardo.capture_base(a.atttypid), -1),
            coalesce(' COLLATE ' || nullif(a.attcollation, 0)::regcollation, '')) v(plain, collated);
     FOR i IN 1 .. 3 LOOP
         base := format('bucardo.%I', bucardo.capture_clip(format('seg%s_%s_%s_%s', c.id, i, c.schemaname, c.relname)));
-        -- Arrays stay in the row as far as a page goes, and are never compressed. The native writer knows heaps only.
+        -- Arrays stay in the row as far as a page goes, and are never compressed; no statistics of values, for which functions of their
+        -- type would be called. The native writer knows heaps only.
         EXECUTE format('CREATE TABLE %s (%sxid bigint, at timestamptz, origin text, existed boolean%s) USING heap '
             'WITH (autovacuum_enabled = false, toast_tuple_target = 8160)', base, columns, CASE WHEN c.batched THEN arrays ELSE '' END);
-        IF c.batched THEN
-            EXECUTE format('ALTER TABLE %s %s', base, stored);
-        END IF;
+        EXECUTE format('ALTER TABLE %s %s', base, stored);
         PERFORM bucardo.capture_adopt('TABLE', base, true);
         made := made || base::regclass::oid;
     END LOOP;
@@ -516,6 +516,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
       FROM unnest(p_keys) WITH ORDINALITY u(k, ord) JOIN pg_attribute a ON a.attrelid = p_rel AND a.attname = u.k AND NOT a.attisdropped
 $body$;
 
+-- Whether what a captured table's changes are written into is there. By name: in a restored dump the numbers may be those of other
+-- objects.
+CREATE OR REPLACE FUNCTION bucardo.capture_intact(c bucardo.capture) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT count(*) FILTER (WHERE s.oid = ANY (c.segments) AND s.relkind = 'r') = 3 AND count(*) FILTER (WHERE s.oid = c.active AND s.relkind = 'S') = 1
+      FROM pg_class s WHERE s.oid = ANY (c.segments || c.active) AND s.relnamespace = 'bucardo'::regnamespace AND starts_with(s.relname, format('seg%s_', c.id))
+$body$;
+
 -- Takes capture off a table: triggers first, then what they wrote into.
 CREATE OR REPLACE FUNCTION bucardo.capture_drop(p_id integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
@@ -564,6 +572,9 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace
                     WHERE r.oid = p_capture.relid AND r.relname = p_capture.relname AND n.nspname = p_capture.schemaname) THEN
         RETURN 'the captured table has another name now';
+    END IF;
+    IF NOT bucardo.capture_intact(p_capture) THEN
+        RETURN 'what the changes of the captured table are written into is gone';
     END IF;
     IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN 'the key of the captured table has changed';

@@ -47,7 +47,8 @@ $body$;
 -- What a plain capture function does first. By then the table may have been altered, and capture not yet been made anew: its key
 -- columns may be gone, or have another type, to which casts or operators belong that their owner has made. So it looks whether
 -- everything is there, and whether the key's types are what they were, before it reads a value; how many rows there are (up to two)
--- and whether the key of the only one has moved it sees in passing. Only this can fail, so only this stands in a block with an
+-- and whether the key of the only one has moved, byte by byte, it sees in passing; an operator or a cast would be looked for while
+-- the statement is planned, and what is constant in it called then. Only this can fail, so only this stands in a block with an
 -- exception. What writes stands outside: in there it would take a subtransaction's id, and a transaction that has more than 64 of
 -- those slows down the snapshots of all others. After it, `known` is true, or the whole table is to be marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_look(p_capture bucardo.capture) RETURNS text
@@ -58,7 +59,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
         known := false;
     END;$f$,
-        (SELECT string_agg(format('%L::regclass IS NULL', g::regclass), ' OR ') FROM unnest(p_capture.segments) g), p_capture.active::regclass,
+        -- Never true: for the names alone, the types of which the segments' columns may have gone with.
+        (SELECT string_agg(format('%L::regclass IS NULL OR (NULL::%1$s).k%s IS NOT NULL', g::regclass, k), ' OR ')
+           FROM unnest(p_capture.segments) g, generate_subscripts(p_capture.keys, 1) k), p_capture.active::regclass,
         CASE WHEN p_capture.by_row THEN format($f$
         IF TG_OP = 'DELETE' THEN
             known := %1$s;
@@ -71,7 +74,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
         ELSE format($f$
         IF TG_OP = 'UPDATE' THEN
             SELECT count(*), bool_and(x.types), bool_and(x.keys) IS NOT TRUE INTO seen, known, moved
-              FROM (SELECT %2$s AS types, CASE WHEN %2$s THEN %3$s END AS keys FROM bucardo_new n, bucardo_old o LIMIT 2) x;
+              FROM (SELECT %2$s AS types, ROW(%3$s)::record *= ROW(%4$s)::record AS keys FROM bucardo_new n, bucardo_old o LIMIT 2) x;
         ELSIF TG_OP = 'INSERT' THEN
             SELECT count(*), bool_and(x.types) INTO seen, known FROM (SELECT %2$s AS types FROM bucardo_new n LIMIT 2) x;
         ELSE
@@ -79,10 +82,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
         END IF;
         IF seen = 0 THEN
             RETURN NULL;
-        END IF;$f$, format(types, 'o'), format(types, 'n'), format(same, 'n', 'o')) END)
+        END IF;$f$, format(types, 'o'), format(types, 'n'), format(bare, 'n'), format(bare, 'o')) END)
       FROM (SELECT string_agg(format('pg_typeof(%%1$s.%s)::oid = %s', replace(k.name, '%', '%%'), k.type), ' AND ' ORDER BY k.ord) AS types,
                    string_agg(format('%%1$s.%1$s%2$s %3$s %%2$s.%1$s%2$s', replace(k.name, '%', '%%'), replace(k.plain, '%', '%%'),
-                       replace(k.equal, '%', '%%')), ' AND ' ORDER BY k.ord) AS same
+                       replace(k.equal, '%', '%%')), ' AND ' ORDER BY k.ord) AS same,
+                   string_agg(format('%%1$s.%s', replace(k.name, '%', '%%')), ', ' ORDER BY k.ord) AS bare
               FROM bucardo.capture_key(p_capture) k) v
 $body$;
 
@@ -95,9 +99,10 @@ DECLARE
     body text := '';
     segment text;
     fixed boolean;
+    limited boolean;
 BEGIN
     -- Altered already, when an older version's function is made anew: what captures it next reads all of it.
-    IF p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
+    IF NOT bucardo.capture_intact(p_capture) OR p_capture.key_types IS DISTINCT FROM bucardo.capture_key_types(p_capture.relid, p_capture.keys) THEN
         RETURN format('BEGIN PERFORM bucardo.capture_whole(%s); RETURN NULL; END', p_capture.relid);
     END IF;
     SELECT string_agg(format('o.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord), string_agg(format('n.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord),
@@ -117,6 +122,8 @@ BEGIN
                         moved := made *<> held;
                     END IF;
                     $f$, compared, differ, old_columns);
+    -- Segments that an older version made have the lengths that the key had.
+    limited := EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = ANY (p_capture.segments) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypmod >= 0);
     FOR i IN 1 .. 3 LOOP
         segment := p_capture.segments[i]::regclass::text;
         body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
@@ -175,8 +182,8 @@ DECLARE
         PERFORM bucardo.capture_whole(%1$s);
         RETURN NULL;
     END IF;
-%6$s%2$s    END IF;
-    RETURN NULL;
+%7$s%6$s%2$s    END IF;
+%8$s    RETURN NULL;
 END
 $f$, p_capture.relid, body,
         -- Everybody may call that one in a trigger of his own table, where types and casts are his.
@@ -185,7 +192,9 @@ $f$, p_capture.relid, body,
     END IF;$f$, p_capture.relid) END,
         CASE WHEN NOT p_capture.by_row THEN E'    seen bigint;\n    tx bigint;\n    skip bigint;\n    made record;\n    held record;\n' END,
         bucardo.capture_look(p_capture),
-        CASE WHEN NOT p_capture.by_row THEN E'    IF seen > 1 OR moved THEN\n        tx := txid_current();\n    END IF;\n' END);
+        CASE WHEN NOT p_capture.by_row THEN E'    IF seen > 1 OR moved THEN\n        tx := txid_current();\n    END IF;\n' END,
+        CASE WHEN limited THEN E'    BEGIN\n' END,
+        CASE WHEN limited THEN format(E'    EXCEPTION WHEN data_exception THEN\n        PERFORM bucardo.capture_whole(%s);\n    END;\n', p_capture.relid) END);
 END
 $body$;
 
@@ -194,15 +203,8 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    o record;
     called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
 BEGIN
-    -- Segments that an older version made have the lengths that the key had: what is longer would fail the statement.
-    FOR o IN SELECT a.attrelid::regclass AS segment, string_agg(format('ALTER %I TYPE %s%s', a.attname, format_type(a.atttypid, -1),
-                    ' COLLATE ' || nullif(a.attcollation, 0)::regcollation), ', ') AS wider
-               FROM pg_attribute a WHERE a.attrelid = ANY (c.segments) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypmod >= 0 GROUP BY 1 LOOP
-        EXECUTE format('ALTER TABLE %s %s', o.segment, o.wider);
-    END LOOP;
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
         called, bucardo.capture_body(c));
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);

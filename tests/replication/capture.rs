@@ -360,6 +360,14 @@ fn an_owners_cast_is_not_called() {
          CREATE CAST (part[] AS int[]) WITH FUNCTION catch(part[]) AS IMPLICIT",
     );
     owner.exec("INSERT INTO d VALUES (1), (2); UPDATE d SET id = id + 10; DELETE FROM d");
+    // What is constant in a function in SQL is called while a statement is planned.
+    owner.exec(
+        "CREATE FUNCTION now_and_then(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN INSERT INTO caught VALUES (current_user); RETURN 1; END $$; \
+         CREATE FUNCTION fold(odd) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT now_and_then(1)'; DROP CAST (odd AS int); \
+         CREATE CAST (odd AS int) WITH FUNCTION fold(odd) AS IMPLICIT; ALTER TABLE d ALTER id TYPE odd USING row(id)::odd",
+    );
+    owner.exec("INSERT INTO d VALUES (row(1)); UPDATE d SET id = row(2); DELETE FROM d");
+    owner.exec("DROP CAST (odd AS int); CREATE CAST (odd AS int) WITH FUNCTION catch(odd) AS IMPLICIT");
     for table in ["t", "p"] {
         owner.exec(&format!("ALTER TABLE {table} ALTER id TYPE odd USING row(id)::odd"));
         let more = if table == "p" { ", 1" } else { "" };
@@ -369,7 +377,7 @@ fn an_owners_cast_is_not_called() {
         owner.exec(&format!("UPDATE {table} SET id = row(7) WHERE (id).i = 1; DELETE FROM {table}"));
     }
     assert_eq!(owner.one("SELECT coalesce(string_agg(who, ','), '') FROM caught"), "", "called with the rights of");
-    assert_eq!(a.number("SELECT count(DISTINCT relid) FROM bucardo.capture_mark WHERE kind = 'whole'"), 2, "marked tables");
+    assert_eq!(a.number("SELECT count(DISTINCT relid) FROM bucardo.capture_mark WHERE kind = 'whole'"), 3, "marked tables");
 }
 
 /// Segments that somebody dropped, or left out when he restored a dump, fail no statement: neither of a session that has
@@ -389,6 +397,17 @@ fn dropped_segments_fail_no_statement() {
         );
     }
     assert!(a.number("SELECT count(*) FROM bucardo.capture_mark WHERE kind = 'whole'") > 0, "the table is not marked");
+    // Neither do they keep a newer version from being installed, nor does capture stay so.
+    a.exec("CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer LANGUAGE sql AS 'SELECT 7'");
+    net.control().exec("SELECT bucardo.update_sync('s', status => 'active')");
+    old.exec("INSERT INTO t VALUES (5, 'x')");
+    net.kick();
+    net.assert_equal("t");
+    assert_eq!(
+        a.number("SELECT count(*) FROM bucardo.capture c, unnest(c.segments) g JOIN pg_class s ON s.oid = g"),
+        3,
+        "segments"
+    );
 }
 
 /// From 64 subtransactions with an id on, snapshots of all other sessions become slow.
@@ -501,11 +520,6 @@ fn older_objects() {
     a.exec("INSERT INTO t VALUES ('a'), ('b'); INSERT INTO u VALUES (1), (2)");
     net.everywhere("ALTER TABLE u ALTER id TYPE bigint");
     net.control().exec("SELECT bucardo.update_sync('s', status => 'active')");
-    assert_eq!(a.number(lengths), 0, "the lengths are there still");
-    assert_eq!(
-        a.number("SELECT count(*) FROM bucardo.capture c JOIN pg_attribute a ON a.attrelid = ANY (c.segments) AND a.attname = 'k1' AND a.attcollation = '\"C\"'::regcollation"),
-        3
-    );
     net.everywhere("ALTER TABLE t ALTER id TYPE varchar(9)");
     a.exec("INSERT INTO t VALUES ('longer'); INSERT INTO u VALUES (3); UPDATE u SET id = 30 WHERE id = 3");
     net.kick();
