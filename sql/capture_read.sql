@@ -133,11 +133,26 @@ BEGIN
 END
 $body$;
 
+-- Whether segments hold anything of a window, news or not.
+CREATE OR REPLACE FUNCTION bucardo.capture_stirred(p_segments oid[], p_xmax bigint, p_xip bigint[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    segment oid;
+    stirred boolean := false;
+BEGIN
+    FOREACH segment IN ARRAY p_segments LOOP
+        CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s WHERE xid >= $1 OR xid = ANY ($2))', segment::regclass) INTO stirred USING p_xmax, p_xip;
+        EXIT WHEN stirred;
+    END LOOP;
+    RETURN stirred;
+END
+$body$;
+
 -- The relations of a sync with anything in the windows of the given receivers, one row for each relation and each
--- distinct snapshot that receivers were served last. p_read: relations whose deltas the caller reads anyway. They are not
--- counted, and stand here, as having no changes, if there may be any.
-DROP FUNCTION IF EXISTS bucardo.capture_changes(text, text, text, text[]);
-CREATE OR REPLACE FUNCTION bucardo.capture_changes(p_control text, p_sync text, p_source text, p_members text[], p_read oid[])
+-- distinct snapshot that receivers were served last.
+DROP FUNCTION IF EXISTS bucardo.capture_changes(text, text, text, text[], oid[]);
+CREATE OR REPLACE FUNCTION bucardo.capture_changes(p_control text, p_sync text, p_source text, p_members text[])
 RETURNS TABLE (served text, relid oid, keys text, segments text, batched boolean, changes bigint, existed bigint, truncated boolean,
     whole boolean)
 LANGUAGE plpgsql
@@ -170,18 +185,12 @@ BEGIN
             served := w.snapshot; relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);
             batched := c.in_batches; changes := 0; existed := 0;
             truncated := false; whole := c.renewed;
-            IF c.marked OR c.table_oid <> ALL (p_read) THEN
-                echoes := coalesce(echoes, bucardo.capture_echoes(p_control, p_sync));
-            END IF;
+            echoes := coalesce(echoes, bucardo.capture_echoes(p_control, p_sync));
             IF c.marked THEN
                 SELECT coalesce(bool_or(b.kind = 'truncate'), false), coalesce(bool_or(b.kind = 'whole'), false) OR c.renewed
                   INTO truncated, whole FROM bucardo.capture_mark b
                  WHERE b.relid = c.table_oid AND (b.xid >= w.xmax OR b.xid = ANY (w.xip))
                    AND (b.origin IS NULL OR bucardo.capture_is_news(b.origin, echoes));
-            END IF;
-            IF c.table_oid = ANY (p_read) THEN
-                RETURN NEXT;
-                CONTINUE;
             END IF;
             FOREACH segment IN ARRAY c.parts LOOP
                 CONTINUE WHEN coalesce(pg_relation_size(segment), 0) = 0;

@@ -264,6 +264,12 @@ fn forget_watch(_: usize) {
     shmem::forget_watches(worker::me().1);
 }
 
+/// Whether everybody who commits captured changes on this server waits for its disk. For a kid that has just taken its snapshot.
+#[pg_extern]
+fn capture_all_wait() -> bool {
+    shmem::all_wait()
+}
+
 /// Notes that this transaction captured something, for the triggers that are written in SQL.
 #[pg_extern]
 fn capture_wake() {

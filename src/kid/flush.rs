@@ -3,27 +3,52 @@
 //! application's own commits have done so.
 
 use super::members::Pool;
+use super::who::Who;
 use crate::catalog::db::Db;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
-/// Columns to ask for together with the snapshot: how far the log must be on the disk before what the snapshot sees cannot
-/// be undone, and whether it is.
-pub const COLUMNS: &str =
-    "pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
+/// How far the log must be on the disk before what the snapshot sees cannot be undone. Whoever waits for the disk has waited
+/// before anybody sees what he has committed; only where that is not known of all, it is all that there is by now, which
+/// always has something in it of transactions that nobody sees yet.
+const ALL: &str = "pg_catalog.pg_current_wal_insert_lsn()";
+const ALL_UNLESS: &str =
+    "CASE WHEN bucardo.capture_all_wait() THEN '0/0'::pg_catalog.pg_lsn ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+
+fn bound(who: &Who) -> &'static str {
+    if who.knows_who_waits { ALL_UNLESS } else { ALL }
+}
+
+/// Columns to ask for together with the snapshot: how far the log must be on the disk, and whether it is.
+pub fn columns(who: &Who) -> String {
+    format!("{0}, pg_catalog.pg_current_wal_flush_lsn() >= {0}", bound(who))
+}
+
 /// A further column: keeps the same place in the transaction, for [`SINCE`].
-pub const KEEP: &str = "pg_catalog.set_config('bucardo_run.read', pg_catalog.pg_current_wal_insert_lsn()::text, true)";
+pub fn keep(who: &Who) -> String {
+    format!("pg_catalog.set_config('bucardo_run.read', ({})::text, true)", bound(who))
+}
+
 /// Whether the log is on the disk up to there by now.
 pub const SINCE: &str =
     "SELECT pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.current_setting('bucardo_run.read')::pg_catalog.pg_lsn";
 const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
+/// For a transaction whose rows others may see before they are on the disk.
+pub const EARLY: &str = "SET LOCAL synchronous_commit = off";
 /// A commit that waits for the disk takes everything before it along.
 const FLUSH: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
     pg_catalog.pg_logical_emit_message(true, 'bucardo', '')";
 
-/// Where the log must be flushed to, from the answer to [`COLUMNS`], the first of which is `column`; None: it is.
+/// Where the log must be flushed to, from the answer to [`columns`], the first of which is `column`; None: it is.
 pub fn unflushed(rows: &Rows, column: usize) -> Option<String> {
     (!rows.bool(0, column + 1)).then(|| rows.text(0, column))
+}
+
+/// Puts into a pipeline, after a commit that was not to wait for the disk, one that does, as the session is set to.
+pub fn queue(conn: &mut Conn) -> Result<()> {
+    ["BEGIN", "SELECT pg_catalog.pg_logical_emit_message(true, 'bucardo', '')", "COMMIT"]
+        .iter()
+        .try_for_each(|sql| conn.pipeline_add(sql, &[], &[]))
 }
 
 /// Waits until a source's log is on the disk up to there. Not by the run's own transaction, which commits only with the others.

@@ -2,13 +2,14 @@
 //! and takes its snapshot, which is also the place up to which the receivers will have been served.
 
 use super::flush;
+use super::members::Session;
 use super::shape::{self, Shapes};
 use super::statements::Window;
 use crate::capture::install;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result, SqlState};
 use crate::ident::{quote_literal, text_array};
-use crate::libpq::{Conn, Rows};
+use crate::libpq::Rows;
 
 /// The changes of one relation that some receivers need.
 #[derive(Clone, Debug)]
@@ -73,12 +74,25 @@ pub struct Asker<'a> {
 
 const TRACK: &str = "SELECT member, served, copy FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3";
 const CHANGES: &str = "SELECT c.served, c.relid, c.keys, c.segments, c.batched, c.changes, c.existed, c.truncated, c.whole \
-    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[], $5::pg_catalog.oid[]) c";
+    FROM bucardo.capture_changes($1, $2, $3, $4::pg_catalog.text[]) c";
+/// The same for a run that reads some tables ($6) anyway, of receivers that are served up to a place ($3, the window $4 and $5): those
+/// that may have anything, if they are read, and of others those that have. A mark of any kind counts as a TRUNCATE. The planner
+/// does not see the values, and so keeps its plan.
+const LIKELY: &str = "SELECT $3::pg_catalog.text, k.relid, pg_catalog.to_json(k.keys), pg_catalog.to_json(k.segments::pg_catalog.regclass[]::pg_catalog.text[]), \
+    k.batched, 0, 0, r.marked, r.renewed \
+    FROM (SELECT $1::pg_catalog.text, $2::pg_catalog.text, $4::pg_catalog.int8, $5::pg_catalog.int8[], $6::pg_catalog.oid[] OFFSET 0) p(control, sync, xmax, xip, read) \
+    JOIN bucardo.capture_sync s ON s.control = p.control AND s.sync = p.sync JOIN bucardo.capture k ON k.id = s.capture \
+    CROSS JOIN LATERAL (SELECT k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed, \
+        EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid AND (m.xid >= p.xmax OR m.xid = ANY (p.xip))) AS marked, \
+        CASE WHEN k.native THEN EXISTS (SELECT FROM bucardo.capture_touched t WHERE t.capture = k.id) \
+            ELSE bucardo.capture_filled(k.segments) END AS filled OFFSET 0) r \
+    WHERE r.marked OR r.renewed OR r.filled AND (k.relid = ANY (p.read) OR bucardo.capture_stirred(k.segments, p.xmax, p.xip))";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
-pub fn gather(conn: &mut Conn, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
-    conn.pipeline_begin()?;
-    queue(conn, asker, members, sequences, &[])?;
+pub fn gather(from: &mut Session, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
+    from.conn.pipeline_begin()?;
+    queue(from, asker, members, sequences, None)?;
+    let conn = &mut from.conn;
     conn.pipeline_send()?;
     let answers = conn.pipeline_collect().map_err(|e| capture_missing(asker.sync, e))?;
     understand(asker, members, shapes, sequences.is_some(), &mut answers.into_iter())
@@ -90,17 +104,33 @@ fn names(sync: &Sync, members: u64) -> Vec<&str> {
     wanted.map(|(_, m)| m.db.name.as_str()).collect()
 }
 
-/// Puts the question into a pipeline. `read`: the tables, by their oids, whose deltas are read in the same transaction without
-/// waiting for the answer, and need not be counted.
-pub fn queue(conn: &mut Conn, asker: &Asker<'_>, members: u64, sequences: Option<&str>, read: &[u32]) -> Result<()> {
-    let sync = asker.sync;
-    let (array, read) = (text_array(names(sync, members)), shape::oid_array(read.iter().copied()));
+/// Puts the question into a pipeline. `likely`: the place up to which all of them were served last, and the tables, by their oids,
+/// whose deltas are read in the same transaction without waiting for the answer.
+pub fn queue(
+    from: &mut Session,
+    asker: &Asker<'_>,
+    members: u64,
+    sequences: Option<&str>,
+    likely: Option<(&str, &[u32])>,
+) -> Result<()> {
+    let (conn, sync) = (&mut from.conn, asker.sync);
     let (captured, source) = (sync.capture_name(), sync.members[asker.source].db.name.as_str());
     let who = [asker.control, &captured, source].map(|p| Some(p.as_bytes()));
+    let here = format!("SELECT pg_catalog.pg_current_snapshot(), {}, {}", flush::columns(&from.who), flush::keep(&from.who));
     conn.pipeline_add(begin(sync), &[], &[])?;
-    conn.pipeline_add(&format!("SELECT pg_catalog.pg_current_snapshot(), {}, {}", flush::COLUMNS, flush::KEEP), &[], &[])?;
+    conn.pipeline_add(&here, &[], &[])?;
     conn.pipeline_add(TRACK, &[], &who)?;
-    conn.pipeline_add(CHANGES, &[], &[who[0], who[1], who[2], Some(array.as_bytes()), Some(read.as_bytes())])?;
+    match likely {
+        Some((served, read)) => {
+            let (window, read) = (window(served), shape::oid_array(read.iter().copied()));
+            let more = [served, &window.xmax, &window.xip, &read].map(|p| Some(p.as_bytes()));
+            conn.pipeline_add(LIKELY, &[], &[&who[..2], &more].concat())?;
+        }
+        None => {
+            let members = text_array(names(sync, members));
+            conn.pipeline_add(CHANGES, &[], &[&who[..], &[Some(members.as_bytes())]].concat())?;
+        }
+    }
     if let Some(sql) = sequences {
         conn.pipeline_add(sql, &[], &[])?;
     }

@@ -130,6 +130,9 @@ impl OneWay<'_> {
             for lock in &locks {
                 conn.pipeline_add(lock, &[], &[])?;
             }
+            if self.is_early() {
+                conn.pipeline_add(flush::EARLY, &[], &[])?;
+            }
             conn.pipeline_add(HOLD, &[], &[Some(self.guard.as_bytes())])?;
             let (sql, oids) = shape::fingerprint_query(oids.iter().copied());
             conn.pipeline_add(sql, &[], &[Some(oids.as_bytes())])?;
@@ -138,6 +141,12 @@ impl OneWay<'_> {
             }
             conn.pipeline_send()
         });
+    }
+
+    /// Whether receivers show what they have got before it is on their disk, for which the run waits then: but not where it is
+    /// captured for others, who would have to wait for that disk as well.
+    pub fn is_early(&self) -> bool {
+        self.pass.noted.is_empty()
     }
 
     /// What keeps writers out: after some defeats, and where the key is deferrable, so that nothing else tells of a row that
@@ -149,7 +158,7 @@ impl OneWay<'_> {
     }
 
     fn opened_one(&self, receiver: &mut Receiver, work: &[Work]) {
-        let locks = self.locks(receiver, work).len();
+        let locks = self.locks(receiver, work).len() + usize::from(self.is_early());
         let Some(mut answers) = receiver.attempt(|conn| conn.pipeline_collect()) else { return };
         let mut answers = answers.drain((3 + locks).min(answers.len())..);
         let fingerprints = answers.next();

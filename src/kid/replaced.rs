@@ -3,6 +3,7 @@
 //! written, and so cannot be replaced any more before the transaction ends; nothing may be committed by what was read of one
 //! that was.
 
+use super::flush;
 use super::shape::oid_array;
 use super::who;
 use crate::error::{Error, Result, SqlState};
@@ -42,10 +43,15 @@ pub fn judge(answer: Option<&Rows>) -> Result<()> {
 /// The same as an error of the statement itself, which alone keeps a COMMIT behind it in the pipeline from being carried out.
 const UNLESS: &str = "SELECT 1 / CASE WHEN EXISTS (";
 
-/// Puts a COMMIT into a pipeline that is not carried out if any was, and the question where the log is after it.
-pub fn queue_commit(conn: &mut Conn, oids: impl Iterator<Item = u32>) -> Result<()> {
+/// Puts a COMMIT into a pipeline that is not carried out if any was, and the question where the log is after it. `early`: of a
+/// transaction that began with [`flush::EARLY`].
+pub fn queue_commit(conn: &mut Conn, oids: impl Iterator<Item = u32>, early: bool) -> Result<()> {
     conn.pipeline_add(&format!("{UNLESS}{REPLACED}) THEN 0 ELSE 1 END"), &[], &[Some(oid_array(oids).as_bytes())])?;
-    who::queue_commit(conn)
+    conn.pipeline_add("COMMIT", &[], &[])?;
+    if early {
+        flush::queue(conn)?;
+    }
+    who::queue_place(conn)
 }
 
 /// What the failure of one of the statements of [`queue_commit`] means; `at`: which of them it was.

@@ -224,7 +224,7 @@ impl Attempt<'_> {
     fn gather(&mut self, receivers: &[Receiver]) -> Result<Gather> {
         let (given, alive) = (&self.given, bits::union(receivers.iter().map(Receiver::bit)));
         let sequences = given.plan.sequence_query.as_deref();
-        gather::gather(&mut self.from.conn, &given.asker(), alive, &given.shapes, sequences)
+        gather::gather(&mut self.from, &given.asker(), alive, &given.shapes, sequences)
     }
 
     /// What is likely to be pending, where the run before was like this one.
@@ -244,10 +244,10 @@ impl Attempt<'_> {
         if !way.may_guess(receivers, &work) {
             return Ok(None);
         }
-        let conn = &mut from.conn;
-        conn.pipeline_begin()?;
+        from.conn.pipeline_begin()?;
         let read: Vec<u32> = work.iter().map(|w| w.table.oid).collect();
-        gather::queue(conn, &asker, alive, sequences, &read)?;
+        gather::queue(from, &asker, alive, sequences, Some((&guess.served, &read)))?;
+        let conn = &mut from.conn;
         // Who keeps a table locked in which nothing has changed must not hold up the others.
         conn.pipeline_add(&format!("SET LOCAL lock_timeout = '{}'", from.patience), &[], &[])?;
         way.queue(conn, &work, |item| item.reading().few_uncounted(FEW))?;
@@ -304,7 +304,7 @@ impl Attempt<'_> {
             progress.phase(Phase::Commit);
         }
         let deaf = |index| given.plan.is_deaf(index, group.changes.iter().map(|c| c.relation));
-        let committed = commit(receivers, &group.changes, &rest, deaf)?;
+        let committed = commit(receivers, &group.changes, &rest, (deaf, way.is_early()))?;
         progress.phase(Phase::Commit);
         for receiver in receivers.iter().filter(|r| committed & r.bit() != 0) {
             sequences.iter().for_each(|state| given.plan.gave_sequences(receiver, state));
@@ -331,7 +331,7 @@ fn commit(
     receivers: &mut [Receiver],
     changes: &[TableChanges],
     rest: &Handfuls<'_>,
-    deaf: impl Fn(usize) -> bool,
+    (deaf, early): (impl Fn(usize) -> bool, bool),
 ) -> Result<u64> {
     fault::point("kid.before_commit")?;
     for receiver in receivers.iter_mut() {
@@ -343,7 +343,7 @@ fn commit(
             if is_deaf {
                 deaf::queue(conn)?;
             }
-            replaced::queue_commit(conn, oids.iter().copied())?;
+            replaced::queue_commit(conn, oids.iter().copied(), early)?;
             conn.pipeline_send()
         });
         fault::point("kid.between_commits")?;

@@ -7,10 +7,12 @@ use crate::ident::quote_literal;
 use crate::libpq::Conn;
 use crate::pg::shmem;
 
-/// The database, whether it is a standby, since when its server runs, and what time it has (microseconds since 2000).
+/// The database, whether it is a standby, since when its server runs, what time it has (microseconds since 2000), and whether it
+/// can tell who waits for the disk.
 const ASK: &str = "SELECT (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || d.oid, \
     pg_catalog.pg_is_in_recovery(), extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text, \
-    (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8 - 946684800000000 \
+    (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8 - 946684800000000, \
+    pg_catalog.to_regprocedure('bucardo.capture_all_wait()') IS NOT NULL \
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
 /// The timeline, up to where the log is safe (as far as the session waits for that), and when that was.
 const PLACE: &str = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
@@ -30,6 +32,8 @@ pub struct Who {
     /// When its server started: who has the same of this too is the same database.
     pub started: String,
     pub clock: Clock,
+    /// Whether it can tell whether everybody who commits captured changes waits for the disk.
+    pub knows_who_waits: bool,
 }
 
 /// How far a clock is ahead of the control server's, and how wrong that may be; microseconds.
@@ -58,7 +62,8 @@ pub fn ask(conn: &mut Conn) -> Result<Who> {
         )));
     }
     let theirs = rows.number(0, 3).unwrap_or(before) + fault::clock(&conn.name);
-    Ok(Who { identity: rows.text(0, 0), started: rows.text(0, 2), clock: Clock::measured(before, theirs, after) })
+    let clock = Clock::measured(before, theirs, after);
+    Ok(Who { identity: rows.text(0, 0), started: rows.text(0, 2), clock, knows_who_waits: rows.bool(0, 4) })
 }
 
 /// Sends COMMIT, to be collected by [`committed`].
@@ -71,6 +76,11 @@ pub fn commit(conn: &mut Conn) -> Result<()> {
 /// Puts COMMIT, and the question where the log is after it, into a pipeline.
 pub fn queue_commit(conn: &mut Conn) -> Result<()> {
     conn.pipeline_add("COMMIT", &[], &[])?;
+    queue_place(conn)
+}
+
+/// Puts the question where the log is into a pipeline.
+pub fn queue_place(conn: &mut Conn) -> Result<()> {
     conn.pipeline_add(PLACE, &[], &[])
 }
 

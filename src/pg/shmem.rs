@@ -31,6 +31,8 @@ const MAX_WATCHES: usize = 128;
 pub struct Flags {
     /// How many of the first ones were ever taken: a commit looks at no more.
     used: AtomicUsize,
+    /// Whether anybody has committed captured changes of any database without waiting for the disk, since the server started.
+    hasty: AtomicBool,
     watches: [Watch; MAX_WATCHES],
 }
 
@@ -66,6 +68,7 @@ fn flags_init() {
     pg_shmem_init!(
         FLAGS = Flags {
             used: AtomicUsize::new(0),
+            hasty: AtomicBool::new(false),
             watches: [const {
                 Watch {
                     db: AtomicU32::new(0),
@@ -166,6 +169,20 @@ pub fn committed(db: u32) {
             set_latch(watch.procno.load(Ordering::Acquire));
         }
     }
+}
+
+/// A transaction with captured changes is about to commit. Who sees what it has written can see this as well.
+pub fn committing() {
+    // SAFETY: a setting of this process.
+    if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
+        FLAGS.get().hasty.store(true, Ordering::Release);
+    }
+}
+
+/// Whether all captured changes that a transaction sees are on this server's disk: everybody waits for that before others see
+/// what he has committed. Asked after the snapshot was taken. False where it is not known.
+pub fn all_wait() -> bool {
+    is_loaded() && !FLAGS.get().hasty.load(Ordering::Acquire)
 }
 
 /// The database that this process is connected to; 0 for none.

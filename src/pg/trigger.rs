@@ -129,10 +129,13 @@ unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
     });
 }
 
-/// At the end of a transaction that captured: wakes who waits. Cannot fail; takes no lock.
+/// At the end of a transaction that captured: tells how it commits, and wakes who waits. Cannot fail; takes no lock.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
-    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PREPARE};
+    use pg_sys::XactEvent::{XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PREPARE};
+    if event == XACT_EVENT_PRE_COMMIT && CAPTURED.get() && shmem::is_loaded() {
+        shmem::committing();
+    }
     forget_marks();
     if matches!(event, XACT_EVENT_COMMIT | XACT_EVENT_ABORT | XACT_EVENT_PREPARE)
         && CAPTURED.take()
