@@ -43,6 +43,7 @@ struct Assignment {
     main: bool,
     last: bool,
     close: bool,
+    counted_at: Option<usize>,
 }
 
 #[pg_guard]
@@ -174,7 +175,8 @@ impl Kid {
                 kid.rows_done = 0;
                 kid.rows_total = 0;
                 kid.since = now;
-                Assignment { sync: kid.sync, members: kid.members, main: kid.main, last: kid.last, close: kid.close }
+                let (sync, members, counted_at) = (kid.sync, kid.members, kid.counted_at);
+                Assignment { sync, members, main: kid.main, last: kid.last, close: kid.close, counted_at }
             })
         })
     }
@@ -200,6 +202,7 @@ impl Kid {
         let before = shmem::with(|s| s.sync(self.db, job.sync).map(|slot| std::mem::replace(&mut slot.last_run, run)));
         plan.follows = plan.clean_run.is_some() && plan.clean_run == before;
         plan.patient = !job.main || (bits::active(&plan.sync) & !bits::only_source(&plan.sync)).count_ones() == 1;
+        plan.counted_at = job.counted_at;
         let mut progress = Progress::new(self.slot, run);
         while let Err(Outdated) = run::run(&mut plan, &mut self.pool, job.members, &mut progress) {
             plan = match self.renew(job.sync, plan) {

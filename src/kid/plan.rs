@@ -42,6 +42,8 @@ pub struct Plan {
     pub follows: bool,
     /// Whether the present run waits for locks however long they are held, unless its kid is needed: no other member waits for it.
     pub patient: bool,
+    /// Where the commits are counted while which it goes on.
+    pub counted_at: Option<usize>,
     /// How many plans the present run has given up, and the captured tables (by their oids) that are known not to be of the
     /// sync.
     pub(super) renewals: u32,
@@ -64,6 +66,7 @@ impl Plan {
             clean_run: None,
             follows: false,
             patient: false,
+            counted_at: None,
             renewals: 0,
             strangers: HashSet::new(),
         }

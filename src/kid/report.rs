@@ -28,9 +28,15 @@ pub struct Progress {
     started: i64,
     phase: (Phase, Instant),
     phases: BTreeMap<&'static str, f64>,
-    relations: BTreeMap<String, (u64, f64, Instant)>,
+    /// Of each: how many changes, in how many milliseconds, since when, and how many of the changes are of earlier rounds.
+    relations: BTreeMap<String, (u64, f64, Instant, u64)>,
     pub counts: Counts,
     pub attempts: u32,
+    rounds: u32,
+    /// Whether the round has brought anything to anybody.
+    pub brought: bool,
+    /// The commits of the source that it has seen, where they are counted.
+    pub commits: Option<u64>,
     /// What went wrong: the members as bits, the error of each by its place, and the error of the whole run.
     pub down: u64,
     pub refused: u64,
@@ -71,6 +77,9 @@ impl Progress {
             relations: BTreeMap::new(),
             counts: Counts::default(),
             attempts: 0,
+            rounds: 0,
+            brought: false,
+            commits: None,
             down: 0,
             refused: 0,
             whole: false,
@@ -92,10 +101,18 @@ impl Progress {
         Ok(())
     }
 
+    /// Another round: what the last one did stays.
+    pub fn round(&mut self) {
+        self.rounds += 1;
+        self.attempts = 0;
+        self.brought = false;
+        self.relations.values_mut().for_each(|entry| entry.3 = entry.0);
+    }
+
     /// Another attempt: what the last one did is done anew, and counts once.
     pub fn attempt(&mut self) {
         self.attempts += 1;
-        self.relations.values_mut().for_each(|entry| entry.0 = 0);
+        self.relations.values_mut().for_each(|entry| entry.0 = entry.3);
         show(self.slot, |kid| {
             kid.rows_done = 0;
             kid.rows_total = 0;
@@ -128,7 +145,7 @@ impl Progress {
 
     /// A relation is begun (`changes` 0) or done.
     pub fn relation(&mut self, name: &str, changes: u64) {
-        let entry = self.relations.entry(name.to_string()).or_insert((0, 0.0, Instant::now()));
+        let entry = self.relations.entry(name.to_string()).or_insert((0, 0.0, Instant::now(), 0));
         if changes == 0 {
             entry.2 = Instant::now();
         } else {
@@ -216,6 +233,7 @@ impl Progress {
             whole: self.whole,
             idle: !self.saw_changes,
             pause: self.pause,
+            commits: self.commits,
             ..self.failures().first().map_or(Report::NONE, |error| Report::bad(error))
         };
         if !self.failures().is_empty() {
@@ -229,7 +247,7 @@ impl Progress {
     }
 
     fn details(&self) -> Value {
-        let relation = |(name, (changes, ms, _)): (&String, &(u64, f64, Instant))| {
+        let relation = |(name, (changes, ms, ..)): (&String, &(u64, f64, Instant, u64))| {
             (name.clone(), json!({"changes": changes, "ms": round(*ms)}))
         };
         let relations: serde_json::Map<String, Value> = self.relations.iter().map(relation).collect();
@@ -238,6 +256,9 @@ impl Progress {
         let mut details = json!({"phases_ms": phases, "relations": relations, "attempts": self.attempts});
         if self.foreseen {
             details["foreseen"] = true.into();
+        }
+        if self.rounds > 1 {
+            details["rounds"] = self.rounds.into();
         }
         details
     }

@@ -2,33 +2,28 @@
 //! Receivers that were served up to the same snapshot go together; one that fails is taken again by itself, or left to
 //! the master's back-off. A run must never tell a receiver's progress before that receiver has committed.
 
-use std::collections::HashMap;
-use std::rc::Rc;
-
 use super::ahead::{Foreseen, Guess, Habit};
-use super::apply::{self, Pass, Receiver};
+use super::apply::{self, Receiver};
 use super::bits;
 use super::current::Outdated;
 use super::deaf;
 use super::failure::{self, Failure, at_member, explained};
-use super::few::{FEW, Handfuls};
+use super::few::Handfuls;
 use super::flush;
-use super::gather::{self, Asker, Gather, Gathered, Group, TableChanges};
+use super::foresee::Given;
+use super::gather::{self, Gather, Gathered, Group, TableChanges};
 use super::members::{self, Pool, Session};
 use super::mesh;
 use super::onetimecopy;
-use super::oneway::OneWay;
-use super::origin;
 use super::plan::Plan;
 use super::renew;
 use super::replaced;
 use super::report::Progress;
 use super::retry::{self, Care, Tries, Verdict};
-use super::shape::Shapes;
+use super::rounds::Rounds;
 use super::track;
-use crate::error::{Result, SqlState};
+use crate::error::Result;
 use crate::fault;
-use crate::libpq::Rows;
 use crate::master::slot::Phase;
 
 /// Runs the sync for the given members and fills in how it went.
@@ -53,6 +48,19 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
 
 /// The run of a sync with one source.
 fn run_from(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, progress: &mut Progress) -> Result<(), Outdated> {
+    let mut rounds = Rounds::new(plan.counted_at);
+    loop {
+        rounds.begin(progress);
+        one_round(plan, pool, source, members, progress)?;
+        if !rounds.go_on(plan, progress) {
+            return Ok(());
+        }
+        plan.follows = true;
+    }
+}
+
+/// Brings everybody up to one snapshot of the source.
+fn one_round(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, progress: &mut Progress) -> Result<(), Outdated> {
     let mut todo = members & bits::active(&plan.sync) & !bits::sources(&plan.sync);
     let mut tries = Tries::default();
     while todo != 0 {
@@ -123,42 +131,6 @@ fn one_attempt(
     Attempt { given, pool, from, progress }.make(todo).map_err(|e| failure(e, fresh))
 }
 
-/// What an attempt goes by.
-struct Given<'a> {
-    plan: &'a mut Plan,
-    source: usize,
-    version: i32,
-    shapes: Rc<Shapes>,
-    care: Care,
-}
-
-impl Given<'_> {
-    fn asker(&self) -> Asker<'_> {
-        Asker { control: &self.plan.control, sync: &self.plan.sync, source: self.source }
-    }
-
-    /// How changes since `served` go into receivers.
-    fn way<'b>(&'b self, changes: &'b [TableChanges], served: &str, sequences: Option<&'b Rows>) -> OneWay<'b> {
-        let plan = &*self.plan;
-        let pass = Pass {
-            sync: &plan.sync,
-            changes,
-            window: gather::window(served),
-            care: self.care,
-            source: &self.shapes,
-            source_version: self.version,
-            news: origin::news(plan),
-            excluded: HashMap::new(),
-            level: true,
-            noted: plan.noted(),
-            relayed: 0,
-            origin: plan.origin(self.source),
-            tag: String::new(),
-        };
-        OneWay { pass, guard: plan.guard(), sequences, sequence_query: plan.sequence_query.as_deref() }
-    }
-}
-
 /// One attempt with one snapshot of the source. Its errors are the source's; receivers keep their own.
 struct Attempt<'a> {
     given: Given<'a>,
@@ -172,7 +144,7 @@ impl Attempt<'_> {
         let (mut receivers, mut failures) = self.open(todo)?;
         self.progress.phase(Phase::Gather);
         fault::point("kid.before_gather")?;
-        let ahead = self.guess(&receivers).map(|guess| self.foresee(&guess, &mut receivers));
+        let ahead = self.guess(&receivers).map(|guess| self.given.foresee(&mut self.from, &guess, &mut receivers));
         if !matches!(ahead, None | Some(Ok(Some(_)))) {
             self.given.plan.habit = Habit::default();
         }
@@ -199,6 +171,7 @@ impl Attempt<'_> {
             }
         }
         self.mark(&gathered.snapshot, served)?;
+        self.progress.brought = served != 0;
         self.given.plan.habit.learn(&gathered, served, failures.is_empty());
         self.pool.give_back(self.from);
         Ok(Made::Served(failures))
@@ -231,46 +204,6 @@ impl Attempt<'_> {
     fn guess(&self, receivers: &[Receiver]) -> Option<Guess> {
         let usual = self.given.plan.follows && self.progress.attempts == 1 && self.given.care == Care::default();
         usual.then(|| self.given.plan.habit.guess(bits::union(receivers.iter().map(Receiver::bit)))).flatten()
-    }
-
-    /// The same as [`Attempt::gather`], with the rows that are likely to be pending, and the receivers' transactions open. None:
-    /// the guess was wrong, and nothing has been begun.
-    fn foresee(&mut self, guess: &Guess, receivers: &mut [Receiver]) -> Result<Option<(Gathered, Foreseen)>> {
-        let (given, from) = (&self.given, &mut self.from);
-        let alive = bits::union(receivers.iter().map(Receiver::bit));
-        let (asker, sequences) = (given.asker(), given.plan.sequence_query.as_deref());
-        let way = given.way(&guess.changes, &guess.served, None);
-        let work = way.pass.work(receivers)?;
-        if !way.may_guess(receivers, &work) {
-            return Ok(None);
-        }
-        from.conn.pipeline_begin()?;
-        let read: Vec<u32> = work.iter().map(|w| w.table.oid).collect();
-        gather::queue(from, &asker, alive, sequences, Some((&guess.served, &read)))?;
-        let conn = &mut from.conn;
-        // Who keeps a table locked in which nothing has changed must not hold up the others.
-        conn.pipeline_add(&format!("SET LOCAL lock_timeout = '{}'", from.patience), &[], &[])?;
-        way.queue(conn, &work, |item| item.reading().few_uncounted(FEW))?;
-        conn.pipeline_send()?;
-        way.open(receivers, &work);
-        let answers = conn.pipeline_collect();
-        way.opened(receivers, &work);
-        match answers {
-            Ok(answers) => {
-                let mut answers = answers.into_iter();
-                let gathered = gather::understand(&asker, alive, &given.shapes, sequences.is_some(), &mut answers)?;
-                let read = way.understand(answers.skip(1).collect(), &work)?;
-                if let Gather::Pending(gathered) = gathered
-                    && let Some(found) = guess.confirm(gathered, read, &work)
-                {
-                    return Ok(Some(found));
-                }
-            }
-            Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => {}
-            Err(error) => return Err(gather::capture_missing(&given.plan.sync, error)),
-        }
-        failure::undo(receivers);
-        conn.query("ROLLBACK").map(|_| None)
     }
 
     /// Brings one group of receivers up to the snapshot and commits them. The bits of those that committed.

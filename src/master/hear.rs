@@ -219,6 +219,15 @@ fn only_one<'a>(entries: &'a HashMap<i32, Entry>, source: &str) -> Option<&'a En
     concerned.next().filter(|_| concerned.next().is_none())
 }
 
+/// Where the commits are counted that concern a sync: where it has one source and is the only sync of that, and all its tables kick.
+pub(super) fn counted_at(entries: &HashMap<i32, Entry>, sources: &HashMap<String, Source>, id: i32) -> Option<usize> {
+    let sync = &entries.get(&id)?.sync;
+    let mut members = sync.sources();
+    let source = members.next().filter(|_| members.next().is_none())?.db.name.as_str();
+    only_one(entries, source).filter(|e| e.sync.id == id && e.sync.always_kicks())?;
+    sources.get(source)?.watcher.counted_at()
+}
+
 /// How often the sources of a sync that wake us have done so.
 pub(super) fn commits(sources: &HashMap<String, Source>, sync: &Sync) -> u64 {
     let watchers = sync.sources().filter_map(|m| sources.get(&m.db.name)).map(|s| &s.watcher);

@@ -47,6 +47,8 @@ pub struct Manners {
     pub stayalive: bool,
     pub lifetime: Option<Duration>,
     pub maxkicks: i32,
+    /// Where the commits are counted while which its run may go on.
+    pub counted_at: Option<usize>,
 }
 
 /// All kids of this master.
@@ -158,6 +160,7 @@ impl Kids {
             slot.main = job.main;
             slot.last = last;
             slot.close = !manners.stayalive;
+            slot.counted_at = manners.counted_at;
             slot.state = KidState::Assigned;
             slot.procno
         });

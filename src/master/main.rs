@@ -40,7 +40,7 @@ pub(super) struct Entry {
     pub(super) controller: Controller,
     /// The kicks that the running main run covers.
     pub(super) ticket: u64,
-    /// How often its sources had woken us when it began.
+    /// How often its sources had woken us when it began, or its last round did.
     pub(super) commits: u64,
     pub(super) last: Outcome,
     /// It is paused, and the catalog does not say so yet.
@@ -369,6 +369,7 @@ impl Master {
         }
         if job.main {
             entry.last = report.outcome;
+            entry.commits = report.commits.unwrap_or(entry.commits);
         }
         if report.pause {
             entry.controller.paused = true;

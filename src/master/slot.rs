@@ -230,6 +230,8 @@ pub struct Report {
     pub idle: bool,
     /// A conflict strategy asked for the sync to be paused.
     pub pause: bool,
+    /// The commits of its source, as they are counted, that it has seen, where it was told to count.
+    pub commits: Option<u64>,
     /// The run that its kid could not record, because it was ended; 0: none. Since when it ran.
     pub lost: i64,
     pub since: i64,
@@ -248,6 +250,7 @@ impl Report {
         whole: false,
         idle: false,
         pause: false,
+        commits: None,
         lost: 0,
         since: 0,
         sqlstate: *b"00000",
@@ -305,6 +308,8 @@ pub struct KidSlot {
     /// Whether the kid ends after this run, and whether it closes its connections.
     pub last: bool,
     pub close: bool,
+    /// Where the commits are counted while which the run may go on; None: it ends.
+    pub counted_at: Option<usize>,
     pub report: Report,
     // What bucardo.activity shows.
     pub run: i64,
@@ -328,6 +333,7 @@ impl KidSlot {
         main: true,
         last: false,
         close: false,
+        counted_at: None,
         report: Report::NONE,
         run: 0,
         phase: Phase::Idle,

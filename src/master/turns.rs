@@ -97,6 +97,7 @@ impl Master {
     /// Starts what is due of one sync, in that kind of turn.
     fn serve(&mut self, turn: Due, firsts: usize, now: Instant) -> Result<()> {
         let id = turn.sync;
+        let counted_at = hear::counted_at(&self.entries, &self.sources, id).filter(|_| firsts == 1);
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
         while let Some(job) = entry.controller.due(now).filter(|job| is_retry(&entry.controller, *job) == turn.retry) {
             let left = share(guc::max_kids()).saturating_sub(self.kids.retries());
@@ -109,6 +110,8 @@ impl Master {
                 stayalive: sync.stayalive,
                 lifetime: sync.lifetime,
                 maxkicks: sync.maxkicks,
+                // Only where no other sync is due, or it would wait longer.
+                counted_at: counted_at.filter(|_| job.main),
             };
             let ticket = shmem::with(|s| s.sync(self.db, id).map_or(0, |y| y.kicked));
             let commits = hear::commits(&self.sources, sync);

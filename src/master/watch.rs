@@ -185,7 +185,12 @@ impl Watcher {
 
     /// How often it has woken us; 0 where it does not.
     pub fn commits(&self) -> u64 {
-        if let Wake::Shared(watching) = &self.wake { watching.commits() } else { 0 }
+        self.counted_at().map_or(0, shmem::commits)
+    }
+
+    /// Where this server counts its commits, if it does.
+    pub fn counted_at(&self) -> Option<usize> {
+        if let Wake::Shared(watching) = &self.wake { Some(watching.place()) } else { None }
     }
 
     /// Whether it wakes us. If so, forgets that it has.

@@ -85,15 +85,22 @@ fn flags_init() {
 /// forgets to ask must not raise an error while a transaction commits, which would end the whole server.
 pub fn with<T>(body: impl FnOnce(&mut Shared) -> T) -> T {
     if !is_loaded() {
-        return body(&mut Box::new(Shared::new()));
+        return with_none(body);
     }
     body(&mut SHARED.exclusive())
+}
+
+/// Made on the stack, which has no room for it in every function that asks.
+#[cold]
+#[inline(never)]
+fn with_none<T>(body: impl FnOnce(&mut Shared) -> T) -> T {
+    body(&mut Box::new(Shared::new()))
 }
 
 /// Reads the shared table under its lock. The closure only copies.
 pub fn read<T>(body: impl FnOnce(&Shared) -> T) -> T {
     if !is_loaded() {
-        return body(&Box::new(Shared::new()));
+        return with_none(|shared| body(shared));
     }
     body(&SHARED.share())
 }
@@ -106,6 +113,12 @@ pub fn generation(db: u32) -> u64 {
 /// Has everybody read the catalog again.
 pub fn bump_generation(db: u32) {
     with(|s| s.master(db).map(|m| m.generation += 1));
+}
+
+/// How often something was committed, by the place in the watch list. A snapshot that is taken after this was read sees all that:
+/// a commit is visible before it is told of.
+pub fn commits(place: usize) -> u64 {
+    FLAGS.get().watches.get(place).map_or(0, |watch| watch.commits.load(Ordering::Acquire))
 }
 
 /// A place in the watch list, given up when dropped.
@@ -131,10 +144,9 @@ impl Watching {
         FLAGS.get().watches[self.0].dirty.load(Ordering::Acquire)
     }
 
-    /// How often something was committed. A snapshot that is taken after this was read sees all that: a commit is visible before
-    /// it is told of.
-    pub fn commits(&self) -> u64 {
-        FLAGS.get().watches[self.0].commits.load(Ordering::Acquire)
+    /// Which place it is.
+    pub fn place(&self) -> usize {
+        self.0
     }
 
     /// Whether something was committed since the last call.

@@ -94,3 +94,51 @@ fn a_usual_table_is_locked(capture: Capture) {
     holder.exec("UPDATE u SET v = 'after the lock'; COMMIT");
     net.settle(&["t", "u"]);
 }
+
+/// A thousand rows, each committed by itself, as fast as it goes.
+fn one_by_one(first: u32) -> String {
+    format!("DO $$ BEGIN FOR i IN {first} .. {first} + 999 LOOP INSERT INTO t VALUES (i, 'one', i); COMMIT; END LOOP; END $$")
+}
+
+/// While more is committed a run goes on. Each row is brought and counted once; who kicks meanwhile is answered, and finds what he
+/// has committed before.
+#[test]
+fn a_run_goes_on_while_more_comes() {
+    let net = Net::together(Capture::Native, 2).with_table(T, "public.t,public.u");
+    let went_on =
+        || net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE coalesce((details->>'rounds')::int, 1) > 1");
+    let brought = || {
+        net.control().number("SELECT coalesce(sum((details->'relations'->'public.t'->>'changes')::int), 0) FROM bucardo.syncrun")
+    };
+    get_used(&net);
+    net.kick();
+    let (before, mut rows) = (brought(), 1);
+    for first in (1000..20_000).step_by(1000) {
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| net.on("A").exec(&one_by_one(first)));
+            while !writer.is_finished() {
+                net.on("A").exec("INSERT INTO u VALUES (1, 'x') ON CONFLICT (id) DO UPDATE SET v = u.v || 'x'");
+                let before = net.on("A").one("SELECT v FROM u");
+                net.kick();
+                assert!(net.on("B").one("SELECT v FROM u").starts_with(&before), "a kick was answered too early");
+            }
+        });
+        rows += 1000;
+        net.settle(&["t", "u"]);
+        if went_on() > 0 {
+            break;
+        }
+    }
+    assert!(went_on() > 0, "no run went on");
+    net.kick();
+    assert_eq!(brought() - before, rows - 1, "changes that were counted");
+    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), rows);
+    // What goes wrong in a later round concerns that one only.
+    net.on("B").exec("ALTER TABLE t ADD CONSTRAINT odd CHECK (id <> 50500)");
+    net.on("A").exec(&one_by_one(50_000));
+    net.wait_equal("t", &["C"]);
+    net.wait_state("stalled|bad");
+    assert!(net.last_error().contains("(id)=(50500)"), "{}", net.last_error());
+    net.on("B").exec("ALTER TABLE t DROP CONSTRAINT odd");
+    net.settle(&["t"]);
+}
