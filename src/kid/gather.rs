@@ -78,15 +78,15 @@ const CHANGES: &str = "SELECT c.served, c.relid, c.keys, c.segments, c.batched, 
 /// The same for a run that reads some tables ($6) anyway, of receivers that are served up to a place ($3, the window $4 and $5): those
 /// that may have anything, if they are read, and of others those that have. A mark of any kind counts as a TRUNCATE. The planner
 /// does not see the values, and so keeps its plan.
-const LIKELY: &str = "SELECT $3::pg_catalog.text, k.relid, pg_catalog.to_json(k.keys), pg_catalog.to_json(k.segments::pg_catalog.regclass[]::pg_catalog.text[]), \
-    k.batched, 0, 0, r.marked, r.renewed \
-    FROM (SELECT $1::pg_catalog.text, $2::pg_catalog.text, $4::pg_catalog.int8, $5::pg_catalog.int8[], $6::pg_catalog.oid[] OFFSET 0) p(control, sync, xmax, xip, read) \
-    JOIN bucardo.capture_sync s ON s.control = p.control AND s.sync = p.sync JOIN bucardo.capture k ON k.id = s.capture \
-    CROSS JOIN LATERAL (SELECT k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed, \
-        EXISTS (SELECT FROM bucardo.capture_mark m WHERE m.relid = k.relid AND (m.xid >= p.xmax OR m.xid = ANY (p.xip))) AS marked, \
-        CASE WHEN k.native THEN EXISTS (SELECT FROM bucardo.capture_touched t WHERE t.capture = k.id) \
-            ELSE bucardo.capture_filled(k.segments) END AS filled OFFSET 0) r \
-    WHERE r.marked OR r.renewed OR r.filled AND (k.relid = ANY (p.read) OR bucardo.capture_stirred(k.segments, p.xmax, p.xip))";
+const LIKELY: &str = "SELECT $3::pg_catalog.text, k.relid, pg_catalog.to_json(k.keys), \
+    pg_catalog.to_json(k.segments::pg_catalog.regclass[]::pg_catalog.text[]), k.batched, 0, 0, k.marked, k.renewed \
+    FROM (SELECT k.*, k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed, k.relid IN (SELECT m.relid FROM bucardo.capture_mark m \
+            WHERE m.xid >= (SELECT $4::pg_catalog.int8) OR m.xid = ANY ((SELECT $5::pg_catalog.int8[])::pg_catalog.int8[])) AS marked, \
+        CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END AS filled \
+        FROM bucardo.capture_sync s JOIN bucardo.capture k ON k.id = s.capture \
+        WHERE s.control = (SELECT $1::pg_catalog.text) AND s.sync = (SELECT $2::pg_catalog.text) OFFSET 0) k \
+    WHERE k.marked OR k.renewed OR k.filled AND (k.relid = ANY ((SELECT $6::pg_catalog.oid[])::pg_catalog.oid[]) \
+        OR bucardo.capture_stirred(k.segments, $4, $5))";
 
 /// Opens the transaction on the source and reads what the receivers in `members` need.
 pub fn gather(from: &mut Session, asker: &Asker<'_>, members: u64, shapes: &Shapes, sequences: Option<&str>) -> Result<Gather> {
