@@ -51,6 +51,8 @@ CREATE TABLE IF NOT EXISTS bucardo.capture (
     segments   oid[]   NOT NULL
 );
 COMMENT ON TABLE bucardo.capture IS 'The captured tables of this database, with the segments that hold their deltas.';
+-- Each run asks whether there are any.
+CREATE INDEX IF NOT EXISTS capture_plain ON bucardo.capture (id) WHERE NOT native;
 
 CREATE TABLE IF NOT EXISTS bucardo.capture_sync (
     capture integer NOT NULL REFERENCES bucardo.capture ON DELETE CASCADE,

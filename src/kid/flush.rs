@@ -8,25 +8,23 @@ use crate::catalog::db::Db;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
 
-/// How far the log must be on the disk before what the snapshot sees cannot be undone. Whoever waits for the disk has waited
-/// before anybody sees what he has committed; only where that is not known of all, it is all that there is by now, which
-/// always has something in it of transactions that nobody sees yet.
+/// Columns to ask for together with the snapshot: how far the log must be on the disk before what the snapshot sees cannot
+/// be undone, and whether it is.
+pub const COLUMNS: &str =
+    "pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.pg_current_wal_insert_lsn()";
+/// The same for what is captured. Whoever waits for the disk has waited before anybody sees what he has committed; only where that
+/// is not known of all, it is all that there is by now, which always has something in it of transactions that nobody sees yet.
 const ALL: &str = "pg_catalog.pg_current_wal_insert_lsn()";
-const ALL_UNLESS: &str =
-    "CASE WHEN bucardo.capture_all_wait() THEN '0/0'::pg_catalog.pg_lsn ELSE pg_catalog.pg_current_wal_insert_lsn() END";
+const ALL_UNLESS: &str = "CASE WHEN bucardo.capture_all_wait() AND NOT EXISTS (SELECT FROM bucardo.capture c WHERE NOT c.native) \
+    THEN '0/0'::pg_catalog.pg_lsn ELSE pg_catalog.pg_current_wal_insert_lsn() END";
 
-fn bound(who: &Who) -> &'static str {
-    if who.knows_who_waits { ALL_UNLESS } else { ALL }
-}
-
-/// Columns to ask for together with the snapshot: how far the log must be on the disk, and whether it is.
-pub fn columns(who: &Who) -> String {
-    format!("{0}, pg_catalog.pg_current_wal_flush_lsn() >= {0}", bound(who))
-}
-
-/// A further column: keeps the same place in the transaction, for [`SINCE`].
-pub fn keep(who: &Who) -> String {
-    format!("pg_catalog.set_config('bucardo_run.read', ({})::text, true)", bound(who))
+/// Asks for the snapshot, and for such columns for what is captured; keeps the first in the transaction, for [`SINCE`].
+pub fn snapshot(who: &Who) -> String {
+    let bound = if who.knows_who_waits { ALL_UNLESS } else { ALL };
+    format!(
+        "SELECT pg_catalog.pg_current_snapshot(), b.bound, pg_catalog.pg_current_wal_flush_lsn() >= b.bound, \
+         pg_catalog.set_config('bucardo_run.read', b.bound::pg_catalog.text, true) FROM (SELECT {bound} AS bound OFFSET 0) b"
+    )
 }
 
 /// Whether the log is on the disk up to there by now.
@@ -39,7 +37,7 @@ pub const EARLY: &str = "SET LOCAL synchronous_commit = off";
 const FLUSH: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'local', true), \
     pg_catalog.pg_logical_emit_message(true, 'bucardo', '')";
 
-/// Where the log must be flushed to, from the answer to [`columns`], the first of which is `column`; None: it is.
+/// Where the log must be flushed to, from the answer to either, the first of which is `column`; None: it is.
 pub fn unflushed(rows: &Rows, column: usize) -> Option<String> {
     (!rows.bool(0, column + 1)).then(|| rows.text(0, column))
 }

@@ -116,9 +116,8 @@ pub fn queue(
     let (conn, sync) = (&mut from.conn, asker.sync);
     let (captured, source) = (sync.capture_name(), sync.members[asker.source].db.name.as_str());
     let who = [asker.control, &captured, source].map(|p| Some(p.as_bytes()));
-    let here = format!("SELECT pg_catalog.pg_current_snapshot(), {}, {}", flush::columns(&from.who), flush::keep(&from.who));
     conn.pipeline_add(begin(sync), &[], &[])?;
-    conn.pipeline_add(&here, &[], &[])?;
+    conn.pipeline_add(&flush::snapshot(&from.who), &[], &[])?;
     conn.pipeline_add(TRACK, &[], &who)?;
     match likely {
         Some((served, read)) => {

@@ -32,6 +32,7 @@ pub struct Progress {
     relations: BTreeMap<String, (u64, f64, Instant, u64)>,
     pub counts: Counts,
     pub attempts: u32,
+    /// The present round, from 1.
     rounds: u32,
     /// Whether the round has brought anything to anybody.
     pub brought: bool,
@@ -77,7 +78,7 @@ impl Progress {
             relations: BTreeMap::new(),
             counts: Counts::default(),
             attempts: 0,
-            rounds: 0,
+            rounds: 1,
             brought: false,
             commits: None,
             down: 0,
@@ -101,12 +102,27 @@ impl Progress {
         Ok(())
     }
 
-    /// Another round: what the last one did stays.
-    pub fn round(&mut self) {
-        self.rounds += 1;
-        self.attempts = 0;
-        self.brought = false;
-        self.relations.values_mut().for_each(|entry| entry.3 = entry.0);
+    /// Begins another round, when it is noted where the members were after the last one: what they lose in the next, the next must
+    /// see. False: that cannot be noted, and the run ends.
+    pub fn round(&mut self, sync: &Sync) -> bool {
+        let seen = self.places(sync);
+        let noted = xact::transaction(|| renew::note(sync.id, &seen, None)).is_ok();
+        if noted {
+            self.rounds += 1;
+            self.attempts = 0;
+            self.brought = false;
+            self.relations.values_mut().for_each(|entry| entry.3 = entry.0);
+        }
+        noted
+    }
+
+    /// Where the members are that have committed.
+    fn places(&self, sync: &Sync) -> Vec<Seen> {
+        let name = |i: &usize| sync.members.get(*i).map(|m| m.db.name.clone());
+        let seen = |(i, (identity, place)): (&usize, &(String, String))| {
+            Some(Seen { db: name(i)?, identity: identity.clone(), place: place.clone() })
+        };
+        self.seen.iter().filter_map(seen).collect()
     }
 
     /// Another attempt: what the last one did is done anew, and counts once.
@@ -295,11 +311,7 @@ impl Progress {
         let error = self.failures().first().map(|_| self.message(usize::MAX));
         let sqlstate = self.failures().first().map(|e| e.code.as_str().to_string());
         let details = self.details().to_string();
-        let name = |i: &usize| sync.members.get(*i).map(|m| m.db.name.clone());
-        let seen = |(i, (identity, place)): (&usize, &(String, String))| {
-            Some(Seen { db: name(i)?, identity: identity.clone(), place: place.clone() })
-        };
-        let seen: Vec<Seen> = self.seen.iter().filter_map(seen).collect();
+        let seen = self.places(sync);
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         xact::transaction(|| {
             let all = error.is_none() && seen.len() == sync.members.len();

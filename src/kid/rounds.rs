@@ -44,7 +44,6 @@ impl Rounds {
 
     /// A round begins. To be called before its snapshot is taken.
     pub fn begin(&mut self, progress: &mut Progress) {
-        progress.round();
         if let Some(place) = self.watched {
             self.commits = shmem::commits(place);
             progress.commits = Some(self.commits);
@@ -56,7 +55,8 @@ impl Rounds {
         let Some(place) = self.watched else { return false };
         let db = shmem::my_database();
         let wanted = shmem::with(|s| {
-            let kicked = s.sync(db, plan.sync.id).is_none_or(|sync| sync.kicked != sync.begun);
+            // Also who has kicked before the run began, and has what he waits for by now.
+            let kicked = s.sync(db, plan.sync.id).is_none_or(|sync| sync.kicked != sync.done);
             kicked || s.master(db).is_none_or(|master| master.short || master.generation != plan.generation)
         });
         let more = shmem::commits(place) != self.commits;

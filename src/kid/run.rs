@@ -52,7 +52,7 @@ fn run_from(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, progr
     loop {
         rounds.begin(progress);
         one_round(plan, pool, source, members, progress)?;
-        if !rounds.go_on(plan, progress) {
+        if !rounds.go_on(plan, progress) || !progress.round(&plan.sync) {
             return Ok(());
         }
         plan.follows = true;

@@ -22,7 +22,7 @@ use crate::kid::shape::{Shapes, Table};
 use crate::kid::{flush, who};
 use crate::libpq::Rows;
 
-/// A member's snapshot, who it is, whether it keeps the times of commits; then come [`flush::columns`].
+/// A member's snapshot, who it is, whether it keeps the times of commits; then come [`flush::COLUMNS`].
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
@@ -151,8 +151,7 @@ impl<'a> Mesh<'a> {
             let holds = shared != Some(at);
             locked.push(locks.len() + usize::from(holds));
             let (control, sequences) = (&self.plan.control, self.plan.sequence_query.as_deref());
-            let session = &self.members[at].session;
-            let (patient, flushed) = (format!("SET LOCAL lock_timeout = '{}'", session.patience), flush::columns(&session.who));
+            let patient = format!("SET LOCAL lock_timeout = '{}'", self.members[at].session.patience);
             self.members[at].attempt(|conn| {
                 let who = [Some(control.as_bytes()), Some(captured.as_bytes()), Some(name.as_bytes())];
                 conn.pipeline_begin()?;
@@ -164,7 +163,7 @@ impl<'a> Mesh<'a> {
                 if holds {
                     conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
                 }
-                conn.pipeline_add(&format!("{HERE}, {flushed}"), &[], &[])?;
+                conn.pipeline_add(&format!("{HERE}, {}", flush::COLUMNS), &[], &[])?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
                     conn.pipeline_add(PROGRESS, &[], &who)?;
