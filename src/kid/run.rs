@@ -55,6 +55,10 @@ fn run_from(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, progr
         if !rounds.go_on(plan, progress) || !progress.round(&plan.sync) {
             return Ok(());
         }
+        if let Err(error) = fault::point("kid.before_next_round") {
+            progress.failed(0, error);
+            return Ok(());
+        }
         plan.follows = true;
     }
 }

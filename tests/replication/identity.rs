@@ -250,6 +250,29 @@ fn a_target_that_failed_over_gets_what_it_lost() {
     net.wait_state("good|empty");
 }
 
+/// The run that is under way had given it more in an earlier round than it has then.
+#[test]
+fn a_target_that_failed_over_during_a_run_gets_what_it_lost() {
+    let mut net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    let standby = with_standby(&net, "B");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(-20, -1) g");
+    net.settle(&["t"]);
+    fail_over(&mut net, "B", standby, |net| {
+        net.control().exec("SELECT bucardo.fault_set('kid.before_next_round', 'wait')");
+        let stands = || net.control().one("SELECT bucardo.fault_taken('kid.before_next_round')::text") == "true";
+        let mut id = 0;
+        wait_until("a run that goes on", || {
+            let one_by_one = "BEGIN FOR i IN {} .. {} + 199 LOOP INSERT INTO t VALUES (i, 'y'); COMMIT; END LOOP; END";
+            net.on("A").exec(&format!("DO $${}$$", one_by_one.replace("{}", &id.to_string())));
+            id += 200;
+            stands()
+        });
+    });
+    net.control().exec("SELECT bucardo.fault_clear()");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+}
+
 #[test]
 fn a_source_that_failed_over_gets_back_what_it_lost() {
     let mut net = two_sources(false);

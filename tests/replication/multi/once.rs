@@ -156,12 +156,15 @@ fn at_every_point(place: Place, action: &str, away: bool, disturb: impl Fn(&Mult
         let mut control = m.control();
         control.exec("SELECT bucardo.pause('s')");
         contend(&m, base);
-        control.exec(&format!(
-            "SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', '{action}'); SELECT bucardo.resume('s')"
-        ));
+        let begin =
+            format!("SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', '{action}'); SELECT bucardo.resume('s')");
         if action == "panic" {
+            // The answer, and with it the resumption, may go down with the server.
+            let _ = control.try_query(&begin);
             wait_until(&format!("{point} to crash the server"), || m.servers[0].crash_restarts() > round);
+            wait_until("the sync to be resumed", || ask(&m, "SELECT bucardo.resume('s')::text").is_some());
         } else {
+            control.exec(&begin);
             await_point(&m, point);
         }
         disturb(&m);
