@@ -77,6 +77,9 @@ CREATE TABLE IF NOT EXISTS bucardo.capture_track (
 COMMENT ON TABLE bucardo.capture_track IS 'How far each receiver has been served: the snapshot of its last run.';
 -- Whether the receiver gets whole tables in its next run, whatever is captured; 'empty': only those that are empty there.
 ALTER TABLE bucardo.capture_track ADD COLUMN IF NOT EXISTS copy text CHECK (copy IN ('all', 'empty'));
+-- Which database the receiver was and where its log was when it had committed that: "identity place". The control database has
+-- that too, but fails over with a receiver that stands beside it, and forgets then what the receiver has lost.
+ALTER TABLE bucardo.capture_track ADD COLUMN IF NOT EXISTS place text;
 
 -- For a receiver that is itself a source: written in the transaction that brings the rows, so that what has arrived is
 -- never decided again, whatever dies when. It goes before the source's own capture_track, unless that source has become
@@ -151,7 +154,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 12 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 13 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text

@@ -3,7 +3,7 @@
 //! application's own commits have done so.
 
 use super::members::Pool;
-use super::who::Who;
+use super::who::{PLACE, Who};
 use crate::catalog::db::Db;
 use crate::error::Result;
 use crate::libpq::{Conn, Rows};
@@ -18,7 +18,7 @@ const ALL: &str = "pg_catalog.pg_current_wal_insert_lsn()";
 const ALL_UNLESS: &str = "CASE WHEN bucardo.capture_all_wait() AND NOT EXISTS (SELECT FROM bucardo.capture c WHERE NOT c.native) \
     THEN '0/0'::pg_catalog.pg_lsn ELSE pg_catalog.pg_current_wal_insert_lsn() END";
 
-/// Asks for the snapshot, and for such columns for what is captured; keeps the first in the transaction, for [`SINCE`].
+/// Asks for the snapshot, and for such columns for what is captured; keeps the first in the transaction, for [`since`].
 pub fn snapshot(who: &Who) -> String {
     let bound = if who.knows_who_waits { ALL_UNLESS } else { ALL };
     format!(
@@ -27,9 +27,13 @@ pub fn snapshot(who: &Who) -> String {
     )
 }
 
-/// Whether the log is on the disk up to there by now.
-pub const SINCE: &str =
-    "SELECT pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.current_setting('bucardo_run.read')::pg_catalog.pg_lsn";
+/// Whether the log is on the disk up to there by now, and where it is.
+pub fn since() -> String {
+    format!(
+        "SELECT pg_catalog.pg_current_wal_flush_lsn() >= pg_catalog.current_setting('bucardo_run.read')::pg_catalog.pg_lsn, {PLACE}"
+    )
+}
+
 const FLUSHED: &str = "SELECT pg_catalog.pg_current_wal_flush_lsn() >= $1::pg_catalog.pg_lsn";
 /// For a transaction whose rows others may see before they are on the disk.
 pub const EARLY: &str = "SET LOCAL synchronous_commit = off";

@@ -19,8 +19,9 @@ use crate::libpq::{Conn, Rows};
 pub struct Read {
     /// The rows of each table of which few have changed.
     pub rows: Vec<Rows>,
-    /// Whether the source has on its disk by now what was read.
+    /// Whether the source has on its disk by now what was read, and where its log is.
     pub flushed: bool,
+    pub place: String,
 }
 
 /// A pass with what only a run with one source needs.
@@ -57,18 +58,18 @@ impl OneWay<'_> {
             source.pipeline_add(&reading(item), &[], &params)?;
         }
         replaced::queue(source, few().map(|item| item.table.oid))?;
-        source.pipeline_add(flush::SINCE, &[], &[])
+        source.pipeline_add(&flush::since(), &[], &[])
     }
 
     /// Takes the answers to [`OneWay::queue`].
     pub fn understand(&self, mut answers: Vec<Rows>, work: &[Work]) -> Result<Read> {
-        let flushed = answers.pop().is_some_and(|since| since.bool(0, 0));
+        let (flushed, place) = answers.pop().map(|since| (since.bool(0, 0), since.text(0, 1))).unwrap_or_default();
         replaced::judge(answers.pop().as_ref())?;
         let rows = answers.split_off(answers.len().min(2));
         if let Some(fingerprints) = answers.first() {
             shape::check_fingerprints(fingerprints, work.iter().map(|w| w.table))?;
         }
-        Ok(Read { rows, flushed })
+        Ok(Read { rows, flushed, place })
     }
 
     /// Applies everything. What is returned is not written yet: it goes with the COMMIT. An error is the source's.

@@ -32,6 +32,11 @@ const REWIND: &str = "SELECT bucardo.capture_rewind($1, $2, $3, $4, pg_catalog.t
 /// The members that are to get whole tables from a source and have not got them.
 const WAITING: &str =
     "SELECT member FROM bucardo.capture_track WHERE control = $1 AND sync = $2 AND source = $3 AND copy IS NOT NULL";
+/// Where a source knows its receivers to have been.
+const TOLD: &str = "SELECT t.member, pg_catalog.split_part(t.place, ' ', 1), pg_catalog.split_part(t.place, ' ', 2) \
+    FROM bucardo.capture_track t WHERE t.control = $1 AND t.sync = $2 AND t.source = $3 AND t.place IS NOT NULL";
+/// What it knows of one counts no more.
+const UNKNOWN: &str = "UPDATE bucardo.capture_track SET place = NULL WHERE control = $1 AND sync = $2 AND member = $3";
 /// From that timeline on a source's receivers are served up to where its own notes say: these were set back.
 const LOST: &str = "UPDATE bucardo.capture_track SET identity = $4 WHERE control = $1 AND sync = $2 AND source = $3";
 const LEARN: &str = "UPDATE bucardo.db SET identity = $2 WHERE name = $1 AND identity IS NULL";
@@ -73,14 +78,21 @@ fn recognise(plan: &mut Plan, sessions: &mut [(usize, &mut Session)]) -> Result<
     let is_new = |at: &usize| plan.recognised.get(&sessions[*at].0) != Some(&sessions[*at].1.number);
     let new: Vec<usize> = (0..sessions.len()).filter(is_new).collect();
     let (mut lost, mut strangers) = (Vec::new(), HashSet::new());
-    for at in &new {
-        let index = sessions[*at].0;
-        let found = look(plan, index, sessions[*at].1).map_err(|e| (index, e))?;
+    let told = if new.is_empty() { Vec::new() } else { told(plan, sessions)? };
+    // A source that comes back may know of a loss that nobody else does.
+    let is_looked_at = |at: &usize| new.contains(at) || new.iter().any(|at| is_source(plan, sessions[*at].0));
+    for at in (0..sessions.len()).filter(is_looked_at).collect::<Vec<_>>() {
+        let (index, session) = (sessions[at].0, &mut *sessions[at].1);
+        let found = match new.contains(&at) {
+            true => look(plan, index, session, &told),
+            false => lost_what_is_told(plan, index, session, &told).map(|loss| loss.map_or(Look::Known, Look::Lost)),
+        };
+        let found = found.map_err(|e| (index, e))?;
         if matches!(&found, Look::Again | Look::Lost(Loss { other: true, .. })) {
             strangers.insert(index);
         }
         if let Look::Lost(loss) = found {
-            lost.push((*at, loss));
+            lost.push((at, loss));
         }
     }
     if new.iter().any(|at| is_source(plan, sessions[*at].0)) || !lost.is_empty() {
@@ -138,6 +150,18 @@ fn unsound(
     Ok(unsound)
 }
 
+/// Where the sources that are there know the others to have been.
+fn told(plan: &Plan, sessions: &mut [(usize, &mut Session)]) -> Result<Vec<Seen>, (usize, Error)> {
+    let (mut told, sync) = (Vec::new(), plan.sync.capture_name());
+    for (index, session) in sessions.iter_mut().filter(|(index, _)| is_source(plan, *index)) {
+        let params = [plan.control.as_str(), &sync, &plan.sync.members[*index].db.name].map(Some);
+        let rows = session.conn.query_params(TOLD, &params).map_err(|e| (*index, capture_missing(&plan.sync, e)))?;
+        let seen = |row| Seen { db: rows.text(row, 0), identity: rows.text(row, 1), place: rows.text(row, 2) };
+        told.extend((0..rows.len()).map(seen));
+    }
+    Ok(told)
+}
+
 /// Who gives whole tables: the first source that has lost nothing; where all of them have, the first.
 fn giver(plan: &Plan, sessions: &[(usize, &mut Session)], lost: &[(usize, Loss)], unsound: &HashSet<usize>) -> Option<usize> {
     let sources = || (0..sessions.len()).filter(|at| is_source(plan, sessions[*at].0));
@@ -165,8 +189,8 @@ struct Loss {
     now: String,
 }
 
-/// Compares a member with what was noted when the sync ran last.
-fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Look> {
+/// Compares a member with what was noted when the sync ran last, here and by the sources (`told`).
+fn look(plan: &Plan, index: usize, session: &mut Session, told: &[Seen]) -> Result<Look> {
     let (name, sync) = (plan.sync.members[index].db.name.as_str(), plan.sync.id);
     let identity = session.who.identity.as_str();
     let db = &plan.sync.members[index].db;
@@ -175,21 +199,30 @@ fn look(plan: &Plan, index: usize, session: &mut Session) -> Result<Look> {
     }
     let row = |r: &spi::Row<'_>| Ok((r.get::<String>(1)?, r.get::<String>(2)?));
     let seen = xact::transaction(|| Ok(spi::select(SEEN, &[sync.into(), name.into()], row)?.pop()))?;
-    let Some((was, place)) = seen else { return Ok(Look::Known) };
-    if place.is_empty() {
+    if seen.as_ref().is_some_and(|(_, place)| place.is_empty()) {
         return Ok(Look::Again);
     }
-    let other = was != identity;
     // Asked after what was seen, so that it cannot lie before it while the same server goes on.
     let now = who::place(&mut session.conn)?;
-    let why = if other {
-        "is another database than before"
-    } else if who::has_lost(&mut session.conn, &place, &now) {
-        "has lost what it had committed"
-    } else {
-        return Ok(Look::Known);
-    };
-    Ok(Look::Lost(Loss { why, other, place, now }))
+    if let Some((_, place)) = seen.as_ref().filter(|(was, _)| was != identity) {
+        return Ok(Look::Lost(Loss { why: "is another database than before", other: true, place: place.clone(), now }));
+    }
+    match seen.map(|(_, place)| place).filter(|place| who::has_lost(&mut session.conn, place, &now)) {
+        Some(place) => Ok(Look::Lost(Loss { why: LOST_COMMITS, other: false, place, now })),
+        None => Ok(lost_what_is_told(plan, index, session, told)?.map_or(Look::Known, Look::Lost)),
+    }
+}
+
+const LOST_COMMITS: &str = "has lost what it had committed";
+
+/// Compares a member with what the sources know of it.
+fn lost_what_is_told(plan: &Plan, index: usize, session: &mut Session, told: &[Seen]) -> Result<Option<Loss>> {
+    let name = &plan.sync.members[index].db.name;
+    let now = who::place(&mut session.conn)?;
+    // A source that knows another database under the name has not yet served this one.
+    let told = told.iter().filter(|s| s.db == *name && s.identity == session.who.identity);
+    let lost = told.map(|s| s.place.clone()).find(|place| who::has_lost(&mut session.conn, place, &now));
+    Ok(lost.map(|place| Loss { why: LOST_COMMITS, other: false, place, now }))
 }
 
 /// Whole tables go to a member that is not what it was, and perhaps to others.
@@ -216,6 +249,10 @@ fn make_whole(plan: &Plan, sessions: &mut [(usize, &mut Session)], at: usize, lo
     }
     if all && !alone {
         rewind(plan, sessions, (at, giver), place)?;
+    }
+    let sync_name = plan.sync.capture_name();
+    for (_, session) in sessions.iter_mut().filter(|(index, _)| is_source(plan, *index)) {
+        session.conn.query_params(UNKNOWN, &[plan.control.as_str(), &sync_name, &name].map(Some))?;
     }
     pgrx::warning!("bucardo: sync \"{}\": db \"{name}\" {why}: whole tables go to {}", plan.sync.name, takers.join(", "));
     xact::transaction(|| note(sync, &[Seen { db: name, identity, place: now.clone() }], None))

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::apply::Counts;
 use super::main::begin_run;
 use super::renew::{self, Seen};
+use super::who::Places;
 use crate::catalog::sync::Sync;
 use crate::error::{Error, Result};
 use crate::guc::{self, LogLevel};
@@ -51,8 +52,7 @@ pub struct Progress {
     pub saw_changes: bool,
     /// Whether what was pending had been read on a guess.
     pub foreseen: bool,
-    /// Which database each member was, and where its log was after it had committed.
-    pub seen: BTreeMap<usize, (String, String)>,
+    pub seen: Places,
     /// Whether the attempt has recorded decisions under the run's number.
     pub recorded: bool,
 }
@@ -90,7 +90,7 @@ impl Progress {
             conflicts: 0,
             saw_changes: false,
             foreseen: false,
-            seen: BTreeMap::new(),
+            seen: Places::new(),
             recorded: false,
         }
     }
@@ -105,8 +105,7 @@ impl Progress {
     /// Begins another round, when it is noted where the members were after the last one: what they lose in the next, the next must
     /// see. False: that cannot be noted, and the run ends.
     pub fn round(&mut self, sync: &Sync) -> bool {
-        let seen = self.places(sync);
-        let noted = xact::transaction(|| renew::note(sync.id, &seen, None)).is_ok();
+        let noted = self.note(sync);
         if noted {
             self.rounds += 1;
             self.attempts = 0;
@@ -114,6 +113,12 @@ impl Progress {
             self.relations.values_mut().for_each(|entry| entry.3 = entry.0);
         }
         noted
+    }
+
+    /// Notes where the members are before one of them may be met again. False: that cannot be noted.
+    pub fn note(&self, sync: &Sync) -> bool {
+        let seen = self.places(sync);
+        xact::transaction(|| renew::note(sync.id, &seen, None)).is_ok()
     }
 
     /// Where the members are that have committed.

@@ -22,6 +22,7 @@ use super::report::Progress;
 use super::retry::{self, Care, Tries, Verdict};
 use super::rounds::Rounds;
 use super::track;
+use super::who;
 use crate::error::Result;
 use crate::fault;
 use crate::master::slot::Phase;
@@ -80,11 +81,14 @@ fn one_round(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, prog
                     continue;
                 }
                 match tries.take(&error, fresh, plan.patient) {
-                    Verdict::Again { .. } => {
+                    // It may be another one by then, which has lost what receivers have of it.
+                    Verdict::Again { .. } if progress.note(&plan.sync) => {
                         failure::again(&mut tries);
                         continue;
                     }
-                    Verdict::Down => progress.failed(1 << source, at_member(explained(error), plan, source)),
+                    Verdict::Down | Verdict::Again { .. } => {
+                        progress.failed(1 << source, at_member(explained(error), plan, source))
+                    }
                     Verdict::Refused => progress.failed(0, at_member(error, plan, source)),
                 }
                 return Ok(());
@@ -233,9 +237,13 @@ impl Attempt<'_> {
         let Some(read) = now.as_ref().or(foreseen.map(|f| &f.read)) else { return Ok(0) };
         let done = &mut |name: &str, changes| progress.relation(name, changes);
         let rest = way.apply(&mut from.conn, receivers, (&work, &read.rows), done)?;
+        let mut place = read.place.clone();
         if let Some(lsn) = gathered.unflushed.as_ref().filter(|_| !read.flushed) {
             flush::wait(&mut from.conn, pool, &given.plan.sync.members[given.source].db, lsn)?;
+            place = who::place(&mut from.conn)?;
         }
+        // What others are about to have of it, it must be found to have lost, also if it never answers again.
+        progress.seen.insert(given.source, (from.who.identity.clone(), place));
         // Who waits for a lock to write a row is applying still.
         if rest.is_empty() {
             progress.phase(Phase::Commit);
@@ -254,7 +262,7 @@ impl Attempt<'_> {
         self.progress.phase(Phase::Mark);
         fault::point("kid.before_mark")?;
         if served != 0 {
-            let place = track::end(&mut self.from.conn, &self.given.asker(), snapshot, served)?;
+            let place = track::end(&mut self.from.conn, &self.given.asker(), snapshot, served, &self.progress.seen)?;
             self.progress.seen.insert(self.given.source, (self.from.who.identity.clone(), place));
         } else {
             self.from.conn.query("COMMIT")?;

@@ -1,6 +1,8 @@
 //! Who is at the other end of a connection: which database it is, where its log stands, how its clock goes. Asked of
 //! every new connection; what the answers mean is judged by pure functions. It must never take a copy for the member.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::ident::quote_literal;
@@ -15,9 +17,12 @@ const ASK: &str = "SELECT (SELECT s.system_identifier FROM pg_catalog.pg_control
     pg_catalog.to_regprocedure('bucardo.capture_all_wait()') IS NOT NULL \
     FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()";
 /// The timeline, up to where the log is safe (as far as the session waits for that), and when that was.
-const PLACE: &str = "SELECT pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
+pub const PLACE: &str = "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) || ':' || \
     CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN pg_catalog.pg_current_wal_insert_lsn() \
     ELSE pg_catalog.pg_current_wal_flush_lsn() END || ':' || extract(epoch FROM pg_catalog.clock_timestamp())";
+/// Which database each member was (by its place in the sync), and where its log was after it had committed.
+pub type Places = BTreeMap<usize, (String, String)>;
+
 /// Where the timelines before this one ended.
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || $1 || '.history', 0, 1000000, true)";
 
@@ -81,7 +86,7 @@ pub fn queue_commit(conn: &mut Conn) -> Result<()> {
 
 /// Puts the question where the log is into a pipeline.
 pub fn queue_place(conn: &mut Conn) -> Result<()> {
-    conn.pipeline_add(PLACE, &[], &[])
+    conn.pipeline_add(&format!("SELECT {PLACE}"), &[], &[])
 }
 
 /// Where the member's log is after its commit.
@@ -91,7 +96,7 @@ pub fn committed(conn: &mut Conn) -> Result<String> {
 
 /// Where the member's log is.
 pub fn place(conn: &mut Conn) -> Result<String> {
-    Ok(conn.query(PLACE)?.text(0, 0))
+    Ok(conn.query(&format!("SELECT {PLACE}"))?.text(0, 0))
 }
 
 /// Whether what had been committed at a place may be gone. Asks the member when it went on to another timeline.

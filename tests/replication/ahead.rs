@@ -35,7 +35,7 @@ fn whatever_comes_instead(capture: Capture) {
         "UPDATE t SET id = 1000 WHERE id = 1",
         "INSERT INTO t SELECT g, 'many', g FROM generate_series(2000, 2300) g",
         "INSERT INTO t SELECT g, 'as many as are few', g FROM generate_series(3000, 3099) g",
-        "INSERT INTO t SELECT g, 'one more', g FROM generate_series(4000, 4100) g",
+        "INSERT INTO t SELECT g, 'more than are looked at', g FROM generate_series(4000, 4101) g",
         "DO 'BEGIN FOR i IN 1 .. 150 LOOP UPDATE t SET n = i WHERE id = 1; END LOOP; END'",
         "INSERT INTO t VALUES (5000, repeat('wide', 100000))",
         "TRUNCATE t",

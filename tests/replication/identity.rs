@@ -253,22 +253,77 @@ fn a_target_that_failed_over_gets_what_it_lost() {
 /// The run that is under way had given it more in an earlier round than it has then.
 #[test]
 fn a_target_that_failed_over_during_a_run_gets_what_it_lost() {
-    let mut net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    for _ in 0..10 {
+        let mut net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+        let standby = with_standby(&net, "B");
+        net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(-20, -1) g");
+        net.settle(&["t"]);
+        let mut ended = 0;
+        fail_over(&mut net, "B", standby, |net| {
+            let last = net.control().number("SELECT max(run) FROM bucardo.syncrun WHERE state = 'good'");
+            net.control().exec("SELECT bucardo.fault_set('kid.before_next_round', 'wait')");
+            let stands = || net.control().one("SELECT bucardo.fault_taken('kid.before_next_round')::text") == "true";
+            let mut id = 0;
+            wait_until("a run that goes on", || {
+                let one_by_one = "BEGIN FOR i IN {} .. {} + 199 LOOP INSERT INTO t VALUES (i, 'y'); COMMIT; END LOOP; END";
+                net.on("A").exec(&format!("DO $${}$$", one_by_one.replace("{}", &id.to_string())));
+                id += 200;
+                stands()
+            });
+            ended = net.control().number(&format!("SELECT count(*) FROM bucardo.syncrun WHERE state = 'good' AND run > {last}"));
+        });
+        net.control().exec("SELECT bucardo.fault_clear()");
+        net.settle(&["t"]);
+        net.wait_state("good|empty");
+        // What a run has noted that had ended by then tells of the loss as well.
+        if ended == 0 {
+            return;
+        }
+    }
+    panic!("never was it the first run that went on");
+}
+
+/// What the control database knows of it fails over with it, and has lost what would tell.
+#[test]
+fn a_target_that_failed_over_with_the_control_database_gets_what_it_lost() {
+    let mut net = Net::beside_the_target().with_table(T, "public.t");
     let standby = with_standby(&net, "B");
-    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(-20, -1) g");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 20) g");
     net.settle(&["t"]);
     fail_over(&mut net, "B", standby, |net| {
-        net.control().exec("SELECT bucardo.fault_set('kid.before_next_round', 'wait')");
-        let stands = || net.control().one("SELECT bucardo.fault_taken('kid.before_next_round')::text") == "true";
-        let mut id = 0;
-        wait_until("a run that goes on", || {
-            let one_by_one = "BEGIN FOR i IN {} .. {} + 199 LOOP INSERT INTO t VALUES (i, 'y'); COMMIT; END LOOP; END";
-            net.on("A").exec(&format!("DO $${}$$", one_by_one.replace("{}", &id.to_string())));
-            id += 200;
-            stands()
-        });
+        net.on("A").exec("UPDATE t SET v = 'lost' WHERE id <= 5; DELETE FROM t WHERE id = 20; INSERT INTO t VALUES (21, 'lost')");
+        net.settle(&["t"]);
+        net.control().exec("SELECT bucardo.purge()");
+    });
+    net.on("A").exec("INSERT INTO t VALUES (22, 'y')");
+    net.wait_sql("B", "the row from the new primary", "SELECT EXISTS (SELECT FROM t WHERE id = 22)");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+    // It is told once: whoever is met again has lost nothing since.
+    let said = || net.servers[0].log().matches("has lost what it had committed").count();
+    assert_eq!(said(), 1);
+    net.control().exec("SELECT count(pg_terminate_backend(pid, 30000)) FROM bucardo.activity WHERE kind = 'kid'");
+    net.on("A").exec("INSERT INTO t VALUES (23, 'y')");
+    net.settle(&["t"]);
+    assert_eq!(said(), 1);
+}
+
+/// It dies when its receivers have committed, and before it has answered that it knows.
+#[test]
+fn a_source_that_failed_over_before_the_mark_takes_back_what_it_lost() {
+    let mut net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");
+    let standby = with_standby(&net, "A");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 20) g");
+    net.settle(&["t"]);
+    fail_over(&mut net, "A", standby, |net| {
+        net.control().exec("SELECT bucardo.fault_set('kid.before_mark', 'wait')");
+        net.on("A").exec("INSERT INTO t VALUES (21, 'lost')");
+        let stands = || net.control().one("SELECT bucardo.fault_taken('kid.before_mark')::text") == "true";
+        wait_until("the receiver to have committed", stands);
+        assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 21);
     });
     net.control().exec("SELECT bucardo.fault_clear()");
+    net.on("A").exec("INSERT INTO t VALUES (22, 'y')");
     net.settle(&["t"]);
     net.wait_state("good|empty");
 }

@@ -59,6 +59,11 @@ impl Net {
         Self::build(capture, targets, move |n| if capture == Capture::Native { n } else { n + 1 }, control_settings)
     }
 
+    /// The target beside the control database, the source on a server of its own.
+    pub fn beside_the_target() -> Net {
+        Self::build(Capture::Plain, 1, |n| 1 - n, "")
+    }
+
     /// As `together`, with further settings of the server.
     pub fn together_with(capture: Capture, targets: usize, settings: &str) -> Net {
         Self::build(capture, targets, |_| 0, settings)

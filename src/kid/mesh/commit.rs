@@ -6,9 +6,11 @@ use super::record::{self, Run, Stand};
 use super::{Broken, Mesh};
 use crate::fault;
 use crate::ident::text_array;
+use crate::kid::apply::Receiver;
 use crate::kid::gather::Asker;
 use crate::kid::members::Pool;
 use crate::kid::report::Progress;
+use crate::kid::who::Places;
 use crate::kid::{deaf, flush, replaced, track, who};
 
 const SERVED: &str = "INSERT INTO bucardo.capture_progress (control, sync, source, member, served, identity, run) \
@@ -121,13 +123,15 @@ impl Mesh<'_> {
     /// Notes at each source how far the others were served: the only place for pure targets, a copy for the rest.
     pub(super) fn mark(&mut self, served: u64) {
         let sync = &self.plan.sync;
+        let place = |m: &Receiver| Some((m.index, (m.session.who.identity.clone(), m.session.place.clone()?)));
+        let places: Places = self.members.iter().filter_map(place).collect();
         for at in (0..self.members.len()).filter(|at| self.offers[*at].is_some()).collect::<Vec<_>>() {
             let member = &mut self.members[at];
             let others = served & !member.bit();
             let Some(offer) = self.offers[at].as_ref().filter(|o| o.has_news() && others != 0) else { continue };
             let asker = Asker { control: &self.plan.control, sync, source: member.index };
             let (snapshot, copied) = (offer.snapshot.clone(), (offer.copy_all, offer.copy_empty));
-            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others, copied));
+            member.attempt(|conn| track::mark(conn, &asker, &snapshot, others, (copied, &places)));
         }
     }
 }
