@@ -76,7 +76,8 @@ fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
 #[test]
 fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
     let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
-    let mut control = net.control();
+    // Both sessions are older than the settings: under these no statement of the test's own is sure to end.
+    let (mut control, mut a) = (net.control(), net.on("A"));
     control.exec(
         "CREATE FUNCTION public.spy(name, name) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
            RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
@@ -98,8 +99,6 @@ fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
         control.exec(&format!("ALTER DATABASE {CONTROL} SET {setting}"));
     }
     control.exec(MASTER);
-    let mut a = net.on("A");
-    a.exec("SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_read_only = off; SET search_path = public");
     for id in 1..=3 {
         a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
         assert!(matches!(control.one("SELECT bucardo.kick('s', '80s')").as_str(), "good" | "empty"));
