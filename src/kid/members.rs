@@ -15,7 +15,7 @@ use crate::libpq::Conn;
 const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
     SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
-    SET client_encoding = 'UTF8'; SET statement_timeout = 0; SET lock_timeout = 0; SET log_parameter_max_length_on_error = 0; \
+    SET client_encoding = 'UTF8'; SET lock_timeout = 0; SET log_parameter_max_length_on_error = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SELECT pg_catalog.set_config('deadlock_timeout', '100ms', false) WHERE pg_catalog.current_setting('is_superuser') = 'on'; \
@@ -26,8 +26,9 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
 /// How long a run waits for a lock on a member, in milliseconds: whoever waits holds up others, and rows that it has changed.
 /// Two seconds at most, and less than an application waits there before it looks for a deadlock: of a circle that closes
 /// after the run's own look at it the run must be the one that gives up, and it has begun to wait before the other. To be
-/// asked before [`SESSION`] changes what it asks for.
-const PATIENCE: &str = "SELECT greatest(1, least(2000, pg_catalog.floor(900 * \
+/// asked before [`SESSION`] changes what it asks for. The first statement of a session is the only one that the member's own
+/// `statement_timeout` can end, and is the one that sets it.
+const PATIENCE: &str = "SET statement_timeout = 0; SELECT greatest(1, least(2000, pg_catalog.floor(900 * \
     pg_catalog.date_part('epoch', pg_catalog.current_setting('deadlock_timeout')::pg_catalog.interval))))";
 
 /// The connections that wait for the next run, by the member's name and which of its connections it is.

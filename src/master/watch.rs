@@ -87,8 +87,8 @@ pub struct Watcher {
 
 /// Whatever the source is set to: purging relies on a snapshot for each statement, a serializable session would leave a
 /// lock for each look, and a waiting call takes its time.
-const SESSION: &str = "SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
-    SET default_transaction_deferrable = off; SET statement_timeout = 0; SET lock_timeout = 0; \
+const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET default_transaction_deferrable = off; \
+    SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
     SELECT pg_catalog.set_config(s, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::pg_catalog.text[]) s \
     WHERE pg_catalog.current_setting(s, true) IS NOT NULL; \
     SELECT pg_catalog.set_config('deadlock_timeout', '1ms', false) WHERE pg_catalog.current_setting('is_superuser') = 'on'";

@@ -76,8 +76,13 @@ fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
 #[test]
 fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
     let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
-    // Both sessions are older than the settings: under these no statement of the test's own is sure to end.
-    let (mut control, mut a) = (net.control(), net.on("A"));
+    // The test's own sessions are older than the settings: under these no statement of theirs is sure to end.
+    let (mut control, mut a, mut b) = (net.control(), net.on("A"), net.on("B"));
+    b.exec(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$; \
+         CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow(); \
+         ALTER TABLE t ENABLE ALWAYS TRIGGER slow; ALTER DATABASE b SET statement_timeout = '250ms'",
+    );
     control.exec(
         "CREATE FUNCTION public.spy(name, name) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
            RAISE LOG 'spied by %', (SELECT backend_type FROM pg_stat_activity WHERE pid = pg_backend_pid()); \
@@ -94,7 +99,7 @@ fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
         "default_transaction_isolation = 'serializable'",
         "default_transaction_deferrable = on",
         "lock_timeout = '1ms'",
-        "statement_timeout = '1ms'",
+        "statement_timeout = '250ms'",
     ] {
         control.exec(&format!("ALTER DATABASE {CONTROL} SET {setting}"));
     }
@@ -103,7 +108,7 @@ fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
         a.exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
         assert!(matches!(control.one("SELECT bucardo.kick('s', '80s')").as_str(), "good" | "empty"));
     }
-    assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 3);
+    assert_eq!(b.number("SELECT count(*) FROM t"), 3);
     assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
     let log = net.servers[0].log();
     assert!(!log.contains("spied by bucardo"), "a worker found an operator of the database's owner");
