@@ -2,11 +2,14 @@
 -- source, beside the objects of sql/capture.sql. It must never make the application's statement fail, nor, with the rights of
 -- who installed capture, call anything that the table's owner could have made.
 
--- The statement that writes the key of a statement's only row into a segment.
+-- The statement that writes the key of a statement's only row into a segment, and of more than one row nothing. p_rows: the rows of a
+-- transition table, perhaps joined to others, of which p_only is true.
 DROP FUNCTION IF EXISTS bucardo.capture_write_one(text, text, text, text, text);
-CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_existed text) RETURNS text
+DROP FUNCTION IF EXISTS bucardo.capture_write_one(text, text, text, text);
+CREATE OR REPLACE FUNCTION bucardo.capture_write_one(p_segment text, p_keys text, p_rows text, p_only text, p_existed text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT format('INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s;', p_segment, p_keys, p_existed, p_rows)
+    SELECT format('INSERT INTO %s SELECT %s, txid_current(), clock_timestamp(), NULL, %s FROM %s WHERE %s AND NOT EXISTS (SELECT FROM %s OFFSET 1);',
+        p_segment, p_keys, p_existed, p_rows, p_only, split_part(p_rows, ' ', 1))
 $body$;
 
 -- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
@@ -46,47 +49,28 @@ $body$;
 
 -- What a plain capture function does first. By then the table may have been altered, and capture not yet been made anew: its key
 -- columns may be gone, or have another type, to which casts or operators belong that their owner has made. So it looks whether
--- everything is there, and whether the key's types are what they were, before it reads a value; how many rows there are (up to two)
--- and whether the key of the only one has moved, byte by byte, it sees in passing; an operator or a cast would be looked for while
--- the statement is planned, and what is constant in it called then. Only this can fail, so only this stands in a block with an
--- exception. What writes stands outside: in there it would take a subtransaction's id, and a transaction that has more than 64 of
--- those slows down the snapshots of all others. After it, `known` is true, or the whole table is to be marked.
+-- everything is there, and whether the key's types are what they were, before a statement that reads a value is planned: an
+-- operator or a cast would be looked for then, and what is constant in it called. Triggers by statement have the types in NEW as well.
+-- Only this can fail, so only this stands in a block with an exception, and it runs no query. What writes stands outside: in there
+-- it would take a subtransaction's id, and a transaction that has more than 64 of those slows down the snapshots of all others.
+-- After it, `active` is the number of a segment, or null: then the whole table is to be marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_look(p_capture bucardo.capture) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format($f$
     BEGIN
-        active := CASE WHEN %s THEN NULL ELSE coalesce(pg_sequence_last_value(%L::regclass), 1) END;%s
+        active := CASE WHEN %s THEN NULL WHEN %s THEN coalesce(pg_sequence_last_value(%L::regclass), 1) END;%s
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
-        known := false;
+        active := NULL;
     END;$f$,
         -- Never true: for the names alone, the types of which the segments' columns may have gone with.
         (SELECT string_agg(format('%L::regclass IS NULL OR (NULL::%1$s).k%s IS NOT NULL', g::regclass, k), ' OR ')
-           FROM unnest(p_capture.segments) g, generate_subscripts(p_capture.keys, 1) k), p_capture.active::regclass,
+           FROM unnest(p_capture.segments) g, generate_subscripts(p_capture.keys, 1) k), types, p_capture.active::regclass,
         CASE WHEN p_capture.by_row THEN format($f$
-        IF TG_OP = 'DELETE' THEN
-            known := %1$s;
-        ELSE
-            known := %2$s;
-            IF known AND TG_OP = 'UPDATE' THEN
-                moved := (%3$s) IS NOT TRUE;
-            END IF;
-        END IF;$f$, format(types, 'OLD'), format(types, 'NEW'), format(same, 'NEW', 'OLD'))
-        ELSE format($f$
-        IF TG_OP = 'UPDATE' THEN
-            SELECT count(*), bool_and(x.types), bool_and(x.keys) IS NOT TRUE INTO seen, known, moved
-              FROM (SELECT %2$s AS types, ROW(%3$s)::record *= ROW(%4$s)::record AS keys FROM bucardo_new n, bucardo_old o LIMIT 2) x;
-        ELSIF TG_OP = 'INSERT' THEN
-            SELECT count(*), bool_and(x.types) INTO seen, known FROM (SELECT %2$s AS types FROM bucardo_new n LIMIT 2) x;
-        ELSE
-            SELECT count(*), bool_and(x.types) INTO seen, known FROM (SELECT %1$s AS types FROM bucardo_old o LIMIT 2) x;
-        END IF;
-        IF seen = 0 THEN
-            RETURN NULL;
-        END IF;$f$, format(types, 'o'), format(types, 'n'), format(bare, 'n'), format(bare, 'o')) END)
-      FROM (SELECT string_agg(format('pg_typeof(%%1$s.%s)::oid = %s', replace(k.name, '%', '%%'), k.type), ' AND ' ORDER BY k.ord) AS types,
-                   string_agg(format('%%1$s.%1$s%2$s %3$s %%2$s.%1$s%2$s', replace(k.name, '%', '%%'), replace(k.plain, '%', '%%'),
-                       replace(k.equal, '%', '%%')), ' AND ' ORDER BY k.ord) AS same,
-                   string_agg(format('%%1$s.%s', replace(k.name, '%', '%%')), ', ' ORDER BY k.ord) AS bare
+        IF active IS NOT NULL AND TG_OP = 'UPDATE' THEN
+            moved := (%s) IS NOT TRUE;
+        END IF;$f$, same) END)
+      FROM (SELECT string_agg(format('pg_typeof(NEW.%s)::oid = %s', k.name, k.type), ' AND ' ORDER BY k.ord) AS types,
+                   string_agg(format('NEW.%1$s%2$s %3$s OLD.%1$s%2$s', k.name, k.plain, k.equal), ' AND ' ORDER BY k.ord) AS same
               FROM bucardo.capture_key(p_capture) k) v
 $body$;
 
@@ -95,9 +79,11 @@ CREATE OR REPLACE FUNCTION bucardo.capture_body(p_capture bucardo.capture) RETUR
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     old_row text; new_row text; same text; arrays text; aggregates text; new_columns text; old_columns text; created text;
-    compared text; differ text; gone text;
+    compared text; differ text; gone text; old_key text; new_key text;
+    one text := '';
     body text := '';
     segment text;
+    branch text;
     fixed boolean;
     limited boolean;
 BEGIN
@@ -108,9 +94,10 @@ BEGIN
     SELECT string_agg(format('o.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord), string_agg(format('n.%s%s AS k%s', k.name, k.plain, k.ord), ', ' ORDER BY k.ord),
            string_agg(format('OLD.%s%s', k.name, k.plain), ', ' ORDER BY k.ord), string_agg(format('NEW.%s%s', k.name, k.plain), ', ' ORDER BY k.ord),
            string_agg(format('n.%1$s%2$s %3$s o.%1$s%2$s', k.name, k.plain, k.equal), ' AND ' ORDER BY k.ord),
+           string_agg(format('o.%s', k.name), ', ' ORDER BY k.ord), string_agg(format('n.%s', k.name), ', ' ORDER BY k.ord),
            string_agg(format('ks%s', k.ord), ', ' ORDER BY k.ord), string_agg(format('array_agg(d.k%s)', k.ord), ', ' ORDER BY k.ord),
            bool_and(t.typlen > 0)
-      INTO old_columns, new_columns, old_row, new_row, same, arrays, aggregates, fixed
+      INTO old_columns, new_columns, old_row, new_row, same, old_key, new_key, arrays, aggregates, fixed
       FROM bucardo.capture_key(p_capture) k JOIN pg_type t ON t.oid = k.type;
     created := format('SELECT %s FROM bucardo_new n', new_columns);
     -- Of keys whose arrays are the same before and after, none has changed: sooner seen than by looking for each.
@@ -126,9 +113,9 @@ BEGIN
     limited := EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = ANY (p_capture.segments) AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypmod >= 0);
     FOR i IN 1 .. 3 LOOP
         segment := p_capture.segments[i]::regclass::text;
-        body := body || format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
+        branch := format('%s active = %s THEN', CASE WHEN i = 1 THEN '    IF' ELSE '    ELSIF' END, i);
         IF p_capture.by_row THEN
-            body := body || format($f$
+            body := body || branch || format($f$
         IF TG_OP = 'INSERT' THEN INSERT INTO %1$s VALUES (%2$s, txid_current(), clock_timestamp(), NULL, NULL);
         ELSE
             INSERT INTO %1$s VALUES (%3$s, txid_current(), clock_timestamp(), NULL, true);
@@ -138,35 +125,31 @@ BEGIN
         END IF;
 $f$, segment, new_row, old_row);
         ELSE
+            -- Of the only row of an UPDATE only where its key has stayed what it was, byte by byte.
+            one := one || branch || format($f$
+        IF TG_OP = 'UPDATE' THEN %s
+        ELSIF TG_OP = 'INSERT' THEN %s
+        ELSE %s
+        END IF;
+$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old o', format('ROW(%s)::record *= ROW(%s)::record', new_key, old_key), 'true'),
+                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'true', 'NULL'),
+                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', 'true', 'true'));
             gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
                 old_columns, same), 'true', arrays, aggregates, fixed);
             IF p_capture.batched AND fixed THEN
                 gone := format('IF moved THEN%s
                 END IF;', gone);
             END IF;
-            -- A statement of one row, which most are, is one INSERT: each statement in here costs as much as the row.
-            body := body || format($f$
-        IF TG_OP = 'INSERT' THEN
-            IF seen = 1 THEN %1$s
-            ELSE %2$s
-            END IF;
-        ELSIF TG_OP = 'UPDATE' THEN
-            IF seen = 1 AND NOT moved THEN %3$s
-            ELSE
-                moved := false; %4$s
-                %5$s
-            END IF;
-        ELSE
-            IF seen = 1 THEN %6$s
-            ELSE %7$s
-            END IF;
+            body := body || branch || format($f$
+        IF TG_OP = 'UPDATE' THEN
+            moved := false; %s
+            %s
+        ELSIF TG_OP = 'INSERT' THEN %s
+        ELSE %s
         END IF;
-$f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'NULL'),
-                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
-                bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'true'),
-                bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
+$f$, bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
                 gone,
-                bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', 'true'),
+                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
                 bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
         END IF;
     END LOOP;
@@ -174,15 +157,14 @@ $f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'NULL'),
 #variable_conflict use_variable
 DECLARE
     active bigint;
-    known boolean;
     moved boolean;
 %4$sBEGIN
 %3$s%5$s
-    IF known IS NOT TRUE THEN
+%7$s%6$s    IF active IS NULL THEN
         PERFORM bucardo.capture_whole(%1$s);
         RETURN NULL;
     END IF;
-%7$s%6$s%2$s    END IF;
+%9$s%2$s    END IF;
 %8$s    RETURN NULL;
 END
 $f$, p_capture.relid, body,
@@ -192,9 +174,22 @@ $f$, p_capture.relid, body,
     END IF;$f$, p_capture.relid) END,
         CASE WHEN NOT p_capture.by_row THEN E'    seen bigint;\n    tx bigint;\n    skip bigint;\n    made record;\n    held record;\n' END,
         bucardo.capture_look(p_capture),
-        CASE WHEN NOT p_capture.by_row THEN E'    IF seen > 1 OR moved THEN\n        tx := txid_current();\n    END IF;\n' END,
+        CASE WHEN NOT p_capture.by_row THEN format($f$%s    END IF;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'DELETE' THEN
+        SELECT count(*) INTO seen FROM (SELECT FROM bucardo_old LIMIT 1) x;
+    ELSE
+        SELECT count(*) INTO seen FROM (SELECT FROM bucardo_new LIMIT 1) x;
+    END IF;
+    IF seen = 0 THEN
+        RETURN NULL;
+    END IF;
+$f$, one) END,
         CASE WHEN limited THEN E'    BEGIN\n' END,
-        CASE WHEN limited THEN format(E'    EXCEPTION WHEN data_exception THEN\n        PERFORM bucardo.capture_whole(%s);\n    END;\n', p_capture.relid) END);
+        CASE WHEN limited THEN format(E'    EXCEPTION WHEN data_exception THEN\n        PERFORM bucardo.capture_whole(%s);\n    END;\n', p_capture.relid) END,
+        CASE WHEN NOT p_capture.by_row THEN E'    tx := txid_current();\n' END);
 END
 $body$;
 

@@ -13,6 +13,7 @@ for_both!(
     replica_role_and_own_triggers,
     rolled_back_with_the_session,
     first_writer_rolled_back,
+    keys_of_few_rows,
     keys_of_many_rows,
     emptied_segments,
     serializable_writers,
@@ -53,6 +54,36 @@ fn statements(capture: Capture) {
     a.exec("TRUNCATE t");
     net.settle(&["t"]);
     assert_eq!(net.on("B").number("SELECT count(*) FROM t"), 0);
+}
+
+/// Each row of a statement counts once, whatever their number and however keys of its type are kept; one of no row is none.
+fn keys_of_few_rows(capture: Capture) {
+    let net = Net::together(capture, 1);
+    let tables = [("i", "int", "g"), ("w", "text", "'key ' || g"), ("m", "int[]", "ARRAY[g, g]")];
+    for (table, kind, _) in tables {
+        net.everywhere(&format!("CREATE TABLE {table} (id {kind} PRIMARY KEY, v int)"));
+    }
+    net.add_sync("tables => 'public.i, public.w, public.m', autokick => false");
+    let mut a = net.on("A");
+    for (table, _, key) in tables {
+        for rows in 0..=3 {
+            let moved = key.replace('g', "(g + 100)");
+            for (sql, keys) in [
+                (format!("INSERT INTO {table} SELECT {key}, 1 FROM generate_series(1, {rows}) g"), rows),
+                (format!("UPDATE {table} SET v = v + 1"), rows),
+                (format!("UPDATE {table} SET id = {moved} FROM generate_series(1, {rows}) g WHERE id = {key}"), 2 * rows),
+                (format!("DELETE FROM {table}"), rows),
+            ] {
+                a.exec("BEGIN");
+                a.exec(&sql);
+                let numbered = a.one("SELECT pg_current_xact_id_if_assigned() IS NOT NULL");
+                a.exec("COMMIT");
+                assert_eq!((net.pending(), numbered == "t"), (keys, rows > 0), "{sql}");
+                net.kick();
+                net.assert_equal(table);
+            }
+        }
+    }
 }
 
 /// An UPDATE of many rows takes the old keys along only where they are gone.
