@@ -5,7 +5,7 @@
 
 use super::plan::Plan;
 use crate::catalog;
-use crate::catalog::sync::Sync;
+use crate::catalog::sync::{Member, Sync};
 use crate::error::Result;
 use crate::pg::{shmem, xact};
 
@@ -40,12 +40,15 @@ impl Plan {
 
 /// Whether two states of a sync bring the same rows to the members that both have.
 fn is_same(old: &Sync, new: &Sync) -> bool {
-    let member = |name: &str| new.members.iter().find(|m| m.db.name == name);
+    let both = |same: &dyn Fn(&Member, &Member) -> bool| {
+        let now = |m: &Member| new.members.iter().find(|other| other.db.name == m.db.name);
+        old.members.iter().all(|m| now(m).is_none_or(|now| same(m, now)))
+    };
     let passes_on = |sync: &Sync| sync.relations.iter().any(|r| r.makedelta.is_none());
     old.relations == new.relations
         && old.conflict_strategy == new.conflict_strategy
-        && (!passes_on(new)
-            || old.members.iter().all(|m| member(&m.db.name).is_none_or(|other| other.db.makedelta == m.db.makedelta)))
+        && both(&|old, now| old.role == now.role)
+        && (!passes_on(new) || both(&|old, now| old.db.makedelta == now.db.makedelta))
 }
 
 #[cfg(test)]
@@ -68,6 +71,7 @@ mod tests {
         assert!(!same(&|s| s.relations[0].pkey = Some("i".into())));
         assert!(!same(&|s| s.conflict_strategy = "bucardo_source".into()));
         assert!(!same(&|s| s.members[0].db.makedelta = true));
+        assert!(!same(&|s| s.members[1].role = Role::Source), "what it writes itself is from now on its own");
     }
 
     #[test]

@@ -122,8 +122,11 @@ def timed(action):
 
 
 def cpu_of(pid):
-    """The processor time of a process so far, in seconds: user and system."""
-    return time.clock_gettime((~pid << 3) | 2)
+    """The processor time of a process so far, in seconds: user and system; of one that has ended meanwhile none."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
 
 
 def measured(action, clock):

@@ -4,6 +4,7 @@
 
 use super::{Clock, Place, Plan};
 use crate::net::Capture;
+use crate::wait::wait_until;
 
 crate::for_both!(changes_of_each_source_reach_everybody, two_sources_only, all_sources_write_at_once);
 
@@ -67,7 +68,7 @@ fn everything_is_published() {
 /// Each run writes a version of what its source knows of how far everybody was served; under an old snapshot all of them stay.
 #[test]
 fn an_old_snapshot_does_not_keep_what_runs_have_noted() {
-    let m = Plan::new(2).targets(1).start().with(T, "tables => 'public.t'");
+    let m = Plan::new(2).targets(1).settings("bucardo.purge_interval = '1h'").start().with(T, "tables => 'public.t'");
     m.changes(&[("A", "INSERT INTO t VALUES (1, 'A')"), ("B", "INSERT INTO t VALUES (2, 'B')")]);
     assert_eq!(m.kick(), "good");
     let mut old = m.on("A");
@@ -80,8 +81,11 @@ fn an_old_snapshot_does_not_keep_what_runs_have_noted() {
         let again = format!("UPDATE bucardo.{table} SET {column} = {column};");
         m.on("A").exec(&again.repeat(2000));
         assert!(size(table) > 128 * 1024, "{table}: {}", size(table));
-        m.control().exec("SELECT bucardo.purge()");
-        assert!(size(table) < 20_000, "{table}: {}", size(table));
+        // A purge gives way to whoever reads the table just then.
+        wait_until("the table to be small", || {
+            m.control().exec("SELECT bucardo.purge()");
+            size(table) < 20_000
+        });
         assert_eq!(all(table), before);
     }
     m.changes(&[("A", "UPDATE t SET val = 'new' WHERE id = 2"), ("B", "UPDATE t SET val = 'new' WHERE id = 1")]);
@@ -101,7 +105,8 @@ fn a_column_that_one_member_lacks_is_named_and_the_others_go_on() {
     assert!(error.message.contains("db \"T\"") && error.message.contains("column \"more\" is missing"), "{error}");
     assert_eq!(m.on("B").number("SELECT more FROM t"), 2);
     m.on("T").exec(add);
-    assert_eq!(m.kick(), "good");
+    // The master may have tried again by itself.
+    m.kick();
     m.assert_equal("t");
 }
 

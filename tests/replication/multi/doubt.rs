@@ -27,7 +27,7 @@ fn die_after_the_first_commit(m: &Multi, changes: &[(&str, &str)]) {
 }
 
 fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
-    m.control().exec("SELECT bucardo.pause('s')");
+    m.rest();
     m.changes(changes);
     let passed = || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')");
     let before = passed();
@@ -36,7 +36,7 @@ fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
     m.wait_sql(
         first,
         "it to have committed",
-        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction')",
+        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'bucardo kid' AND state <> 'idle')",
     );
 }
 

@@ -249,7 +249,7 @@ fn a_truncate_that_has_lost_contends_with_nobody_who_comes_late() {
     for member in ["B", "T"] {
         m.wait_sql(member, "what C has written", "SELECT bool_and(val = 'C') FROM t");
     }
-    m.control().exec("SELECT bucardo.pause('s')");
+    m.rest();
     m.on("B").exec("UPDATE t SET val = 'B'");
     m.server_of("B").stop(Stop::Fast);
     m.server_of("A").launch();

@@ -323,14 +323,14 @@ fn an_index_with_a_collation_of_its_own() {
 /// What a deferrable index needs is needed only where something is written.
 #[test]
 fn an_idle_table_with_a_deferrable_index_is_not_locked() {
-    let m = Plan::new(2).start();
+    let m = Plan::new(2).settings("bucardo.purge_interval = '1h'").start();
     m.everywhere("CREATE TABLE t (id int PRIMARY KEY, val text); CREATE TABLE d (id int PRIMARY KEY, u text UNIQUE DEFERRABLE)");
     m.sync("tables => 'public.t,public.d'");
     let mut busy = m.on("A");
     busy.exec("BEGIN; INSERT INTO d VALUES (1, 'one')");
     m.on("B").exec("INSERT INTO t VALUES (1, 'B')");
     let mut other = m.on("A");
-    other.exec("SET lock_timeout = '100ms'");
+    other.exec("SET lock_timeout = '500ms'");
     std::thread::scope(|threads| {
         let run = threads.spawn(|| m.kick());
         for id in 2..50 {
