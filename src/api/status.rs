@@ -82,6 +82,7 @@ fn backlog(source: &Db, control: &str, syncs: &[Sync]) -> Result<Vec<Pending>> {
     // One that is inactive may be gone for good; nobody waits long for it.
     let patience = if source.active { guc::connect_timeout() } else { guc::connect_timeout().min(Duration::from_secs(2)) };
     let mut conn = Conn::open(&source.target, "bucardo pending", patience)?;
+    conn.query("SET statement_timeout = 0")?;
     let rows = conn.query_params(
         "SELECT b.sync, b.schemaname || '.' || b.relname, b.changes, (extract(epoch FROM b.oldest) * 1000000)::bigint - 946684800000000 \
          FROM bucardo.capture_backlog($1) b",
@@ -126,7 +127,7 @@ fn purge_sources(only: Option<&str>) -> Result<i64> {
             }
             opened => opened?,
         };
-        conn.query("SET default_transaction_isolation = 'read committed'")?;
+        conn.query("SET statement_timeout = 0; SET default_transaction_isolation = 'read committed'")?;
         freed += conn.query(&upkeep::purge_sql(0))?.number::<i64>(0, 0).unwrap_or(0);
     }
     Ok(freed)

@@ -23,12 +23,12 @@ pub struct Checked<'a> {
 }
 
 /// Opens a member for one of our functions, and makes sure that it can take part. It waits for locks there as long as the
-/// caller says that he waits for any.
+/// caller says that he waits for any, and takes its time as the caller has it, whatever the member's own sessions may take.
 pub fn open(target: &crate::libpq::Target, function: &str) -> Result<(Conn, Identity)> {
     let mut conn = Conn::open(target, &format!("bucardo {function}"), guc::connect_timeout())?;
-    let identity = describe::check_member(&mut conn)?;
     let patience: Option<String> = spi::value("SELECT pg_catalog.current_setting('lock_timeout')", &[])?;
-    conn.query(&format!("SET lock_timeout = {}", quote_literal(&patience.unwrap_or_default())))?;
+    conn.query(&format!("SET statement_timeout = 0; SET lock_timeout = {}", quote_literal(&patience.unwrap_or_default())))?;
+    let identity = describe::check_member(&mut conn)?;
     Ok((conn, identity))
 }
 

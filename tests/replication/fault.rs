@@ -61,7 +61,7 @@ fn at_every_point(action: &str, disturb: impl Fn(&Net)) {
     let net = ready();
     for (round, point) in points(&net).iter().enumerate() {
         // While it is paused nobody passes a point too early; that it goes on is a change of the catalog, too.
-        net.control().exec("SELECT bucardo.pause('s')");
+        net.rest();
         change_everything(&net, round);
         let set =
             format!("SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', '{action}'); SELECT bucardo.resume('s')");

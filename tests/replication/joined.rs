@@ -6,11 +6,9 @@ use crate::wait::wait_until;
 
 /// A run that knows the catalog and has no snapshot yet stands still while `meanwhile` happens.
 fn while_a_run_begins(net: &Net, meanwhile: impl FnOnce()) {
-    let passed = || net.control().number("SELECT bucardo.fault_hits('kid.before_gather')");
-    let before = passed();
     net.control().exec("SELECT bucardo.fault_set('kid.before_gather', 'wait')");
     net.on("A").exec("UPDATE t SET v = v || '.'");
-    wait_until("a run to begin", || passed() > before);
+    wait_until("a run to begin", || net.control().one("SELECT bucardo.fault_taken('kid.before_gather')") == "t");
     meanwhile();
     net.control().exec("SELECT bucardo.fault_clear()");
 }

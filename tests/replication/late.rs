@@ -124,6 +124,8 @@ fn concurrent_writes_to_the_same_rows_on_the_target_do_not_stop_a_sync() {
     std::thread::scope(|threads| {
         threads.spawn(|| {
             let mut local = net.on("B");
+            // Of a deadlock the run must be the one that gives way.
+            local.exec("SET deadlock_timeout = '10min'");
             while !done() {
                 local.exec("UPDATE t SET v = 'local'");
             }

@@ -262,11 +262,14 @@ fn a_run_that_waits_for_a_lock_gives_its_kid_to_who_waits_for_one() {
     locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.wait_sql("B", "a run waiting for the lock", "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted");
+    // The master stands between the end of the one run and the start of the other, so that there is time to see it.
+    net.control().exec("SELECT bucardo.fault_set('master.before_report', 'wait')");
     net.on("A").exec("INSERT INTO u VALUES (1)");
     net.wait_sql_on_control(
         "the status to say what it waits for",
         "SELECT coalesce(last_error LIKE '%waits for a free kid%', false) FROM bucardo.status WHERE sync = 'u'",
     );
+    net.control().exec("SELECT bucardo.fault_clear()");
     net.wait_equal("u", &["B"]);
     assert_eq!(net.on("A").number("SELECT count(*) FROM t"), 1);
     locker.exec("COMMIT");
@@ -277,6 +280,8 @@ fn a_run_that_waits_for_a_lock_gives_its_kid_to_who_waits_for_one() {
 fn kids_that_die_at_their_start_are_told_of() {
     let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
     let (mut control, mut a) = (net.control(), net.on("A"));
+    // The master is there, and shall stay.
+    net.kick();
     a.exec(&format!("ALTER DATABASE {CONTROL} ALLOW_CONNECTIONS false"));
     control.exec("SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'kid'");
     a.exec("INSERT INTO t VALUES (1, 'x')");
@@ -297,8 +302,7 @@ fn kids_whose_master_is_gone_leave_their_places() {
         net.everywhere(&format!("CREATE TABLE {t} (id int PRIMARY KEY)"));
         control.exec(&format!("SELECT bucardo.add_sync('s_{t}', dbs => '{}', tables => 'public.{t}')", net.dbs()));
     }
-    let mut locker = net.on("B");
-    locker.exec(&format!("BEGIN; LOCK {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")));
+    control.exec("SELECT bucardo.fault_set('kid.before_gather', 'wait', 1000)");
     tables.iter().for_each(|t| net.on("A").exec(&format!("INSERT INTO {t} VALUES (1)")));
     for _ in 0..5 {
         net.wait_sql_on_control(
@@ -307,7 +311,7 @@ fn kids_whose_master_is_gone_leave_their_places() {
         );
         control.exec(MASTER);
     }
-    locker.exec("COMMIT");
+    control.exec("SELECT bucardo.fault_clear()");
     tables.iter().for_each(|t| net.wait_equal(t, &["B"]));
 }
 

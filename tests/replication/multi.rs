@@ -142,14 +142,6 @@ impl Deref for Multi {
 }
 
 impl Multi {
-    /// Pauses the sync, and no run of it is under way: a pause ends none, and a run that has brought something is followed by
-    /// one more.
-    pub fn rest(&self) {
-        // Who is away or refuses is no matter here.
-        let _ended = self.try_kick();
-        self.control().exec("SELECT bucardo.pause('s')");
-    }
-
     /// `A:source,B:source,T:target`
     pub fn dbs(&self) -> String {
         let role = |name: &&str| if self.sources.contains(name) { "source" } else { "target" };

@@ -7,6 +7,7 @@ use crate::wait::wait_until;
 
 for_both!(rewritten_on_the_source);
 
+const HELD: &str = "SELECT bucardo.fault_taken('kid.after_gather')";
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 1000) g";
 const REWRITE: &str = "ALTER TABLE t ALTER COLUMN n TYPE int USING n + 0";
 const SUM: &str = "SELECT count(*) || ' ' || sum(n) FROM t";
@@ -21,13 +22,10 @@ fn rewritten_on_the_source(capture: Capture) {
         "UPDATE t SET n = n + 1 WHERE id <= 500",
         "INSERT INTO t SELECT g, 0 FROM generate_series(2001, 2500) g",
     ] {
-        net.wait_served();
-        let before = net.control().number("SELECT bucardo.fault_hits('kid.after_gather')");
-        net.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+        net.rest();
         net.on("A").exec(change);
-        wait_until("the run to have its snapshot", || {
-            net.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > before
-        });
+        net.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait'); SELECT bucardo.resume('s')");
+        wait_until("the run to have its snapshot", || net.control().one(HELD) == "t");
         net.on("A").exec(REWRITE);
         net.control().exec("SELECT bucardo.fault_clear()");
         net.settle(&["t"]);
@@ -36,11 +34,12 @@ fn rewritten_on_the_source(capture: Capture) {
 }
 
 fn held(m: &Multi, changes: &[(&str, &str)]) {
-    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait')");
+    m.rest();
     for (name, sql) in changes {
         m.on(name).exec(sql);
     }
-    wait_until("the run to have its snapshots", || m.control().number("SELECT bucardo.fault_hits('kid.after_gather')") > 0);
+    m.control().exec("SELECT bucardo.fault_set('kid.after_gather', 'wait'); SELECT bucardo.resume('s')");
+    wait_until("the run to have its snapshots", || m.control().one(HELD) == "t");
 }
 
 /// On a source to which nobody sends anything.

@@ -64,6 +64,8 @@ fn each_member_in_trouble_is_named_with_its_own_words() {
     // With the time-out of a lock, what it means is told as well.
     net.on("B").exec("ALTER TABLE t DROP CONSTRAINT lower_case");
     net.wait_equal("t", &["B"]);
+    let mended = "SELECT last_error NOT LIKE '%lower_case%' FROM bucardo.status WHERE sync = 's'";
+    net.wait_sql_on_control("the status to know it", mended);
     let mut lock = net.on("B");
     lock.exec("BEGIN; LOCK TABLE t");
     net.on("A").exec("INSERT INTO t VALUES (2, 'x')");

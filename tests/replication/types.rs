@@ -159,7 +159,8 @@ fn a_source_whose_transactions_are_serializable_by_default_keeps_no_locks_of_our
     let ours = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
                 WHERE mode = 'SIReadLock' AND relnamespace = 'bucardo'::regnamespace";
     assert_eq!(net.on("A").number(ours), 0);
-    assert_eq!(net.state(), "good");
+    net.wait_state("good|empty");
+    assert_eq!(net.control().number("SELECT count(*) FROM bucardo.syncrun WHERE error IS NOT NULL"), 0);
 }
 
 fn notnull_column() -> String {
