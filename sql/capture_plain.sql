@@ -51,15 +51,16 @@ $body$;
 -- columns may be gone, or have another type, to which casts or operators belong that their owner has made. So it looks whether
 -- everything is there, and whether the key's types are what they were, before a statement that reads a value is planned: an
 -- operator or a cast would be looked for then, and what is constant in it called. Triggers by statement have the types in NEW as well.
--- Only this can fail, so only this stands in a block with an exception, and it runs no query. What writes stands outside: in there
--- it would take a subtransaction's id, and a transaction that has more than 64 of those slows down the snapshots of all others.
+-- Only this can fail (an internal error: the type that was looked for earlier in the session is gone), so only this stands in a block
+-- with an exception. What writes stands outside: in there it would take a subtransaction's id, and a transaction that has more than
+-- 64 of those slows down the snapshots of all others.
 -- After it, `active` is the number of a segment, or null: then the whole table is to be marked.
 CREATE OR REPLACE FUNCTION bucardo.capture_look(p_capture bucardo.capture) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format($f$
     BEGIN
         active := CASE WHEN %s THEN NULL WHEN %s THEN coalesce(pg_sequence_last_value(%L::regclass), 1) END;%s
-    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
         active := NULL;
     END;$f$,
         -- Never true: for the names alone, the types of which the segments' columns may have gone with.
@@ -199,10 +200,16 @@ CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS t
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
+    grantee regrole;
 BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
         called, bucardo.capture_body(c));
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
+    -- Default privileges may have given it to others: in a trigger of their own, what it calls by name could be theirs.
+    FOR grantee IN SELECT a.grantee::regrole FROM pg_proc p CROSS JOIN aclexplode(p.proacl) a
+                    WHERE p.oid = called::regprocedure AND a.grantee NOT IN (0, p.proowner) LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', called, grantee);
+    END LOOP;
     IF EXISTS (SELECT FROM pg_class r WHERE r.oid = c.relid AND r.relkind = 'p') THEN
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', called);
     END IF;

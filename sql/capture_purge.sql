@@ -36,7 +36,7 @@ $body$;
 
 -- Empties the segments that everybody has been served from, of tables with so many bytes of them. Never waits for a writer
 -- and lets none wait: it switches writers to an empty segment first, and locks only segments that they have left, where no
--- transaction that wrote is open. One that was left just now waits for the next purge: somebody may be on his way to it. Where
+-- transaction that wrote, or whose statement had no row to write, is open. One that was left just now waits for the next purge: somebody may be on his way to it. Where
 -- all is wanted (0 bytes), only a large one does.
 --
 -- Readers, of which there is always one when runs follow one another, are waited for, but for milliseconds (up to 200 of a

@@ -168,6 +168,7 @@ pub fn want(databases: impl Iterator<Item = u32>) {
         for db in &all {
             if let Some(master) = s.master_or_new(*db) {
                 master.wanted = true;
+                master.asked += 1;
                 master.stop = false;
             }
         }

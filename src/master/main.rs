@@ -92,11 +92,12 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     worker::start(Some(db));
     worker::set_for_session(c"synchronous_commit", c"off");
     let (pid, procno) = worker::me();
-    shmem::with(|s| {
+    let asked = shmem::with(|s| {
         let master = &mut s.masters[slot];
         master.pid = pid;
         master.procno = procno;
         master.loaded = false;
+        master.asked
     });
     match xact::caught(|| Master::new(slot, db)) {
         Ok(Some(mut master)) => loop {
@@ -107,7 +108,8 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
             }
         },
         Ok(None) => {
-            shmem::with(|s| s.masters[slot].wanted = false);
+            // Who has asked for it since is answered by the next one.
+            shmem::with(|s| s.masters[slot].wanted &= s.masters[slot].asked != asked);
             worker::exit(0)
         }
         Err(error) => {

@@ -52,6 +52,8 @@ pub struct MasterSlot {
     pub db: u32,
     /// Whether it should run: set by CREATE EXTENSION, `start` and the scout, cleared by `stop` and when the extension is gone.
     pub wanted: bool,
+    /// How often it was asked for: a master that finds in the catalog that it is stopped may have looked before the last time.
+    pub asked: u64,
     /// The process, 0 when it does not run; and the number of its latch.
     pub pid: i32,
     pub procno: i32,
@@ -85,6 +87,7 @@ impl MasterSlot {
     const FREE: Self = Self {
         db: 0,
         wanted: false,
+        asked: 0,
         pid: 0,
         procno: -1,
         generation: 0,

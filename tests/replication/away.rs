@@ -33,7 +33,7 @@ fn a_target_that_is_away_holds_nobody_up_and_catches_up_alone() {
     net.settle(&["t"]);
     a.exec("INSERT INTO t VALUES (999, 'again')");
     net.settle(&["t"]);
-    net.wait_state("good");
+    net.wait_state("good|empty");
 }
 
 /// What a database sets for its applications ends none of our sessions.
@@ -41,7 +41,7 @@ fn a_target_that_is_away_holds_nobody_up_and_catches_up_alone() {
 fn sessions_outlive_the_time_outs_of_a_member() {
     let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
     let outside = || net.servers[0].connect("postgres");
-    outside().exec("ALTER DATABASE a SET idle_session_timeout = '200ms'; ALTER DATABASE b SET idle_session_timeout = '200ms'");
+    outside().exec("ALTER DATABASE a SET idle_session_timeout = '2s'; ALTER DATABASE b SET idle_session_timeout = '2s'");
     outside().exec("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname IN ('a', 'b')");
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.settle(&["t"]);
@@ -49,8 +49,8 @@ fn sessions_outlive_the_time_outs_of_a_member() {
     let before = outside().one(ours);
     assert!(before.contains(' '), "sessions: {before}");
     // Younger than all of them, and ended by that time-out.
-    let mut younger = net.on("A");
-    let ended = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {}", younger.number("SELECT pg_backend_pid()"));
+    let younger = net.on("A");
+    let ended = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {}", younger.pid);
     crate::wait::wait_until("a session to be ended for being idle", || outside().number(&ended) == 0);
     assert_eq!(outside().one(ours), before);
 }
@@ -133,7 +133,8 @@ fn a_deadlock_with_an_application_is_never_the_applications() {
     net.on("A").exec("INSERT INTO t VALUES (1, 'old'); INSERT INTO u VALUES (1, 'old')");
     net.settle(&["t", "u"]);
     let mut app = net.on("B");
-    app.exec("BEGIN; UPDATE u SET v = 'app'");
+    // By far the last to look for a deadlock.
+    app.exec("SET deadlock_timeout = '10s'; BEGIN; UPDATE u SET v = 'app'");
     net.on("A").exec("BEGIN; UPDATE t SET v = 'new'; UPDATE u SET v = 'new'; COMMIT");
     net.wait_sql(
         "B",

@@ -227,6 +227,7 @@ fn a_lock_on_a_member_is_waited_for_as_long_as_the_caller_says() {
     assert!(error.message.contains("db \"B\""), "{error}");
     locker.exec("COMMIT");
     assert_unchanged(&net, &before, &call);
+    control.exec("RESET lock_timeout");
     control.exec(&call);
 }
 

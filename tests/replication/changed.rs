@@ -191,6 +191,8 @@ fn a_sync_that_is_added_again_has_no_history() {
     net.wait_sql_on_control("the run to be recorded", "SELECT count(*) > 0 FROM bucardo.syncrun WHERE state = 'bad'");
     removes.exec("COMMIT");
     net.server_of("A").launch();
+    // The master has forgotten the sync.
+    net.control().exec("SELECT bucardo.ping('80s'); SELECT bucardo.ping('80s')");
     net.add_sync("tables => 'public.t', autokick => false");
     assert_eq!(
         net.control().one("SELECT concat_ws(' ', state, last_good, last_bad, last_error) FROM bucardo.status WHERE sync = 's'"),

@@ -12,7 +12,12 @@ const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
 crate::for_both!(tables_that_kick_and_tables_that_do_not);
 
 fn manual() -> Net {
-    let net = Net::together(Capture::Native, 2);
+    manual_to(2)
+}
+
+/// With one target a run waits for a lock there as long as it is held; of several, the others are not kept waiting.
+fn manual_to(targets: usize) -> Net {
+    let net = Net::together(Capture::Native, targets);
     net.everywhere(T);
     net.add_sync("tables => 'public.t', autokick => false");
     net
@@ -197,8 +202,10 @@ fn paused_inactive_and_stopped_survive_a_restart_and_lose_nothing() {
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
     net.settle(&["t"]);
     let mut control = net.control();
+    net.until_empty();
     assert_eq!(control.one("SELECT bucardo.pause('s')"), "s");
     refused_until(&net, "paused", "SELECT bucardo.resume('s')");
+    net.until_empty();
     net.control().exec("SELECT bucardo.deactivate('s')");
     refused_until(&net, "inactive", "SELECT bucardo.activate('s')");
     assert_eq!(net.control().one("SELECT bucardo.stop('because')"), "stopped");
@@ -250,6 +257,7 @@ fn a_target_joins_a_running_sync() {
     net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
     net.wait_equal("t", &["B"]);
     net.wait_sql("C", "the new row", "SELECT count(*) = 1 FROM t WHERE id = 2");
+    net.until_empty();
     net.control().exec("SELECT bucardo.update_sync('s', dbs => 'A:source,C:target')");
     net.on("A").exec("UPDATE t SET v = 'z'");
     net.wait_equal("t", &["C"]);
@@ -312,7 +320,7 @@ fn kick_meanwhile(net: &Net, meanwhile: impl FnOnce()) -> Result<String, PgError
 
 #[test]
 fn a_waiting_kick_outlives_the_master_and_is_told_of_stop_and_removal() {
-    let net = manual();
+    let net = manual_to(1);
     let mut control = net.control();
     let answer = kick_meanwhile(&net, || {
         control.exec("SELECT pg_terminate_backend(pid, 60000) FROM bucardo.activity WHERE kind = 'master'")
@@ -378,6 +386,7 @@ fn a_sync_whose_members_are_inactive_says_which_and_keeps_what_is_captured() {
     let mut control = net.control();
     assert_eq!(net.kick(), "empty");
     for (id, away) in [(1, "A"), (2, "B")] {
+        net.until_empty();
         control.exec(&format!("SELECT bucardo.update_db('{away}', status => 'inactive')"));
         net.on("A").exec(&format!("INSERT INTO t VALUES ({id}, 'x')"));
         for call in ["kick('s')", "kick('s', '80s')"] {
@@ -401,7 +410,7 @@ fn a_sync_whose_members_are_inactive_says_which_and_keeps_what_is_captured() {
 
 #[test]
 fn a_waiting_kick_is_told_what_was_made_inactive() {
-    let net = manual();
+    let net = manual_to(1);
     let mut control = net.control();
     let hold = |net: &Net, call: &str| {
         let mut busy = net.on("B");

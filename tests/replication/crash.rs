@@ -143,8 +143,12 @@ fn a_run_whose_kid_was_ended_is_on_record() {
     busy.exec("BEGIN; LOCK TABLE t IN SHARE MODE");
     net.on("A").exec("INSERT INTO t VALUES (1)");
     let run = "SELECT max(run) FROM bucardo.activity WHERE kind = 'kid' AND phase = 'apply'";
-    wait_until("the kid to wait", || net.control().maybe(run).is_some());
-    let run = net.control().one(run);
+    let mut waiting = None;
+    wait_until("the kid to wait", || {
+        waiting = net.control().maybe(run);
+        waiting.is_some()
+    });
+    let run = waiting.expect("the run that was seen");
     net.control().exec("SELECT pg_terminate_backend(pid) FROM bucardo.activity WHERE kind = 'kid'");
     net.wait_sql_on_control("the row of the run", &format!("SELECT EXISTS (SELECT FROM bucardo.syncrun WHERE run = {run})"));
     let row = format!("SELECT concat_ws(' ', state, sqlstate, started <= ended, error) FROM bucardo.syncrun WHERE run = {run}");
@@ -200,7 +204,7 @@ fn a_fast_shutdown_in_a_large_run_is_answered() {
         net.control().exec("SELECT bucardo.pause('s')");
         net.on("A").exec("INSERT INTO t SELECT g, repeat('x', 200) FROM generate_series(1, 150000) g");
         net.control().exec("SELECT bucardo.resume('s')");
-        net.wait_state("running");
+        net.wait_state("running|good");
         let server = if victim == "control" { &net.servers[0] } else { net.server_of("B") };
         server.restart(Stop::Fast);
         net.settle(&["t"]);
@@ -270,6 +274,9 @@ fn no_worker_slot_is_left_for_a_kid() {
         second.exec(&format!("CREATE DATABASE {db}"));
         net.servers[0].sql(db, "CREATE EXTENSION bucardo");
     }
+    // The last slot that is left is taken before a kid asks for it.
+    let masters = "SELECT count(*) >= 2 FROM pg_stat_activity WHERE backend_type = 'bucardo master'";
+    wait_until("the masters that there is room for", || second.one(masters) == "t");
     net.add_sync("tables => 'public.t'");
     net.on("A").exec("INSERT INTO t VALUES (1, 'queued')");
     wait_until("a word about max_worker_processes", || {

@@ -7,7 +7,7 @@ use crate::proxy::Proxy;
 use crate::wait::wait_until;
 
 const T: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
-const SOON: &str = "bucardo.connect_timeout = '1s'";
+const SOON: &str = "bucardo.connect_timeout = '3s'";
 
 /// A source and two targets on servers of their own, with connections that are kept since a first run.
 fn net(capture: Capture) -> Net {

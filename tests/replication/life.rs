@@ -76,7 +76,7 @@ fn a_member_whose_host_answers_nobody_does_not_hold_the_master() {
 #[test]
 fn what_the_database_is_set_to_is_not_what_the_workers_run_under() {
     let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
-    // The test's own sessions are older than the settings: under these no statement of theirs is sure to end.
+    // The test's own sessions are older than the settings.
     let (mut control, mut a, mut b) = (net.control(), net.on("A"), net.on("B"));
     b.exec(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$; \

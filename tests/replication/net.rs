@@ -162,15 +162,19 @@ impl Net {
         self.try_kick().unwrap_or_else(|error| panic!("kick: {error}\n{}", self.report()))
     }
 
-    /// Pauses the sync, and no run of it is under way: a pause ends none, and a run that has brought something is followed by
-    /// one more.
-    pub fn rest(&self) {
-        // Who is away or refuses is no matter here; only after a run that has found nothing there is none to come.
+    /// Until no run is under way or to come: one that has brought something is followed by one more.
+    pub fn until_empty(&self) {
+        // Who is away or refuses is no matter here.
         for _ in 0..10 {
             if self.try_kick().is_ok_and(|state| state == "empty") {
                 break;
             }
         }
+    }
+
+    /// Pauses the sync, and no run of it is under way: a pause ends none.
+    pub fn rest(&self) {
+        self.until_empty();
         self.control().exec("SELECT bucardo.pause('s')");
     }
 

@@ -31,6 +31,20 @@ fn nothing_is_open_to_public() {
     assert_eq!(net.control().one(pinned), "", "SECURITY DEFINER without a pinned search_path");
 }
 
+/// Where default privileges give every function to somebody, a table's capture function is not given: in a trigger of his own, it
+/// would take a relation of his for the changed rows.
+#[test]
+fn default_privileges_give_nobody_a_capture_function() {
+    let net = Net::together(Capture::Plain, 1);
+    net.on("A").exec(
+        "CREATE ROLE app; ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO app; ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO app",
+    );
+    let net = net.with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let given = "SELECT count(*) || ' ' || count(*) FILTER (WHERE has_function_privilege('app', oid, 'EXECUTE')) FROM pg_proc \
+                 WHERE pronamespace = 'bucardo'::regnamespace AND proname ~ '^seg[0-9]+_capture_'";
+    assert_eq!(net.on("A").one(given), "1 0");
+}
+
 #[test]
 fn a_monitoring_role_sees_the_views_and_no_row_images() {
     let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
