@@ -106,7 +106,7 @@ fn a_column_that_one_member_lacks_is_named_and_the_others_go_on() {
     assert_eq!(m.on("B").number("SELECT more FROM t"), 2);
     m.on("T").exec(add);
     // The master may have tried again by itself.
-    m.kick();
+    assert!(matches!(m.kick().as_str(), "good" | "empty"));
     m.assert_equal("t");
 }
 
