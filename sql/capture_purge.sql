@@ -98,6 +98,9 @@ BEGIN
             SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
             IF empty IS NOT NULL THEN
                 PERFORM setval(c.active::regclass, empty);
+                IF to_regprocedure('bucardo.capture_switched()') IS NOT NULL THEN
+                    EXECUTE 'SELECT bucardo.capture_switched()';
+                END IF;
                 left_now := active;
                 active := empty;
             END IF;

@@ -276,3 +276,9 @@ fn capture_all_wait() -> bool {
 fn capture_wake() {
     crate::pg::trigger::note_captured();
 }
+
+/// A purge has sent writers to another segment; transactions do not matter, as they do not to `setval`.
+#[pg_extern]
+fn capture_switched() {
+    shmem::switched();
+}

@@ -2,11 +2,12 @@
 //! names that the trigger carries. It must never take a table for one whose single rows can be written down when its key
 //! is not what the segments hold; nor believe the names: everybody may call the trigger's function in a trigger of his own.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 
 use pgrx::pg_sys::{self, AttrNumber, Datum, Oid};
 
-use super::raw;
+use super::{raw, shmem};
 
 /// A key may have this many columns, as an index may.
 pub const MAX_KEYS: usize = pg_sys::INDEX_MAX_KEYS as usize;
@@ -29,6 +30,54 @@ pub struct Captured {
     pub active: Oid,
     pub segments: [Oid; 3],
     pub keys: Vec<Key>,
+    /// Which segment writers used, and how often they had been sent to another one when that was looked at.
+    in_use: Cell<Option<(u64, usize)>>,
+}
+
+impl Captured {
+    /// Which segment writers use now. The sequence is asked anew after each purge that sent writers elsewhere. Who comes too late
+    /// for one writes into the segment that was left, which harms nobody: he holds its lock, and it is read as all are.
+    ///
+    /// # Safety
+    /// In a transaction, inside a guard; `active` is a sequence.
+    #[inline(always)]
+    pub unsafe fn segment_in_use(&self) -> Oid {
+        // Before the sequence: what is switched after that is not missed the next time.
+        let switches = shmem::switches();
+        let at = match self.in_use.get() {
+            Some((seen, at)) if switches == Some(seen) => at,
+            _ => {
+                // SAFETY: see above.
+                let at = unsafe { last_value(self.active) };
+                self.in_use.set(switches.map(|switches| (switches, at)));
+                at
+            }
+        };
+        self.segments[at]
+    }
+}
+
+/// The place of the segment that writers use: the sequence's last value, read from its page, past every snapshot and privilege.
+///
+/// # Safety
+/// See [`Captured::segment_in_use`].
+unsafe fn last_value(sequence: Oid) -> usize {
+    // SAFETY: a sequence has one page with one tuple whose first column is the int8 last_value; the buffer is pinned
+    // and share-locked while it is read.
+    let value = unsafe {
+        let rel = raw::relation_open(sequence, pg_sys::AccessShareLock as i32);
+        let buffer = raw::read_buffer(rel, 0);
+        raw::lock_buffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+        let page = pg_sys::BufferGetPage(buffer).cast::<u8>();
+        let line = (*page.cast::<pg_sys::PageHeaderData>()).pd_linp.as_ptr();
+        let tuple = page.add((*line).lp_off() as usize);
+        let header = usize::from((*tuple.cast::<pg_sys::HeapTupleHeaderData>()).t_hoff);
+        let value = tuple.add(header).cast::<i64>().read_unaligned();
+        raw::unlock_release_buffer(buffer);
+        raw::relation_close(rel, pg_sys::AccessShareLock as i32);
+        value
+    };
+    (value - 1).clamp(0, 2) as usize
 }
 
 /// What follows the key columns in a segment: xid, at, origin, existed.
@@ -75,7 +124,7 @@ pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> 
             pg_sys::get_typlenbyvalalign(kind, &mut length, &mut by_value, &mut align);
             columns.push(Key { attnum, kind, by_value, length, align });
         }
-        Some(Ok(Captured { id, active: found[0], segments, keys: columns }))
+        Some(Ok(Captured { id, active: found[0], segments, keys: columns, in_use: Cell::new(None) }))
     }
 }
 

@@ -8,7 +8,7 @@
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
-use pgrx::pg_sys::{self, Datum, HeapTuple, Oid, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
+use pgrx::pg_sys::{self, Datum, HeapTuple, Relation, TriggerData, TupleDesc, TupleTableSlot, Tuplestorestate};
 
 use super::captured::{Captured, Key, MAX_KEYS};
 use super::raw;
@@ -23,26 +23,6 @@ const BATCH_BYTES: usize = 6000;
 /// What follows the keys in a segment: xid, at, origin, existed. Then come the arrays of keys, if it has them.
 const EXTRA: usize = 4;
 const COLUMNS: usize = 2 * MAX_KEYS + EXTRA;
-
-/// Which segment writers use now: the sequence's last value, read from its page, past every snapshot and privilege.
-fn active_segment(sequence: Oid) -> usize {
-    // SAFETY: a sequence has one page with one tuple whose first column is the int8 last_value; the buffer is pinned
-    // and share-locked while it is read.
-    let value = unsafe {
-        let rel = raw::relation_open(sequence, pg_sys::AccessShareLock as i32);
-        let buffer = raw::read_buffer(rel, 0);
-        raw::lock_buffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-        let page = pg_sys::BufferGetPage(buffer).cast::<u8>();
-        let line = (*page.cast::<pg_sys::PageHeaderData>()).pd_linp.as_ptr();
-        let tuple = page.add((*line).lp_off() as usize);
-        let header = usize::from((*tuple.cast::<pg_sys::HeapTupleHeaderData>()).t_hoff);
-        let value = tuple.add(header).cast::<i64>().read_unaligned();
-        raw::unlock_release_buffer(buffer);
-        raw::relation_close(rel, pg_sys::AccessShareLock as i32);
-        value
-    };
-    (value - 1).clamp(0, 2) as usize
-}
 
 /// The writer of one statement. Owns nothing that a jump could leak: all of it is memory of the current context.
 struct Writer {
@@ -90,7 +70,7 @@ impl Row {
         unsafe {
             values[n] = Datum::from(raw::top_full_transaction_id().value as i64);
             values[n + 1] = Datum::from(raw::current_timestamp());
-            let rel = raw::table_open(captured.segments[active_segment(captured.active)], pg_sys::RowExclusiveLock as i32);
+            let rel = raw::table_open(captured.segment_in_use(), pg_sys::RowExclusiveLock as i32);
             Self { rel, values, nulls }
         }
     }

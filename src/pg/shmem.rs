@@ -33,6 +33,8 @@ pub struct Flags {
     used: AtomicUsize,
     /// Whether anybody has committed captured changes of any database without waiting for the disk, since the server started.
     hasty: AtomicBool,
+    /// How often a purge has sent writers of any table to another segment.
+    switches: AtomicU64,
     watches: [Watch; MAX_WATCHES],
 }
 
@@ -69,6 +71,7 @@ fn flags_init() {
         FLAGS = Flags {
             used: AtomicUsize::new(0),
             hasty: AtomicBool::new(false),
+            switches: AtomicU64::new(0),
             watches: [const {
                 Watch {
                     db: AtomicU32::new(0),
@@ -195,6 +198,18 @@ pub fn committing() {
 /// what he has committed. Asked after the snapshot was taken. False where it is not known.
 pub fn all_wait() -> bool {
     is_loaded() && !FLAGS.get().hasty.load(Ordering::Acquire)
+}
+
+/// How often writers of captured changes were sent to another segment. None: nobody counts.
+pub fn switches() -> Option<u64> {
+    is_loaded().then(|| FLAGS.get().switches.load(Ordering::Acquire))
+}
+
+/// Writers were sent to another segment.
+pub fn switched() {
+    if is_loaded() {
+        FLAGS.get().switches.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// The database that this process is connected to; 0 for none.

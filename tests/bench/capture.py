@@ -3,12 +3,11 @@ PostgreSQL's logical decoding reads along. No run takes place meanwhile: the mas
 
 import itertools
 import os
-import re
-import resource
 import subprocess
 
 from common import ROW, cpu_of, measured
 from opponents import Decoder
+from turns import Turns
 
 DATABASES = ("none", "native", "plain", "decoded")
 # Triggers that do nothing, which tell what the server asks for having one at all: one of the native function, which looks for
@@ -93,12 +92,6 @@ def capture_statements(bench):
     bench.drop(*EMPTY)
 
 
-def children():
-    """The processor time of programs that were run and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def pgbench(bench, server, db, arguments, commit="on"):
     """Runs pgbench; what it printed."""
     command = [bench.place.bin("pgbench"), "-n", "-h", server.folder, "-U", "postgres", *arguments, db]
@@ -107,15 +100,6 @@ def pgbench(bench, server, db, arguments, commit="on"):
     if done.returncode != 0:
         raise RuntimeError(f"pgbench: {done.stdout}{done.stderr}")
     return done.stdout
-
-
-def rate(bench, db, script, protocol, clients, commit):
-    """Transactions a second, and the processor time of each in microseconds (server and pgbench)."""
-    before = bench.one.cpu() + children()
-    out = pgbench(bench, bench.one, db, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol, *bench.load(2)], commit)
-    used = bench.one.cpu() + children() - before
-    done = int(re.search(r"actually processed: (\d+)", out)[1])
-    return float(re.search(r"tps = ([\d.]+)", out)[1]), used / max(1, done) * 1e6
 
 
 def capture_transactions(bench):
@@ -131,21 +115,30 @@ def capture_transactions(bench):
     for db in contenders:
         bench.on(bench.one, db, f"INSERT INTO t {ROW} FROM generate_series(1, {rows}) g; ALTER TABLE t SET (fillfactor = 50)")
         bench.on(bench.one, db, "VACUUM FULL t")
+    # Short turns, and many: what the machine does besides changes from one second to the next.
+    full = bench.factor >= 0.01
+    rounds, length = (2 * len(contenders) * bench.repeat, 0.25) if full else (1, 0.02)
     off, on = {"native": ">= 0.95 x", "plain": ">= 0.88 x"}, {"native": ">= 0.97 x", "plain": ">= 0.93 x"}
     for protocol in ("simple", "prepared"):
         for (commit, goals), clients in itertools.product((("off", off), ("on", on)), (2, 16)):
             rates, costs = {db: [] for db in contenders}, {db: [] for db in contenders}
-            # Many short rounds: what the machine does besides changes from one second to the next.
-            for _ in range(3 * bench.repeat):
+            for db in contenders:
+                bench.on(bench.one, db, "VACUUM t")
+            bench.checkpoint()
+            turns = Turns(bench, contenders, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol], commit)
+            try:
                 for db in contenders:
-                    bench.on(bench.one, db, "VACUUM t")
-                    bench.on(bench.one, db, "CHECKPOINT")
-                    decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
-                    tps, micros = rate(bench, db, script, protocol, clients, commit)
-                    if decoder:
-                        decoder.close()
-                    rates[db].append(tps)
-                    costs[db].append(micros)
+                    turns.turn(db, 2 * length)
+                for order in turns.rounds(rounds):
+                    for db in order:
+                        decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
+                        tps, micros = turns.turn(db, length)
+                        if decoder:
+                            decoder.close()
+                        rates[db].append(tps)
+                        costs[db].append(micros)
+            finally:
+                turns.close()
             work = f"one-row commits, {protocol}, {clients} clients, sync {commit}"
             for db in contenders:
                 against = (None, None) if db == "none" else (rates["none"], costs["none"])
