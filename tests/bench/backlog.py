@@ -73,8 +73,7 @@ def one_backlog(bench, row, wide):
     control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")])
     source, target, updated = bench.one.connect("source"), bench.two.connect("target"), bench.two.connect("updated")
     subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
-    updated.run(f"INSERT INTO t {row} FROM generate_series(1, {bench.rows(1_000_000)}) g")
-    mine, native, copy, limits, details = Turn(bench), Turn(bench), Turn(bench), ([], []), {}
+    mine, native, copy, limits, details = Turn(bench), Turn(bench), Turn(bench), {name: [] for name in LIMITS}, {}
     for _ in range(bench.repeat):
         ours(bench, row, control, source, target, mine, details)
         theirs(bench, row, subscription, native)
@@ -83,19 +82,16 @@ def one_backlog(bench, row, wide):
             bench.checkpoint()
             select = f"SELECT * FROM t WHERE {where}"
             copy.take(kind, lambda: bench.place.copy(bench.one, "source", select, bench.two, "copied", "t"))
-        _, _, update, where = kinds(bench, row)[1]
-        for limit, action in zip(limits, (lambda: updated.run(update), lambda: stored_anew(bench, updated, where))):
-            updated.run("VACUUM t")
-            updated.run("CHECKPOINT")
-            limit.append(timed(action))
+        for name, least in LIMITS.items():
+            limits[name].append(least(bench, updated, *kinds(bench, row)[1][2:]))
     for kind, count, _, _ in kinds(bench, row):
         work = f"backlog of {count:,} {kind}s{wide}"
         bench.report(work, "COPY", copy.walls[kind], "s")
         bench.report(work, "bucardo", mine.walls[kind], "s", copy.walls[kind], "<= 1.5 x")
         bench.report(work, "native logical", native.walls[kind], "s", copy.walls[kind])
         if kind == "update":
-            bench.report(work, "the UPDATE alone, there", limits[0], "s", copy.walls[kind])
-            bench.report(work, "DELETE there, then COPY", limits[1], "s", copy.walls[kind])
+            for name, walls in limits.items():
+                bench.report(work, name, walls, "s", copy.walls[kind])
         for name, turn in (("COPY", copy), ("bucardo", mine), ("native logical", native)):
             bench.report(f"{work}: CPU", name, turn.cpus[kind], "s", None if turn is copy else copy.cpus[kind], ours=turn is mine)
         print(f"      {details[kind]}")
@@ -105,10 +101,44 @@ def one_backlog(bench, row, wide):
     bench.drop("source", "target", "copied", "updated", "logical", "logical_source")
 
 
-def stored_anew(bench, conn, where):
-    """The rows deleted there, and copied in once more: the least that brings them to a table that has had them."""
-    conn.run(f"DELETE FROM t WHERE {where}")
-    bench.place.copy(bench.one, "source", f"SELECT * FROM t WHERE {where}", bench.two, "updated", "t")
+def as_before(bench, conn):
+    """A table as receivers have it when the updates come: full pages, which somebody has read since."""
+    conn.run("DROP TABLE IF EXISTS new; TRUNCATE t")
+    bench.place.copy(bench.one, "source", "SELECT * FROM t", bench.two, "updated", "t")
+    conn.run("SELECT count(*) FROM t")
+    bench.checkpoint()
+
+
+def update_alone(bench, conn, update, _where):
+    """The same UPDATE typed in there: nothing is transported, and only one column is new."""
+    as_before(bench, conn)
+    return timed(lambda: conn.run(update))
+
+
+def update_from(bench, conn, _update, where):
+    """The rows are there already, in a table, and the UPDATE takes them from it."""
+    as_before(bench, conn)
+    conn.run(f"CREATE UNLOGGED TABLE new AS SELECT id, a + 1 AS a, v FROM t WHERE {where}; ANALYZE new; CHECKPOINT")
+    return timed(lambda: conn.run("UPDATE t SET a = new.a, v = new.v FROM new WHERE t.id = new.id"))
+
+
+def stored_anew(bench, conn, _update, where):
+    """The rows deleted there, and copied in once more, without a look at what was there."""
+    as_before(bench, conn)
+
+    def anew():
+        conn.run(f"DELETE FROM t WHERE {where}")
+        bench.place.copy(bench.one, "source", f"SELECT * FROM t WHERE {where}", bench.two, "updated", "t")
+
+    return timed(anew)
+
+
+# What a receiver cannot do without, whoever brings the rows.
+LIMITS = {
+    "the UPDATE alone, there": update_alone,
+    "UPDATE there, from a table": update_from,
+    "DELETE there, then COPY": stored_anew,
+}
 
 
 def fan_out(bench):

@@ -5,7 +5,7 @@ import itertools
 import os
 import subprocess
 
-from common import ROW, cpu_of, measured
+from common import ROW, cpu_of, measured, orders
 from opponents import Decoder
 from turns import Turns
 
@@ -65,8 +65,8 @@ def capture_statements(bench):
         walls[kind, db].append(wall)
         cpus[kind, db].append(cpu)
 
-    for _ in range(bench.repeat):
-        for db in conns:
+    for order in orders(tuple(conns), bench.repeat):
+        for db in order:
             decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
             conns[db].run("TRUNCATE t")
             if db in ("native", "plain"):
@@ -129,7 +129,7 @@ def capture_transactions(bench):
             try:
                 for db in contenders:
                     turns.turn(db, 2 * length)
-                for order in turns.rounds(rounds):
+                for order in orders(contenders, rounds):
                     for db in order:
                         decoder = Decoder(bench, bench.one, db) if db == "decoded" else None
                         tps, micros = turns.turn(db, length)

@@ -104,6 +104,14 @@ class Bench:
                 raise RuntimeError(f"the members differ in {table}: {wanted} and {found}")
 
 
+def orders(names, rounds):
+    """The order of each round: everybody is as often the first as others are, and as often before another as behind him."""
+    n, step = len(names), max(1, len(names) // rounds)
+    for number in range(rounds):
+        turned = [names[(number * step + i) % n] for i in range(n)]
+        yield turned[::-1] if number * step // n % 2 else turned
+
+
 def kick(control, sync="s"):
     control.run(f"SELECT bucardo.kick('{sync}', '900s')")
 

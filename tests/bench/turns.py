@@ -58,13 +58,6 @@ class Turns:
         done = max(1, self._next_xid() - first)
         return done / lasted, (self._used(db) - used) / done * 1e6
 
-    def rounds(self, count):
-        """The order of each round: everyone is as often before another as behind him."""
-        n = len(self.databases)
-        for number in range(count):
-            order = [self.databases[(number + i) % n] for i in range(n)]
-            yield order if number // n % 2 == 0 else order[::-1]
-
     def close(self):
         for program in self.programs.values():
             program.kill()

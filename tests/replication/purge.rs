@@ -5,7 +5,7 @@ use crate::net::{Capture, Net};
 use crate::wait::{reached, wait_until};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-for_both!(readers_without_a_gap, who_stays_is_not_waited_for, set_back_while_it_is_purged);
+for_both!(readers_without_a_gap, who_stays_is_not_waited_for, writers_follow, set_back_while_it_is_purged);
 
 const HELD: &str = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
 const SEGMENTS: &str = "SELECT string_agg(g::regclass::text, ', ') FROM bucardo.capture c, unnest(c.segments) g";
@@ -82,6 +82,34 @@ fn who_stays_is_not_waited_for(capture: Capture) {
     wait_until("all to be purged", || {
         net.control().exec("SELECT bucardo.purge(); SELECT bucardo.purge()");
         net.on("A").number(HELD) == 0
+    });
+}
+
+/// A session that goes on writes into the segment that a purge has sent writers to, and the one that it left is purged next.
+fn writers_follow(capture: Capture) {
+    let net = served(capture);
+    let (mut a, mut other) = (net.on("A"), net.on("A"));
+    let segment = "bucardo.capture c, generate_subscripts(c.segments, 1) i WHERE c.relid = 't'::regclass";
+    let filled = format!(
+        "SELECT coalesce(string_agg(i::text, ',' ORDER BY i), '') FROM {segment} AND pg_relation_size(c.segments[i]) > 0"
+    );
+    let active = other
+        .one("SELECT format('SELECT last_value FROM %s', active::regclass) FROM bucardo.capture WHERE relid = 't'::regclass");
+    a.exec("INSERT INTO t VALUES (2000)");
+    net.settle(&["t"]);
+    let left = other.one(&active);
+    assert_eq!(other.one(&filled), left);
+    wait_until("writers to be sent elsewhere", || {
+        other.exec("SELECT bucardo.capture_purge(1)");
+        other.one(&active) != left
+    });
+    a.exec("INSERT INTO t VALUES (2001)");
+    let next = other.one(&active);
+    assert!(other.one(&filled).split(',').any(|segment| segment == next), "a session writes where it wrote before");
+    net.settle(&["t"]);
+    wait_until("the segment that was left to be empty", || {
+        other.exec("SELECT bucardo.capture_purge(1)");
+        !other.one(&filled).split(',').any(|segment| segment == left)
     });
 }
 
