@@ -296,12 +296,14 @@ $body$;
 CREATE OR REPLACE FUNCTION bucardo.capture_triggers(c bucardo.capture) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
-    called text; event record;
+    called text; event record; names text[];
 BEGIN
     IF c.native THEN
-        called := format('bucardo.capture(%L, %s, %s)', format('seg%s_active', c.id),
-            (SELECT string_agg(quote_literal(s.relname), ', ' ORDER BY ord) FROM unnest(c.segments) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o),
-            (SELECT string_agg(quote_literal(k), ', ' ORDER BY ord) FROM unnest(c.keys) WITH ORDINALITY u(k, ord)));
+        names := format('seg%s_active', c.id) || ARRAY(SELECT s.relname::text FROM unnest(c.segments) WITH ORDINALITY u(o, ord) JOIN pg_class s ON s.oid = o ORDER BY ord) || c.keys;
+        -- In one argument, if no name has a space in it: each statement copies all arguments of all triggers.
+        called := (SELECT format('bucardo.capture(%s)', CASE WHEN bool_or(n LIKE '% %') THEN string_agg(quote_literal(n), ', ' ORDER BY ord)
+                          ELSE quote_literal(string_agg(n, ' ' ORDER BY ord)) END)
+                     FROM unnest(names) WITH ORDINALITY u(n, ord));
     ELSE
         called := bucardo.capture_function(c);
     END IF;

@@ -3,7 +3,7 @@
 //! is not what the segments hold; nor believe the names: everybody may call the trigger's function in a trigger of his own.
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 use pgrx::pg_sys::{self, AttrNumber, Datum, Oid};
 
@@ -86,11 +86,11 @@ const BEHIND_KEYS: [Oid; 4] = [pg_sys::INT8OID, pg_sys::TIMESTAMPTZOID, pg_sys::
 /// Resolves the names that a trigger carries. None: they do not exist here, as in a restored copy, or are not those of the
 /// table's capture. `Some(Err(()))`: the table's key is not what the segments hold, or may be null, so single rows cannot be
 /// written down.
-pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> {
-    let (names, keys) = arguments.split_at_checked(4)?;
+pub fn resolve(table: Oid, names: &[CString]) -> Option<Result<Captured, ()>> {
+    let (names, keys) = names.split_at_checked(4)?;
     // The first is `seg7_active`, the others begin with `seg7_1_` to `seg7_3_`.
     let id: i32 = names[0].to_str().ok()?.strip_prefix("seg")?.strip_suffix("_active")?.parse().ok()?;
-    let ours = |(i, name): (usize, &&CStr)| name.to_bytes().starts_with(format!("seg{id}_{}_", i + 1).as_bytes());
+    let ours = |(i, name): (usize, &CString)| name.to_bytes().starts_with(format!("seg{id}_{}_", i + 1).as_bytes());
     if !names[1..].iter().enumerate().all(ours) || keys.is_empty() || keys.len() > MAX_KEYS {
         return None;
     }
@@ -98,7 +98,7 @@ pub fn resolve(table: Oid, arguments: &[&CStr]) -> Option<Result<Captured, ()>> 
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"bucardo".as_ptr(), true);
         let find = |name: &CStr| pg_sys::get_relname_relid(name.as_ptr(), schema);
-        let found = [find(names[0]), find(names[1]), find(names[2]), find(names[3])];
+        let found = [find(&names[0]), find(&names[1]), find(&names[2]), find(&names[3])];
         if schema == Oid::INVALID || found.contains(&Oid::INVALID) || !captures(schema, id, table) {
             return None;
         }

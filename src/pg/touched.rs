@@ -4,7 +4,7 @@
 //! strength of a row that may yet be rolled back: then deltas would be there that nobody looks for.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use pgrx::pg_sys::{self, Datum, Oid};
 
@@ -39,12 +39,12 @@ impl Seen {
 
 thread_local! {
     /// By segment.
-    static SEEN: RefCell<HashMap<Oid, Seen>> = RefCell::new(HashMap::new());
+    static SEEN: RefCell<BTreeMap<u32, Seen>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// To be called after deltas were written, in the same subtransaction.
 pub fn tell(segment: Segment) -> Result<()> {
-    if SEEN.with_borrow(|seen| seen.get(&segment.oid).is_some_and(|s| s.counts(segment.file))) {
+    if SEEN.with_borrow(|seen| seen.get(&segment.oid.to_u32()).is_some_and(|s| s.counts(segment.file))) {
         return Ok(());
     }
     let own = match look(segment)? {
@@ -56,7 +56,7 @@ pub fn tell(segment: Segment) -> Result<()> {
     };
     // SAFETY: they only read the state of the current transaction.
     let here = || unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) };
-    SEEN.with_borrow_mut(|seen| seen.insert(segment.oid, Seen { file: segment.file, own: own.then(here) }));
+    SEEN.with_borrow_mut(|seen| seen.insert(segment.oid.to_u32(), Seen { file: segment.file, own: own.then(here) }));
     Ok(())
 }
 

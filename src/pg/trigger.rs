@@ -3,8 +3,8 @@
 //! was altered, and it needs no right of the application's role.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::ffi::CStr;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
 use pgrx::pg_sys::{self, Datum, FunctionCallInfo, Oid, TriggerData};
@@ -25,7 +25,7 @@ enum Known {
 
 thread_local! {
     /// By table and trigger: a partition has the triggers of all that capture it.
-    static KNOWN: RefCell<HashMap<(Oid, Oid), Known>> = RefCell::new(HashMap::new());
+    static KNOWN: RefCell<BTreeMap<(u32, u32), Known>> = const { RefCell::new(BTreeMap::new()) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     /// Whether this transaction captured anything.
     static CAPTURED: Cell<bool> = const { Cell::new(false) };
@@ -84,7 +84,7 @@ pub unsafe extern "C-unwind" fn bucardo_capture(fcinfo: FunctionCallInfo) -> Dat
 
 fn known(table: Oid, trigger: *mut TriggerData) -> Known {
     // SAFETY: the trigger's definition is there while it runs.
-    let key = (table, unsafe { (*(*trigger).tg_trigger).tgoid });
+    let key = (table.to_u32(), unsafe { (*(*trigger).tg_trigger).tgoid }.to_u32());
     if let Some(known) = KNOWN.with_borrow(|k| k.get(&key).cloned()) {
         return known;
     }
@@ -93,7 +93,12 @@ fn known(table: Oid, trigger: *mut TriggerData) -> Known {
         let definition = (*trigger).tg_trigger;
         (0..usize::try_from((*definition).tgnargs).unwrap_or(0)).map(|i| CStr::from_ptr(*(*definition).tgargs.add(i))).collect()
     };
-    let known = match captured::resolve(table, &arguments) {
+    // All names may stand in one argument.
+    let names: Vec<CString> = match arguments.as_slice() {
+        [all] => all.to_bytes().split(|byte| *byte == b' ').filter_map(|name| CString::new(name).ok()).collect(),
+        each => each.iter().map(|name| CString::from(*name)).collect(),
+    };
+    let known = match captured::resolve(table, &names) {
         Some(Ok(captured)) => Known::Ready(Rc::new(captured)),
         Some(Err(())) => Known::Altered,
         None => Known::Absent,
@@ -119,8 +124,8 @@ unsafe extern "C-unwind" fn forget(_arg: Datum, relation: Oid) {
     forget_marks();
     let _ = KNOWN.try_with(|known| {
         if let Ok(mut known) = known.try_borrow_mut() {
-            let uses = |(table, _): &(Oid, Oid), entry: &Known| match entry {
-                _ if relation == Oid::INVALID || *table == relation => true,
+            let uses = |(table, _): &(u32, u32), entry: &Known| match entry {
+                _ if relation == Oid::INVALID || *table == relation.to_u32() => true,
                 Known::Ready(c) => c.active == relation || c.segments.contains(&relation),
                 Known::Altered | Known::Absent => true,
             };
