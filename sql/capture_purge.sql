@@ -98,12 +98,13 @@ BEGIN
             SELECT min(i) INTO empty FROM generate_series(1, 3) i WHERE pg_relation_size(c.segments[i]) = 0;
             IF empty IS NOT NULL THEN
                 PERFORM setval(c.active::regclass, empty);
-                IF to_regprocedure('bucardo.capture_switched()') IS NOT NULL THEN
-                    EXECUTE 'SELECT bucardo.capture_switched()';
-                END IF;
                 left_now := active;
                 active := empty;
             END IF;
+        END IF;
+        -- Also where nothing was switched: a purge that was ended in between has told nobody.
+        IF to_regprocedure('bucardo.capture_switched()') IS NOT NULL THEN
+            EXECUTE 'SELECT bucardo.capture_switched()';
         END IF;
         counting := format('SELECT coalesce(sum(%s), 0), coalesce(bool_or(%%s), false) FROM %%s',
             CASE WHEN c.batched THEN 'coalesce(array_length(ks1, 1), 1)' ELSE '1' END);

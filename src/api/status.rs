@@ -277,7 +277,7 @@ fn capture_wake() {
     crate::pg::trigger::note_captured();
 }
 
-/// A purge has sent writers to another segment; transactions do not matter, as they do not to `setval`.
+/// A purge may have sent writers to another segment; transactions do not matter, as they do not to `setval`.
 #[pg_extern]
 fn capture_switched() {
     shmem::switched();

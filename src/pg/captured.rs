@@ -30,7 +30,7 @@ pub struct Captured {
     pub active: Oid,
     pub segments: [Oid; 3],
     pub keys: Vec<Key>,
-    /// Which segment writers used, and how often they had been sent to another one when that was looked at.
+    /// Which segment writers used, and how often they had been told to look when that was looked at.
     in_use: Cell<Option<(u64, usize)>>,
 }
 

@@ -25,6 +25,11 @@ struct Watch {
     commits: AtomicU64,
 }
 
+/// How often a purge has told writers to look which segment they are to use. Each statement reads it, and hardly anybody writes
+/// it: it has a cache line of its own.
+#[repr(align(64))]
+struct Switches(AtomicU64);
+
 const MAX_WATCHES: usize = 128;
 
 /// All who watch.
@@ -33,8 +38,7 @@ pub struct Flags {
     used: AtomicUsize,
     /// Whether anybody has committed captured changes of any database without waiting for the disk, since the server started.
     hasty: AtomicBool,
-    /// How often a purge has sent writers of any table to another segment.
-    switches: AtomicU64,
+    switches: Switches,
     watches: [Watch; MAX_WATCHES],
 }
 
@@ -71,7 +75,7 @@ fn flags_init() {
         FLAGS = Flags {
             used: AtomicUsize::new(0),
             hasty: AtomicBool::new(false),
-            switches: AtomicU64::new(0),
+            switches: Switches(AtomicU64::new(0)),
             watches: [const {
                 Watch {
                     db: AtomicU32::new(0),
@@ -190,7 +194,11 @@ pub fn committed(db: u32) {
 pub fn committing() {
     // SAFETY: a setting of this process.
     if unsafe { pg_sys::synchronous_commit } == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 {
-        FLAGS.get().hasty.store(true, Ordering::Release);
+        let hasty = &FLAGS.get().hasty;
+        // Nobody takes it back, and all who commit read what stands beside it.
+        if !hasty.load(Ordering::Acquire) {
+            hasty.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -200,15 +208,15 @@ pub fn all_wait() -> bool {
     is_loaded() && !FLAGS.get().hasty.load(Ordering::Acquire)
 }
 
-/// How often writers of captured changes were sent to another segment. None: nobody counts.
+/// How often writers of captured changes were told to look which segment they are to use. None: nobody counts.
 pub fn switches() -> Option<u64> {
-    is_loaded().then(|| FLAGS.get().switches.load(Ordering::Acquire))
+    is_loaded().then(|| FLAGS.get().switches.0.load(Ordering::Acquire))
 }
 
-/// Writers were sent to another segment.
+/// Writers may have been sent to another segment.
 pub fn switched() {
     if is_loaded() {
-        FLAGS.get().switches.fetch_add(1, Ordering::AcqRel);
+        FLAGS.get().switches.0.fetch_add(1, Ordering::AcqRel);
     }
 }
 

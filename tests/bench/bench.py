@@ -8,6 +8,7 @@ members unequal at its end fails, whatever its time was.
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -87,6 +88,8 @@ def run_all(bench, args):
 
 
 def main():
+    # Whoever ends it so shall find nothing left either.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args = arguments()
     place = Place(args.bindir, args.folder, args.user)
     failed = 0

@@ -14,7 +14,7 @@ DATABASES = ("none", "native", "plain", "decoded")
 # its segments in vain, and one in PL/pgSQL.
 TABLES = "REFERENCING OLD TABLE AS o NEW TABLE AS n FOR EACH STATEMENT"
 EMPTY = {
-    "by_statement": f"{TABLES} EXECUTE FUNCTION bucardo.capture('seg0_active', 'none', 'none', 'none', 'id')",
+    "by_statement": f"{TABLES} EXECUTE FUNCTION bucardo.capture('seg0_active none none none id')",
     "by_plpgsql": f"{TABLES} EXECUTE FUNCTION nothing()",
 }
 NAMES = {
@@ -145,6 +145,7 @@ def capture_transactions(bench):
             rates, costs = {db: [] for db in contenders}, {db: [] for db in contenders}
             for db in contenders:
                 bench.on(bench.one, db, "VACUUM t")
+            Decoder(bench, bench.one, "decoded").close()
             bench.checkpoint()
             turns = Turns(bench, contenders, ["-f", script, "-c", str(clients), "-j", "2", "-M", protocol], commit)
             try:

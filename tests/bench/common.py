@@ -5,6 +5,7 @@ that others use too. Must never report a figure of members that turned out unequ
 """
 
 import os
+import random
 import statistics
 import time
 
@@ -105,11 +106,14 @@ class Bench:
 
 
 def orders(names, rounds):
-    """The order of each round: everybody is as often the first as others are, and as often before another as behind him."""
-    n, step = len(names), max(1, len(names) // rounds)
+    """The order of each round: by lot, and then the same backwards, so that nobody is always behind the same one."""
+    lot, order = random.Random(5), list(names)
     for number in range(rounds):
-        turned = [names[(number * step + i) % n] for i in range(n)]
-        yield turned[::-1] if number * step // n % 2 else turned
+        if number % 2 == 0:
+            lot.shuffle(order)
+        else:
+            order.reverse()
+        yield tuple(order)
 
 
 def kick(control, sync="s"):

@@ -12,7 +12,9 @@ class Decoder:
     def __init__(self, bench, server, db):
         self.admin = server.connect(db)
         self.slot = f"bench_{db}"
-        self.admin.run(f"DROP PUBLICATION IF EXISTS {self.slot}; CREATE PUBLICATION {self.slot} FOR ALL TABLES")
+        # Once: a publication of all tables has every session of the server forget what it knows of tables.
+        if not self.admin.rows(f"SELECT 1 FROM pg_publication WHERE pubname = '{self.slot}'"):
+            self.admin.run(f"CREATE PUBLICATION {self.slot} FOR ALL TABLES")
         self.admin.run(f"SELECT pg_create_logical_replication_slot('{self.slot}', 'pgoutput')")
         options = ["-o", "proto_version=1", "-o", f"publication_names={self.slot}"]
         command = [bench.place.bin("pg_recvlogical"), "-d", server.conninfo(db), "-S", self.slot, "--start", "-f", "/dev/null", *options]

@@ -42,7 +42,8 @@ class Turns:
         program.send_signal(signal.SIGCONT if go else signal.SIGSTOP)
 
     def _used(self, db):
-        return self.bench.one.cpu() + cpu_of(self.programs[db].pid)
+        """The processor time of the server, but for the session that looks on, and of the contender's pgbench."""
+        return self.bench.one.cpu() - cpu_of(self.conn.pid) + cpu_of(self.programs[db].pid)
 
     def turn(self, db, seconds):
         """Lets one work for so long: its transactions a second, and the processor time of each in microseconds (server and pgbench)."""

@@ -670,11 +670,13 @@ fn a_strangers_native_trigger_writes_nothing() {
     a.exec("CREATE ROLE stranger LOGIN; GRANT pg_monitor TO stranger; GRANT ALL ON SCHEMA public TO stranger");
     let segments = a.one("SELECT string_agg(quote_literal(r.relname), ', ' ORDER BY ord) FROM bucardo.capture c, unnest(c.segments) WITH ORDINALITY u (g, ord) JOIN pg_class r ON r.oid = u.g");
     let active = a.one("SELECT quote_literal('seg' || id || '_active') FROM bucardo.capture");
+    let at_once = format!("{active}, {segments}, 'k'").replace("', '", " ");
     let rows = "SELECT count(*) FROM bucardo.db";
     let before = a.number(rows);
     let mut stranger = net.server_of("A").connect_as(CONTROL, "stranger");
     stranger.exec("CREATE TABLE mine (k text NOT NULL)");
-    for arguments in [format!("{active}, 'db', 'db', 'db', 'k'"), format!("{active}, {segments}, 'k'"), "'x', 'y'".to_string()] {
+    let other = format!("{active}, 'db', 'db', 'db', 'k'");
+    for arguments in [other, format!("{active}, {segments}, 'k'"), at_once, "'x', 'y'".to_string(), "' '".to_string()] {
         stranger.exec(&format!(
             "CREATE TRIGGER x AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION bucardo.capture({arguments}); \
              INSERT INTO mine VALUES ('a'); DROP TRIGGER x ON mine"

@@ -111,6 +111,25 @@ fn writers_follow(capture: Capture) {
         other.exec("SELECT bucardo.capture_purge(1)");
         !other.one(&filled).split(',').any(|segment| segment == left)
     });
+    // A purge that was ended when it had sent writers elsewhere and told nobody; the next one tells them, though it cannot empty what they fill.
+    wait_until("all to be empty", || {
+        other.exec("SELECT bucardo.capture_purge(1)");
+        other.one(&filled).is_empty()
+    });
+    let mut open = net.on("A");
+    open.exec("BEGIN; INSERT INTO t VALUES (2002)");
+    a.exec("INSERT INTO t VALUES (2003)");
+    let empty = format!("SELECT setval(c.active::regclass, i) FROM {segment} AND pg_relation_size(c.segments[i]) = 0 LIMIT 1");
+    let third = other.one(&empty);
+    // In time it would come to know by itself: whenever anything else makes it forget the table.
+    let told = (3000..3050).any(|id| {
+        other.exec("SELECT bucardo.capture_purge(1)");
+        a.exec(&format!("INSERT INTO t VALUES ({id})"));
+        other.one(&filled).split(',').any(|segment| segment == third)
+    });
+    assert!(told, "a session is never told where to write");
+    open.exec("COMMIT");
+    net.settle(&["t"]);
 }
 
 /// Between the look at how far everybody was served and the lock, a source that has lost commits is set back.
