@@ -35,7 +35,7 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Which segment writers use now. The sequence is asked anew after each purge that sent writers elsewhere. Who comes too late
+    /// Which segment writers use now. The sequence is asked anew after each purge that may have sent writers elsewhere. Who comes too late
     /// for one writes into the segment that was left, which harms nobody: he holds its lock, and it is read as all are.
     ///
     /// # Safety

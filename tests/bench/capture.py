@@ -3,7 +3,6 @@ PostgreSQL's logical decoding reads along. No run takes place meanwhile: the mas
 
 import itertools
 import os
-import subprocess
 
 from common import ROW, cpu_of, measured, orders
 from opponents import Decoder
@@ -109,16 +108,6 @@ def capture_statements(bench):
         conn.close()
     drop_captured(bench)
     bench.drop(*EMPTY)
-
-
-def pgbench(bench, server, db, arguments, commit="on"):
-    """Runs pgbench; what it printed."""
-    command = [bench.place.bin("pgbench"), "-n", "-h", server.folder, "-U", "postgres", *arguments, db]
-    env = {**os.environ, "PGOPTIONS": f"-c synchronous_commit={commit}"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=bench.place.folder)
-    if done.returncode != 0:
-        raise RuntimeError(f"pgbench: {done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def capture_transactions(bench):

@@ -105,6 +105,11 @@ class Bench:
                 raise RuntimeError(f"the members differ in {table}: {wanted} and {found}")
 
 
+def pgbench_command(bench, server, db, arguments):
+    """How pgbench is called for a database."""
+    return [bench.place.bin("pgbench"), "-h", server.folder, "-U", "postgres", *arguments, db]
+
+
 def orders(names, rounds):
     """The order of each round: by lot, and then the same backwards, so that nobody is always behind the same one."""
     lot, order = random.Random(5), list(names)

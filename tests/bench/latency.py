@@ -6,8 +6,7 @@ import threading
 import time
 
 import pq
-from capture import pgbench
-from common import median_and_p99, quantile, timed, until
+from common import median_and_p99, pgbench_command, quantile, timed, until
 from opponents import Subscription
 
 PGBENCH_TABLES = "pgbench_accounts, pgbench_branches, pgbench_tellers"
@@ -93,16 +92,23 @@ def backlog_of(conn):
     return [float(x) for x in conn.rows(BACKLOG)[0]]
 
 
+def pgbench(bench, server, db, arguments):
+    """Runs pgbench to its end."""
+    command = pgbench_command(bench, server, db, arguments)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=bench.place.folder)
+    if done.returncode != 0:
+        raise RuntimeError(f"pgbench: {done.stdout}{done.stderr}")
+
+
 def tpcb_databases(bench, names):
     for server, db in names:
         server.create_database(db)
-        arguments = ["-i", "-q", "-s", str(max(1, round(10 * min(1, bench.factor)))), "-h", server.folder, "-U", "postgres", db]
-        subprocess.run([bench.place.bin("pgbench"), *arguments], check=True, capture_output=True, cwd=bench.place.folder)
+        pgbench(bench, server, db, ["-i", "-q", "-s", str(max(1, round(10 * min(1, bench.factor))))])
 
 
 def tpcb(bench):
     """pgbench's TPC-B at 500/s: rows pending and the oldest of them meanwhile, and how long it takes until all is served."""
-    load = ["-c", "4", "-j", "1", "-R", "500", "-M", "prepared", *bench.load(60)]
+    load = ["-n", "-c", "4", "-j", "1", "-R", "500", "-M", "prepared", *bench.load(60)]
     for vacuum in ("on", "off"):
         tpcb_databases(bench, [(bench.one, "source"), (bench.two, "target"), (bench.one, "logical_source"), (bench.two, "logical")])
         for server in (bench.one, bench.two):

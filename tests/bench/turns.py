@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 
-from common import cpu_of, until
+from common import cpu_of, pgbench_command, until
 
 NEXT_XID = "SELECT pg_snapshot_xmax(pg_current_snapshot())"
 
@@ -15,12 +15,12 @@ class Turns:
     """Sessions of pgbench in several databases of one server, whose transactions write once each."""
 
     def __init__(self, bench, databases, arguments, commit):
-        self.bench, self.databases = bench, databases
+        self.bench = bench
         self.conn = bench.one.connect()
         self.programs = {}
         try:
             for db in databases:
-                command = [bench.place.bin("pgbench"), "-n", "-h", bench.one.folder, "-U", "postgres", "-T", "86400", *arguments, db]
+                command = pgbench_command(bench, bench.one, db, ["-n", "-T", "86400", *arguments])
                 env = {**os.environ, "PGOPTIONS": f"-c synchronous_commit={commit}"}
                 streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
                 before = self._next_xid()
