@@ -35,8 +35,6 @@ pub struct Described {
     pub name: String,
     /// pg_class.relkind: 'r' table, 'p' partitioned table, 'S' sequence, …
     pub kind: char,
-    /// How many rows it has by its size and statistics, at least 1: an estimate.
-    pub rows: u64,
     /// By attribute number, without the dropped ones.
     pub columns: Vec<Column>,
     /// In key order; empty: none.
@@ -76,10 +74,7 @@ const COLUMNS: &str = "SELECT w.ord, c.oid, c.relkind, a.attname, a.atttypid, \
     pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname, \
     CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, a.attnotnull, \
     CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END, a.attidentity, a.attgenerated <> '', \
-    CASE WHEN a.attcollation <> t.typcollation THEN (SELECT l.collname FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation) END, \
-    CASE WHEN c.relkind = 'r' AND c.relpages > 0 \
-        THEN (c.reltuples / c.relpages * pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int8)::int8 \
-        WHEN c.relkind = 'r' THEN pg_catalog.pg_relation_size(c.oid) / 100 ELSE c.reltuples::int8 END \
+    CASE WHEN a.attcollation <> t.typcollation THEN (SELECT l.collname FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation) END \
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY w(s, r, ord) \
     JOIN pg_catalog.pg_namespace n ON n.nspname = w.s::name \
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.r::name \
@@ -146,8 +141,7 @@ fn first_char(rows: &Rows, row: usize, column: usize) -> char {
 fn relation_row(rows: &Rows, row: usize, schema: &str, name: &str) -> Described {
     let oid = rows.number(row, 1).unwrap_or(0);
     let kind = first_char(rows, row, 2);
-    let estimate = rows.number::<i64>(row, 13).and_then(|n| u64::try_from(n).ok()).unwrap_or(0).max(1);
-    Described { oid, schema: schema.to_string(), name: name.to_string(), kind, rows: estimate, ..Described::default() }
+    Described { oid, schema: schema.to_string(), name: name.to_string(), kind, ..Described::default() }
 }
 
 fn column_row(rows: &Rows, row: usize) -> Column {

@@ -244,8 +244,19 @@ impl<'a> Pass<'a> {
         }
         let binary = self.is_binary(item, receivers);
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
-        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary);
+        let out = self.many(item, binary, source)?;
         stream(source, &out, receivers, &item.name, into)
+    }
+
+    /// The statement that reads the changed keys with their rows: along the index, where they lie close together there.
+    fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<String> {
+        let (reading, changes) = (item.reading(), item.change.changes);
+        let lie = source.query(&reading.lie(&self.window))?;
+        let range = lie.number(0, 1).zip(lie.number(0, 2)).map(|(least, greatest)| Range::new(least, greatest, changes));
+        Ok(match range.filter(Range::is_dense) {
+            Some(range) => reading.many(&self.window, Join::Walk, Some(range), binary),
+            None => reading.many(&self.window, Join::of(changes, lie.number(0, 0).unwrap_or(0)), None, binary),
+        })
     }
 
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
@@ -266,14 +277,14 @@ impl<'a> Pass<'a> {
         if item.change.whole || self.care.thorough {
             let out = match item.change.whole {
                 true => item.reading().whole(binary),
-                false => item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary),
+                false => self.many(item, binary, source)?,
             };
             stream(source, &out, receivers, &item.name, into)?;
             receivers.iter_mut().for_each(|r| send(r, None));
             receivers.iter_mut().for_each(collect);
             return Ok(());
         }
-        let out = item.reading().many(&self.window, Join::of(item.change.changes, item.table.rows), binary);
+        let out = self.many(item, binary, source)?;
         let parts = Parts { into: &into, send: &send, collect: &collect, binary };
         stream_parts(source, &out, receivers, &item.name, &parts)
     }

@@ -48,7 +48,7 @@ impl Pass<'_> {
         if lookup && merge && !self.care.thorough {
             let renewed = deletes + usize::from(writing.has_fixed_identity());
             statements.splice(renewed..renewed, settings(Join::Lookup));
-            walks_at = Some(renewed).filter(|_| writing.has_number_as_key());
+            walks_at = Some(renewed).filter(|_| writing.table.number(writing.key).is_some());
         }
         let key = writing.table.begins_with(writing.key);
         Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at })

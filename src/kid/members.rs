@@ -18,6 +18,7 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SET client_encoding = 'UTF8'; SET lock_timeout = 0; SET log_parameter_max_length_on_error = 0; \
     SET idle_in_transaction_session_timeout = 0; SET default_transaction_read_only = off; \
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
+    SELECT pg_catalog.set_config('enable_memoize', 'off', false) WHERE pg_catalog.current_setting('enable_memoize', true) IS NOT NULL; \
     SELECT pg_catalog.set_config('deadlock_timeout', '100ms', false) WHERE pg_catalog.current_setting('is_superuser') = 'on'; \
     SELECT pg_catalog.set_config('synchronous_commit', 'on', false) WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; \
     SELECT pg_catalog.set_config(s, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::pg_catalog.text[]) s \

@@ -1,19 +1,23 @@
-//! How the keys of a part of the rows lie, read out of the bytes that pass through on their way to the staging tables: where
-//! whole numbers lie close together, a receiver walks along its index once instead of looking each of them up. Pure. It must
-//! never name a range that one of the keys is outside of: that row would count as missing.
+//! How keys that are whole numbers lie: where they lie close together, an index is walked along once instead of looking each
+//! of them up. For a receiver that is read out of the bytes that pass through on their way to its staging table. Pure. It
+//! must never name a range that one of the keys is outside of: that row would count as missing.
 
-/// The least and the greatest of the keys, if they are whole numbers.
+/// The least and the greatest of some keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
-    pub least: i64,
-    pub greatest: i64,
+    least: i64,
+    greatest: i64,
     rows: u64,
 }
 
 /// Up to so many numbers for each row, all of which may be rows there, a walk is cheaper than the look-ups.
-const SPREAD: i128 = 2;
+pub const SPREAD: u8 = 2;
 
 impl Range {
+    pub fn new(least: i64, greatest: i64, rows: u64) -> Self {
+        Self { least, greatest, rows }
+    }
+
     /// The range of the first column of rows in the binary format of COPY, without its header, if all have it in that of
     /// a whole number: the caller knows whether it is one. None: there are none, or these are no such rows.
     /// Source: PostgreSQL's documentation of COPY, "Binary Format".
@@ -35,9 +39,14 @@ impl Range {
         range.filter(|_| rows.is_empty())
     }
 
+    /// The condition that a column lies in it.
+    pub fn holds(&self, column: &str) -> String {
+        format!("{column} BETWEEN '{}' AND '{}'", self.least, self.greatest)
+    }
+
     /// Whether the rows are a good part of all that can lie between the least and the greatest.
     pub fn is_dense(&self) -> bool {
-        i128::from(self.greatest) - i128::from(self.least) < i128::from(self.rows) * SPREAD
+        i128::from(self.greatest) - i128::from(self.least) < i128::from(self.rows) * i128::from(SPREAD)
     }
 }
 

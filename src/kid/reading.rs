@@ -1,6 +1,7 @@
 //! The SQL that a run sends to a source: which keys its window holds, and their current rows. Names and operators are
 //! always qualified and quoted. Reads only; which keys go to whom is decided elsewhere.
 
+use super::range::{Range, SPREAD};
 use super::shape::Table;
 use super::statements::{Join, Window, commit_time, format_of, key_object, list};
 use crate::ident::{quote_ident, quote_literal};
@@ -142,7 +143,7 @@ impl<'a> Reading<'a> {
             "SELECT {}, {also} FROM ({keys}) k JOIN {} t ON {}{left_out}",
             self.select_columns(),
             self.source.only,
-            self.matches()
+            self.matches("k.")
         )
     }
 
@@ -190,10 +191,11 @@ impl<'a> Reading<'a> {
         list(self.columns.len(), |i| format!("{prefix}a{}", i + 1), ", ")
     }
 
-    fn matches(&self) -> String {
+    /// Which row of the table `t` a key belongs to.
+    fn matches(&self, prefix: &str) -> String {
         let one = |i: usize| {
             let column = &self.key[i];
-            format!("t.{} {} k.k{}", quote_ident(column), self.source.equal(column), i + 1)
+            format!("t.{} {} {prefix}k{}", quote_ident(column), self.source.equal(column), i + 1)
         };
         list(self.key.len(), one, " AND ")
     }
@@ -249,7 +251,7 @@ impl<'a> Reading<'a> {
             fits = self.fits("r.alive"),
             k = self.keys("k."),
             only = self.source.only,
-            on = self.matches(),
+            on = self.matches("k."),
         )
     }
 
@@ -263,7 +265,7 @@ impl<'a> Reading<'a> {
             keys = self.keys("k."),
             timed = self.timed(BY_PARAMETERS, time, to, None),
             only = self.source.only,
-            on = self.matches(),
+            on = self.matches("k."),
         )
     }
 
@@ -284,15 +286,33 @@ impl<'a> Reading<'a> {
             params = list(n, |i| format!("${}::pg_catalog.text[]", i + 1), ", "),
             texts = list(n, |i| format!("t{}", i + 1), ", "),
             only = self.source.only,
-            on = self.matches(),
+            on = self.matches("k."),
         )
     }
 
-    /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns.
-    pub fn many(&self, window: &Window, join: Join, binary: bool) -> String {
+    /// How the changed keys lie in the table: how many rows it has, about, by its size now and what is known of its pages; and the
+    /// least and the greatest key, if the key is one whole number.
+    pub fn lie(&self, window: &Window) -> String {
+        let bounds = match self.source.number(self.key) {
+            Some(_) => format!("SELECT min(d.k1) AS least, max(d.k1) AS greatest FROM ({}) d", self.deltas(&window.condition())),
+            None => "SELECT NULL AS least, NULL AS greatest".into(),
+        };
+        format!(
+            "SELECT (SELECT sum(CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN c.reltuples / c.relpages * s.size \
+             / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE s.size / 100 END)::pg_catalog.int8 \
+             FROM (SELECT {oid} AS oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree({oid}) p) x \
+             JOIN pg_catalog.pg_class c ON c.oid = x.oid AND c.relkind = 'r' \
+             CROSS JOIN LATERAL (SELECT pg_catalog.pg_relation_size(c.oid) AS size) s), b.least, b.greatest FROM ({bounds}) b",
+            oid = self.source.oid
+        )
+    }
+
+    /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns. `within`: a range
+    /// that all keys lie in.
+    pub fn many(&self, window: &Window, join: Join, within: Option<Range>, binary: bool) -> String {
         format!(
             "{join}COPY (SELECT {keys}, r.alive, {out}{at} FROM ({distinct}) k \
-             LEFT JOIN (SELECT true AS alive, {key_columns}, {aliases} FROM {only} t) r ON {on}{fits}) TO STDOUT{format}",
+             LEFT JOIN (SELECT true AS alive, {key_columns}, {aliases} FROM {only} t{within}) r ON {on}{fits}) TO STDOUT{format}",
             join = join.settings(),
             fits = self.fits("r.alive"),
             keys = self.keys("k."),
@@ -303,6 +323,10 @@ impl<'a> Reading<'a> {
             distinct = if self.noted { self.distinct_timed(&window.condition()) } else { self.distinct(&window.condition()) },
             only = self.source.only,
             on = self.same("r.", "k."),
+            within = match (within, self.key.first()) {
+                (Some(range), Some(key)) => format!(" WHERE {}", range.holds(&format!("t.{}", quote_ident(key)))),
+                _ => String::new(),
+            },
             format = format_of(binary),
         )
     }
@@ -310,6 +334,10 @@ impl<'a> Reading<'a> {
     /// The current rows of keys that were all new, as COPY of the bare columns. Each key looks for its row: the other way
     /// round, which statistics that call the table empty would choose, every row would be compared with every key.
     pub fn fresh(&self, window: &Window, binary: bool) -> String {
+        let key = self.source.number(self.key).filter(|_| self.batched && self.excluded.is_none());
+        if let Some(key) = key {
+            return self.fresh_in_arrays(key, &window.condition(), binary);
+        }
         format!(
             "{join}COPY (SELECT {columns} FROM ({deltas}) k CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t) TO STDOUT{format}",
             join = Join::Lookup.settings(),
@@ -319,7 +347,42 @@ impl<'a> Reading<'a> {
                 None => self.deltas(&window.condition()),
             },
             only = self.source.only,
-            on = self.matches(),
+            on = self.matches("k."),
+            format = format_of(binary),
+        )
+    }
+
+    /// The same where keys are whole numbers, of which segments hold arrays: of an array whose numbers lie close together, one
+    /// walk along the index between the least and the greatest, beside the array in order. All other keys look for their rows.
+    fn fresh_in_arrays(&self, key: &str, condition: &str, binary: bool) -> String {
+        let (slot, news) = (self.slots.first().copied().unwrap_or(1), self.news);
+        let parts = |what: &str, kind: &str| {
+            let part = |i: usize| {
+                format!("SELECT d.{what}{slot} FROM {} d WHERE {condition}{news} AND d.ks{slot} IS {kind}", self.segments[i])
+            };
+            list(self.segments.len(), part, " UNION ALL ")
+        };
+        let arrays = |dense: &str| {
+            format!(
+                "({arrays}) k(ks) CROSS JOIN LATERAL (SELECT min(x) AS least, max(x) AS greatest FROM unnest(k.ks) x OFFSET 0) b \
+                 WHERE (b.greatest::pg_catalog.float8 - b.least::pg_catalog.float8 < {SPREAD} * cardinality(k.ks)) IS {dense} OFFSET 0",
+                arrays = parts("ks", "NOT NULL"),
+            )
+        };
+        format!(
+            "{join}COPY (SELECT {columns} FROM (SELECT k.ks, b.least, b.greatest FROM {dense}) k CROSS JOIN LATERAL \
+             (SELECT {columns} FROM unnest(k.ks) u(k1) JOIN {only} t ON {on_array} WHERE t.{key} BETWEEN k.least AND k.greatest OFFSET 0) t \
+             UNION ALL SELECT {columns} FROM ({single} UNION ALL SELECT unnest(k.ks) FROM (SELECT k.ks FROM {sparse}) k) k(k1) \
+             CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t) TO STDOUT{format}",
+            join = Join::Walk.settings(),
+            columns = self.select_columns(),
+            dense = arrays("TRUE"),
+            sparse = arrays("NOT TRUE"),
+            single = parts("k", "NULL"),
+            only = self.source.only,
+            on_array = self.matches("u."),
+            on = self.matches("k."),
+            key = quote_ident(key),
             format = format_of(binary),
         )
     }

@@ -148,8 +148,6 @@ pub struct Table {
     pub has_rules: bool,
     /// Of columns whose type is a domain: what that is over, with its modifier.
     pub domains: HashMap<String, String>,
-    /// How many rows it has, as its statistics say; at least 1.
-    pub rows: u64,
 }
 
 impl Table {
@@ -197,6 +195,13 @@ impl Table {
         self.column(column).is_some_and(|c| EXACT.contains(&c.type_oid) && c.collation.is_none())
     }
 
+    /// The key if it is one whole number, in PostgreSQL's own order.
+    pub fn number<'b>(&self, key: &'b [String]) -> Option<&'b String> {
+        let [key] = key else { return None };
+        let number = self.column(key).is_some_and(|c| WHOLE_NUMBERS.contains(&c.type_oid));
+        Some(key).filter(|key| number && self.equal(key) == "OPERATOR(\"pg_catalog\".=)")
+    }
+
     /// Whether a unique index covers just the key, so that a row is found by it.
     pub fn is_unique_on(&self, key: &[String]) -> bool {
         self.unique.iter().any(|u| u.len() == key.len() && u.iter().all(|c| key.contains(c)))
@@ -212,6 +217,8 @@ impl Table {
 /// Built-in types of which two values are equal only if they are the same to the byte: bool, bytea, "char", name, int8,
 /// int2, int4, text, oid, varchar, date, time, timestamp, timestamptz, uuid.
 const EXACT: [u32; 15] = [16, 17, 18, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 1114, 1184, 2950];
+/// The built-in types of whole numbers: int8, int2, int4.
+const WHOLE_NUMBERS: [u32; 3] = [20, 21, 23];
 
 /// Whether rows may travel between the two in binary: the same built-in types in the same order.
 pub fn is_binary_safe(source: &Table, receiver: &Table, columns: &[String]) -> bool {
@@ -461,6 +468,5 @@ fn table(relation: &Relation, d: Described, equals: HashMap<String, String>, fin
         fingerprint,
         has_rules: false,
         domains: HashMap::new(),
-        rows: d.rows,
     }
 }

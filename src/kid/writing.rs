@@ -8,9 +8,6 @@ use super::statements::{format_of, list};
 use crate::catalog::describe::Column;
 use crate::ident::{quote_ident, quote_literal, text_array};
 
-/// The built-in types of whole numbers: int8, int2, int4.
-const WHOLE_NUMBERS: [u32; 3] = [20, 21, 23];
-
 /// One table of a run on one receiver.
 pub struct Writing<'a> {
     pub table: &'a Table,
@@ -275,15 +272,7 @@ impl Writing<'_> {
         all
     }
 
-    /// Whether rows are found by one whole number, in PostgreSQL's own order.
-    pub fn has_number_as_key(&self) -> bool {
-        let [key] = self.key else { return false };
-        let number = self.table.column(key).is_some_and(|c| WHOLE_NUMBERS.contains(&c.type_oid));
-        number && self.table.equal(key) == "OPERATOR(\"pg_catalog\".=)"
-    }
-
-    /// Updates and inserts in one pass. `within`: bounds of the staged keys, for a key that [is one
-    /// number](Writing::has_number_as_key).
+    /// Updates and inserts in one pass. `within`: bounds of the staged keys, for a key that is one number.
     pub fn merge(&self, within: Option<Range>) -> String {
         let stored = self.stored();
         let update = match self.can_update() {
@@ -295,9 +284,7 @@ impl Writing<'_> {
             false => String::new(),
         };
         let bounds = match (within, self.key.first()) {
-            (Some(Range { least, greatest, .. }), Some(key)) => {
-                format!(" AND t.{} BETWEEN '{least}' AND '{greatest}'", quote_ident(key))
-            }
+            (Some(range), Some(key)) => format!(" AND {}", range.holds(&format!("t.{}", quote_ident(key)))),
             _ => String::new(),
         };
         format!(

@@ -40,6 +40,7 @@ mod cleanup;
 mod control;
 mod crash;
 mod ddl;
+mod dense;
 mod fault;
 mod frozen;
 mod harness;
