@@ -236,27 +236,28 @@ impl<'a> Pass<'a> {
             && alive.all(|r| item.writing(r).is_ok_and(|w| w.takes_copy()))
     }
 
-    /// Brings the rows of a table into the receivers' staging tables, and no further.
-    pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
+    /// Brings the rows of a table into the receivers' staging tables, and no further. What is returned holds all their keys.
+    pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<Option<Range>> {
         for receiver in receivers.iter_mut() {
             let create = item.writing(receiver).map(|w| w.create_stage());
             receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
         }
         let binary = self.is_binary(item, receivers);
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
-        let out = self.many(item, binary, source)?;
-        stream(source, &out, receivers, &item.name, into)
+        let (out, range) = self.many(item, binary, source)?;
+        stream(source, &out, receivers, &item.name, into)?;
+        Ok(range)
     }
 
-    /// The statement that reads the changed keys with their rows: along the index, where they lie close together there.
-    fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<String> {
+    /// The statement that reads the changed keys with their rows: along the index, where they lie close together there. With the
+    /// range that they lie in.
+    fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<(String, Option<Range>)> {
         let (reading, changes) = (item.reading(), item.change.changes);
         let lie = source.query(&reading.lie(&self.window))?;
         let range = lie.number(0, 1).zip(lie.number(0, 2)).map(|(least, greatest)| Range::new(least, greatest, changes));
-        Ok(match range.filter(Range::is_dense) {
-            Some(range) => reading.many(&self.window, Join::Walk, Some(range), binary),
-            None => reading.many(&self.window, Join::of(changes, lie.number(0, 0).unwrap_or(0)), None, binary),
-        })
+        let range = range.filter(Range::is_dense);
+        let join = if range.is_some() { Join::Walk } else { Join::of(changes, lie.number(0, 0).unwrap_or(0)) };
+        Ok((reading.many(&self.window, join, range, binary), range))
     }
 
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
@@ -277,14 +278,14 @@ impl<'a> Pass<'a> {
         if item.change.whole || self.care.thorough {
             let out = match item.change.whole {
                 true => item.reading().whole(binary),
-                false => self.many(item, binary, source)?,
+                false => self.many(item, binary, source)?.0,
             };
             stream(source, &out, receivers, &item.name, into)?;
             receivers.iter_mut().for_each(|r| send(r, None));
             receivers.iter_mut().for_each(collect);
             return Ok(());
         }
-        let out = self.many(item, binary, source)?;
+        let (out, _) = self.many(item, binary, source)?;
         let parts = Parts { into: &into, send: &send, collect: &collect, binary };
         stream_parts(source, &out, receivers, &item.name, &parts)
     }

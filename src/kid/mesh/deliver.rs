@@ -67,8 +67,12 @@ impl Mesh<'_> {
                     // Every change of it has lost.
                     None if silent(at, item.change.relation) => {}
                     None if abreast && !pass.goes_straight(item, others) => {
-                        pass.stage(item, source, others)?;
-                        let bringing = |r: &Receiver| Some((r.index, pass.bringing(item, r).ok()?));
+                        let range = pass.stage(item, source, others)?;
+                        let bringing = |r: &Receiver| {
+                            let usual = pass.bringing(item, r).ok()?;
+                            let walk = range.and_then(|range| usual.within(range, &item.writing(r).ok()?));
+                            Some((r.index, walk.unwrap_or(usual)))
+                        };
                         staged.extend(others.iter().filter_map(bringing));
                     }
                     None => pass.write_many(item, source, others)?,
