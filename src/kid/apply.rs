@@ -13,7 +13,7 @@ use super::range::Range;
 use super::reading::Reading;
 use super::retry::Care;
 use super::shape::{self, Shapes, Table};
-use super::statements::{Join, Window};
+use super::statements::{Join, Window, planned_rows};
 use super::stream::{Parts, stream, stream_parts};
 use super::writing::Writing;
 use crate::catalog::sync::{Role, Sync};
@@ -252,12 +252,17 @@ impl<'a> Pass<'a> {
     /// The statement that reads the changed keys with their rows: along the index, where they lie close together there. With the
     /// range that they lie in.
     fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<(String, Option<Range>)> {
-        let (reading, changes) = (item.reading(), item.change.changes);
-        let lie = source.query(&reading.lie(&self.window))?;
-        let range = lie.number(0, 1).zip(lie.number(0, 2)).map(|(least, greatest)| Range::new(least, greatest, changes));
-        let range = range.filter(Range::is_dense);
-        let join = if range.is_some() { Join::Walk } else { Join::of(changes, lie.number(0, 0).unwrap_or(0)) };
-        Ok((reading.many(&self.window, join, range, binary), range))
+        let reading = item.reading();
+        let mut ask = |sql: String| source.query(&sql).map_err(|e| e.at(&item.name));
+        let size = ask(reading.size())?;
+        let bounds = reading.bounds(&self.window).map(ask).transpose()?;
+        let keys = bounds.as_ref().and_then(|b| b.number(0, 2)).unwrap_or(item.change.changes);
+        let range = bounds.and_then(|b| Some(Range::new(b.number(0, 0)?, b.number(0, 1)?, keys))).filter(Range::is_dense);
+        let join = match size.get(0, 0).and_then(planned_rows).map_or(Join::Lookup, |rows| Join::of(keys, rows)) {
+            Join::Lookup if range.is_some() => Join::Walk,
+            join => join,
+        };
+        Ok((reading.many(&self.window, join, range.filter(|_| join == Join::Walk), binary), range))
     }
 
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use super::range::{Range, SPREAD};
 use super::shape::Table;
-use super::statements::{Join, Window, commit_time, format_of, key_object, list};
+use super::statements::{Join, Window, commit_time, copy_out, format_of, key_object, list};
 use crate::ident::{quote_ident, quote_literal};
 
 /// The condition of a window given as parameters: xmax, xip.
@@ -40,6 +40,9 @@ pub struct Reading<'a> {
 const NARROW: [u32; 16] = [16, 18, 19, 20, 21, 23, 26, 700, 701, 1082, 1083, 1114, 1184, 1186, 1266, 2950];
 /// Those of which it is known without fetching them how long they are: bytea, text, bpchar, varchar.
 const TEXTS: [u32; 4] = [17, 25, 1042, 1043];
+
+/// From so many keys in an array on a walk of its own is cheaper than look-ups: what it takes to begin one is that of some five.
+const WORTH_A_WALK: usize = 16;
 
 impl<'a> Reading<'a> {
     /// One of a table itself, whatever is captured of it.
@@ -290,30 +293,24 @@ impl<'a> Reading<'a> {
         )
     }
 
-    /// How the changed keys lie in the table: how many rows it has, about, by its size now and what is known of its pages; and the
-    /// least and the greatest key, if the key is one whole number.
-    pub fn lie(&self, window: &Window) -> String {
-        let bounds = match self.source.number(self.key) {
-            Some(_) => format!("SELECT min(d.k1) AS least, max(d.k1) AS greatest FROM ({}) d", self.deltas(&window.condition())),
-            None => "SELECT NULL AS least, NULL AS greatest".into(),
-        };
-        format!(
-            "SELECT (SELECT sum(CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN c.reltuples / c.relpages * s.size \
-             / pg_catalog.current_setting('block_size')::pg_catalog.int8 ELSE s.size / 100 END)::pg_catalog.int8 \
-             FROM (SELECT {oid} AS oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree({oid}) p) x \
-             JOIN pg_catalog.pg_class c ON c.oid = x.oid AND c.relkind = 'r' \
-             CROSS JOIN LATERAL (SELECT pg_catalog.pg_relation_size(c.oid) AS size) s), b.least, b.greatest FROM ({bounds}) b",
-            oid = self.source.oid
-        )
+    /// Tells in its first line how many rows the planner takes the table to have, by what is known of it and by its size now: see
+    /// [`planned_rows`](super::statements::planned_rows).
+    pub fn size(&self) -> String {
+        format!("EXPLAIN SELECT FROM {} t", self.source.only)
+    }
+
+    /// The least of the changed keys, the greatest, and how many there are, if the key is one whole number.
+    pub fn bounds(&self, window: &Window) -> Option<String> {
+        let deltas = || self.deltas(&window.condition());
+        self.source.number(self.key).map(|_| format!("SELECT min(d.k1), max(d.k1), count(DISTINCT d.k1) FROM ({}) d", deltas()))
     }
 
     /// Many keys with their current rows, as COPY: keys in their order, whether the row lives, the columns. `within`: a range
     /// that all keys lie in.
     pub fn many(&self, window: &Window, join: Join, within: Option<Range>, binary: bool) -> String {
-        format!(
-            "{join}COPY (SELECT {keys}, r.alive, {out}{at} FROM ({distinct}) k \
-             LEFT JOIN (SELECT true AS alive, {key_columns}, {aliases} FROM {only} t{within}) r ON {on}{fits}) TO STDOUT{format}",
-            join = join.settings(),
+        let rows = format!(
+            "SELECT {keys}, r.alive, {out}{at} FROM ({distinct}) k \
+             LEFT JOIN (SELECT true AS alive, {key_columns}, {aliases} FROM {only} t{within}) r ON {on}{fits}",
             fits = self.fits("r.alive"),
             keys = self.keys("k."),
             out = self.aliases("r."),
@@ -327,63 +324,59 @@ impl<'a> Reading<'a> {
                 (Some(range), Some(key)) => format!(" WHERE {}", range.holds(&format!("t.{}", quote_ident(key)))),
                 _ => String::new(),
             },
-            format = format_of(binary),
-        )
+        );
+        copy_out(join, &rows, binary)
     }
 
     /// The current rows of keys that were all new, as COPY of the bare columns. Each key looks for its row: the other way
     /// round, which statistics that call the table empty would choose, every row would be compared with every key.
     pub fn fresh(&self, window: &Window, binary: bool) -> String {
-        let key = self.source.number(self.key).filter(|_| self.batched && self.excluded.is_none());
-        if let Some(key) = key {
-            return self.fresh_in_arrays(key, &window.condition(), binary);
+        let condition = window.condition();
+        match self.source.number(self.key).filter(|_| self.batched && self.excluded.is_none()) {
+            Some(key) => copy_out(Join::Walk, &self.fresh_in_arrays(key, &condition), binary),
+            None if self.excluded.is_some() => copy_out(Join::Lookup, &self.looked_up(&self.distinct(&condition)), binary),
+            None => copy_out(Join::Lookup, &self.looked_up(&self.deltas(&condition)), binary),
         }
+    }
+
+    /// The rows of keys that look for them one by one, whatever the planner thinks.
+    fn looked_up(&self, keys: &str) -> String {
         format!(
-            "{join}COPY (SELECT {columns} FROM ({deltas}) k CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t) TO STDOUT{format}",
-            join = Join::Lookup.settings(),
+            "SELECT {columns} FROM ({keys}) k CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t",
             columns = self.select_columns(),
-            deltas = match self.excluded {
-                Some(_) => self.distinct(&window.condition()),
-                None => self.deltas(&window.condition()),
-            },
             only = self.source.only,
             on = self.matches("k."),
-            format = format_of(binary),
         )
     }
 
     /// The same where keys are whole numbers, of which segments hold arrays: of an array whose numbers lie close together, one
     /// walk along the index between the least and the greatest, beside the array in order. All other keys look for their rows.
-    fn fresh_in_arrays(&self, key: &str, condition: &str, binary: bool) -> String {
+    fn fresh_in_arrays(&self, key: &str, condition: &str) -> String {
         let (slot, news) = (self.slots.first().copied().unwrap_or(1), self.news);
-        let parts = |what: &str, kind: &str| {
-            let part = |i: usize| {
-                format!("SELECT d.{what}{slot} FROM {} d WHERE {condition}{news} AND d.ks{slot} IS {kind}", self.segments[i])
-            };
+        let parts = |what: &str, which: &str| {
+            let part = |i: usize| format!("SELECT {what} FROM {} d WHERE {condition}{news} AND {which}", self.segments[i]);
             list(self.segments.len(), part, " UNION ALL ")
         };
         let arrays = |dense: &str| {
             format!(
-                "({arrays}) k(ks) CROSS JOIN LATERAL (SELECT min(x) AS least, max(x) AS greatest FROM unnest(k.ks) x OFFSET 0) b \
+                "SELECT k.ks, b.least, b.greatest FROM ({arrays}) k(ks) \
+                 CROSS JOIN LATERAL (SELECT min(x) AS least, max(x) AS greatest FROM unnest(k.ks) x OFFSET 0) b \
                  WHERE (b.greatest::pg_catalog.float8 - b.least::pg_catalog.float8 < {SPREAD} * cardinality(k.ks)) IS {dense} OFFSET 0",
-                arrays = parts("ks", "NOT NULL"),
+                arrays = parts(&format!("d.ks{slot}"), &format!("cardinality(d.ks{slot}) >= {WORTH_A_WALK}")),
             )
         };
+        let single = parts(&format!("d.k{slot} AS k1"), &format!("d.ks{slot} IS NULL"));
+        let small = parts(&format!("unnest(d.ks{slot})"), &format!("cardinality(d.ks{slot}) < {WORTH_A_WALK}"));
+        let sparse = format!("SELECT unnest(k.ks) FROM ({}) k", arrays("NOT TRUE"));
         format!(
-            "{join}COPY (SELECT {columns} FROM (SELECT k.ks, b.least, b.greatest FROM {dense}) k CROSS JOIN LATERAL \
-             (SELECT {columns} FROM unnest(k.ks) u(k1) JOIN {only} t ON {on_array} WHERE t.{key} BETWEEN k.least AND k.greatest OFFSET 0) t \
-             UNION ALL SELECT {columns} FROM ({single} UNION ALL SELECT unnest(k.ks) FROM (SELECT k.ks FROM {sparse}) k) k(k1) \
-             CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t) TO STDOUT{format}",
-            join = Join::Walk.settings(),
+            "SELECT {columns} FROM ({dense}) k CROSS JOIN LATERAL (SELECT {columns} FROM unnest(k.ks) u(k1) \
+             JOIN {only} t ON {on} WHERE t.{key} BETWEEN k.least AND k.greatest OFFSET 0) t UNION ALL {others}",
             columns = self.select_columns(),
             dense = arrays("TRUE"),
-            sparse = arrays("NOT TRUE"),
-            single = parts("k", "NULL"),
             only = self.source.only,
-            on_array = self.matches("u."),
-            on = self.matches("k."),
+            on = self.matches("u."),
             key = quote_ident(key),
-            format = format_of(binary),
+            others = self.looked_up(&format!("{single} UNION ALL {small} UNION ALL {sparse}")),
         )
     }
 
@@ -400,13 +393,8 @@ impl<'a> Reading<'a> {
     /// All rows of the table, in the form of [`Reading::many`].
     pub fn whole(&self, binary: bool) -> String {
         let keys = list(self.key.len(), |i| format!("t.{}", quote_ident(&self.key[i])), ", ");
-        format!(
-            "{}COPY (SELECT {keys}, true, {}{} FROM {} t) TO STDOUT{}",
-            Join::Free.settings(),
-            self.select_columns(),
-            if self.noted { ", pg_catalog.now()" } else { "" },
-            self.source.only,
-            format_of(binary)
-        )
+        let at = if self.noted { ", pg_catalog.now()" } else { "" };
+        let rows = format!("SELECT {keys}, true, {}{at} FROM {} t", self.select_columns(), self.source.only);
+        copy_out(Join::Free, &rows, binary)
     }
 }

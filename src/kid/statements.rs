@@ -55,8 +55,8 @@ pub enum Join {
 impl Join {
     /// All at once is cheaper from half of the table on; but it must be built before the first row comes, while receivers
     /// work on what single lookups bring.
-    pub fn of(changes: u64, rows: u64) -> Self {
-        if changes.saturating_mul(2) >= rows { Join::Bulk } else { Join::Lookup }
+    pub fn of(keys: u64, rows: u64) -> Self {
+        if keys.saturating_mul(2) >= rows { Join::Bulk } else { Join::Lookup }
     }
 
     /// The settings to put before a statement, for the rest of the transaction.
@@ -93,6 +93,11 @@ impl Join {
     }
 }
 
+/// The number of rows in a line of EXPLAIN.
+pub fn planned_rows(line: &str) -> Option<u64> {
+    line.rsplit("rows=").next()?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// Items of a list of SQL, counted from 0.
 pub fn list(n: usize, item: impl Fn(usize) -> String, separator: &str) -> String {
     (0..n).map(item).collect::<Vec<_>>().join(separator)
@@ -123,6 +128,11 @@ pub fn commit_time(known: bool) -> &'static str {
     }
 }
 
+/// The COPY of a query, with the settings for it: other statements of the transaction do not meet them.
+pub fn copy_out(join: Join, rows: &str, binary: bool) -> String {
+    format!("{}COPY ({rows}) TO STDOUT{}; {}", join.settings(), format_of(binary), Join::Free.settings())
+}
+
 /// The option of a COPY.
 pub fn format_of(binary: bool) -> &'static str {
     if binary { " (FORMAT binary)" } else { "" }
@@ -130,7 +140,19 @@ pub fn format_of(binary: bool) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::Join;
+    use super::{Join, planned_rows};
+
+    #[test]
+    fn a_line_of_explain_tells_rows() {
+        for (line, rows) in [
+            ("Seq Scan on t  (cost=0.00..35811.00 rows=2550000 width=0)", Some(2_550_000)),
+            ("Append  (cost=0.00..0.00 rows=0 width=0)", Some(0)),
+            ("Seq Scan on \"rows=\" t  (cost=0.00..1.00 rows=7 width=0)", Some(7)),
+            ("", None),
+        ] {
+            assert_eq!(planned_rows(line), rows, "{line}");
+        }
+    }
 
     #[test]
     fn half_of_a_table_is_joined_at_once() {

@@ -5,7 +5,13 @@
 use crate::net::{Capture, Net};
 use crate::wait::wait_until;
 
-for_both!(new_rows_among_old_ones, changed_rows_among_others, few_rows_of_a_grown_table);
+for_both!(
+    new_rows_among_old_ones,
+    a_walk_is_few_descents,
+    changed_rows_among_others,
+    few_rows_of_a_grown_table,
+    locked_strangers
+);
 
 /// Of the last run that did anything: rows written, rows deleted, attempts.
 const LAST: &str = "SELECT upserts || ' ' || deletes || ' ' || (details->>'attempts') FROM bucardo.syncrun \
@@ -37,21 +43,57 @@ fn new_rows_among_old_ones(capture: Capture) {
         "INSERT INTO parts SELECT 2 * g + 1, 'new' FROM generate_series(1, 1900) g",
     ];
     new.iter().for_each(|sql| a.exec(sql));
-    // Gone before anybody came for them.
-    a.exec("DELETE FROM t WHERE v = 'far' AND id % 5 = 0");
     let changed =
         "SELECT (SELECT count(*) FROM t WHERE v <> 'old') + (SELECT count(v) FROM small) + (SELECT count(v) FROM parts)";
     let expected = a.number(changed);
     net.kick();
     ["t", "small", "parts"].iter().for_each(|table| net.assert_equal(table));
     assert_eq!(net.control().one(LAST), format!("{expected} 0 1"));
-    // Nothing but new rows, which go straight into the table.
-    a.exec(
-        "INSERT INTO t SELECT 'straight', 2 * g + 1 FROM generate_series(2600, 4900) g; INSERT INTO t VALUES ('straight', 30005)",
-    );
+    // What came and went is nothing to copy, and one key may come twice.
+    a.exec("INSERT INTO t SELECT 'again', 2 * g + 1 FROM generate_series(15100, 17400) g; INSERT INTO t VALUES ('again', 40005)");
+    a.exec("DELETE FROM t WHERE v = 'again' AND id % 3 = 0; INSERT INTO t SELECT 'once more', 6 * g + 3 FROM generate_series(5100, 5300) g");
+    let expected = a.number("SELECT count(*) FROM t WHERE v IN ('again', 'once more')");
     net.kick();
     net.assert_equal("t");
-    assert_eq!(net.control().one(LAST), "2302 0 1");
+    assert_eq!(net.control().one(LAST), format!("{expected} 0 1"));
+}
+
+/// What the statistics of A's tables say once so many rows were fetched by index, which a session may report seconds later: how often
+/// a table was read as a whole, and an index was descended.
+fn scans(net: &Net, tables: &str, fetched: i64) -> (i64, i64) {
+    let sum = |column: &str| {
+        let which = format!("relname = ANY (string_to_array('{tables}', ' '))");
+        net.on("A").number(&format!("SELECT sum({column}) FROM pg_stat_user_tables WHERE {which}"))
+    };
+    wait_until("the look-ups are counted", || sum("idx_tup_fetch") >= fetched);
+    (sum("seq_scan"), sum("idx_scan"))
+}
+
+fn a_walk_is_few_descents(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "CREATE TABLE near (id int PRIMARY KEY, v int); CREATE TABLE far (id int PRIMARY KEY, v int);
+         CREATE TABLE hot (id int PRIMARY KEY, v int, CHECK (v < 100000)); INSERT INTO hot SELECT g, 0 FROM generate_series(1, 3000) g",
+    );
+    net.add_sync("tables => 'near, far, hot', autokick => false");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO near SELECT g, 1 FROM generate_series(1, 6000) g; INSERT INTO far SELECT 100 * g, 1 FROM generate_series(1, 6000) g");
+    net.kick();
+    let (_, walked) = scans(&net, "near", 6000);
+    assert!(walked < 20, "6000 new rows by {walked} descents");
+    assert!(scans(&net, "far", 6000).1 >= 6000, "rows far from each other by a walk");
+    // Not by an index, on A itself.
+    a.exec("UPDATE near SET v = 2 WHERE id + 0 <= 2000; UPDATE far SET v = 2 WHERE id + 0 <= 200000");
+    // More changes than there are keys between these two: still nobody walks past all of them.
+    a.exec("DO 'BEGIN FOR i IN 1 .. 1600 LOOP UPDATE hot SET v = v + 1 WHERE id + 0 IN (1, 3000); END LOOP; END'");
+    net.kick();
+    let (_, walked) = scans(&net, "near", 8000);
+    assert!(walked < 25, "2000 changed rows by {walked} descents");
+    assert!(scans(&net, "far", 8000).1 >= 8000);
+    scans(&net, "hot", 2);
+    let fetched = net.on("A").number("SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'hot'");
+    assert!(fetched < 1000, "two keys by a walk past {fetched} rows");
+    ["near", "far", "hot"].iter().for_each(|table| net.assert_equal(table));
 }
 
 fn changed_rows_among_others(capture: Capture) {
@@ -88,16 +130,31 @@ fn few_rows_of_a_grown_table(capture: Capture) {
     net.kick();
     a.exec("INSERT INTO t SELECT md5(g::text)::uuid, g FROM generate_series(1, 50000) g; INSERT INTO n SELECT 100 * g, g FROM generate_series(1, 50000) g");
     net.kick();
-    let scans = || {
-        net.on("A").one("SELECT sum(seq_scan) || ' ' || (sum(idx_scan) > 50000 + 2000)::text FROM pg_stat_user_tables WHERE relname IN ('t', 'n')")
-    };
-    a.exec(
-        "SET enable_seqscan = off; UPDATE t SET v = -v WHERE id IN (SELECT md5(g::text)::uuid FROM generate_series(1, 1000) g); \
-            UPDATE n SET v = -v WHERE id IN (SELECT 100 * g FROM generate_series(1, 1000) g)",
-    );
-    let before = scans();
+    // The second table's numbers are far from each other too: all of them are looked up.
+    let (before, _) = scans(&net, "t n", 100_000);
+    // Two that A makes itself.
+    a.exec("UPDATE t SET v = -v WHERE v BETWEEN 1 AND 1000; UPDATE n SET v = -v WHERE v BETWEEN 1 AND 1000");
+    drop(a);
     net.kick();
-    wait_until("the look-ups are counted", || scans().ends_with("true"));
-    assert_eq!(scans().split(' ').next(), before.split(' ').next(), "a whole table was read");
+    let (after, _) = scans(&net, "t n", 102_000);
+    assert_eq!(after, before + 2, "a whole table was read");
     ["t", "n"].iter().for_each(|table| net.assert_equal(table));
+}
+
+/// How large a table is is asked of that table alone: others may be locked for as long as somebody likes.
+fn locked_strangers(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE stranger (id int)");
+    net.add_sync("tables => 't', autokick => false");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 1 FROM generate_series(1, 3000) g");
+    net.kick();
+    let mut other = net.on("A");
+    other.exec("BEGIN; LOCK TABLE stranger");
+    for _ in 0..3 {
+        a.exec("UPDATE t SET v = v + 1 WHERE id % 2 = 0");
+        net.kick();
+    }
+    other.exec("COMMIT");
+    net.assert_equal("t");
 }
