@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::bring::{self, Bringing};
+use super::few::FEW;
 use super::gather::TableChanges;
 use super::members::{self, Session};
 use super::origin::{self, Root};
@@ -249,16 +250,23 @@ impl<'a> Pass<'a> {
         Ok(range)
     }
 
-    /// The statement that reads the changed keys with their rows: along the index, where they lie close together there. With the
-    /// range that they lie in.
+    /// The statement that reads the changed keys with their rows: along the index, where they lie close together there; then the
+    /// range that all of them lie in is told. A few are looked up without any question.
     fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<(String, Option<Range>)> {
         let reading = item.reading();
-        let mut ask = |sql: String| source.query(&sql).map_err(|e| e.at(&item.name));
-        let size = ask(reading.size())?;
-        let bounds = reading.bounds(&self.window).map(ask).transpose()?;
-        let keys = bounds.as_ref().and_then(|b| b.number(0, 2)).unwrap_or(item.change.changes);
+        if item.change.changes <= FEW {
+            return Ok((reading.many(&self.window, Join::Lookup, None, binary), None));
+        }
+        let questions = [Some(reading.size()), reading.bounds(&self.window)];
+        source.pipeline_begin()?;
+        questions.iter().flatten().try_for_each(|sql| source.pipeline_add_unprepared(sql))?;
+        source.pipeline_send()?;
+        let answers = source.pipeline_collect().map_err(|e| e.at(&item.name))?;
+        let (size, bounds) = (answers.first(), answers.get(1));
+        let keys = bounds.and_then(|b| b.number(0, 2)).unwrap_or(item.change.changes);
         let range = bounds.and_then(|b| Some(Range::new(b.number(0, 0)?, b.number(0, 1)?, keys))).filter(Range::is_dense);
-        let join = match size.get(0, 0).and_then(planned_rows).map_or(Join::Lookup, |rows| Join::of(keys, rows)) {
+        let planned = size.and_then(|rows| rows.get(0, 0)).and_then(planned_rows);
+        let join = match planned.map_or(Join::Lookup, |rows| Join::of(keys, rows)) {
             Join::Lookup if range.is_some() => Join::Walk,
             join => join,
         };

@@ -21,7 +21,7 @@ pub struct Bringing {
     /// How many of the statements delete for good, and how many after them do what others undo.
     deletes: usize,
     silent: usize,
-    /// Where the settings and the MERGE stand that a part with a dense range replaces.
+    /// Where the settings and the MERGE stand that rows with a dense range replace.
     walks_at: Option<usize>,
 }
 
@@ -50,6 +50,8 @@ impl Pass<'_> {
             statements.splice(renewed..renewed, settings(Join::Lookup));
             walks_at = Some(renewed).filter(|_| writing.table.number(writing.key).is_some());
         }
+        // By a walk, statements of one row that come later would go along the whole index.
+        statements.extend(settings(Join::Free));
         let key = writing.table.begins_with(writing.key);
         Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at })
     }
@@ -61,7 +63,7 @@ fn settings(join: Join) -> impl Iterator<Item = String> {
 }
 
 impl Bringing {
-    /// The same for a part whose keys lie in the range.
+    /// The same for rows whose keys lie in the range, in as many statements.
     pub fn within(&self, range: Range, writing: &Writing<'_>) -> Option<Self> {
         let at = self.walks_at.filter(|_| range.is_dense())?;
         let mut statements = self.statements.clone();

@@ -10,9 +10,9 @@ use crate::guc;
 use crate::libpq::Conn;
 
 /// The session of every member, whatever its server, database and role are set to: no triggers, no surprises in names,
-/// one text format for all types, no time-outs but our own, no memory of look-ups that are made once (for each it costs half of
-/// what the look-up does). What it says to have committed is on its disk: the deltas are
-/// thrown away on the strength of that.
+/// one text format for all types, no time-outs but our own, no Memoize node (each key is looked up once, and to remember that
+/// takes half as long as to do it). What it says to have committed is on its disk: the deltas are thrown away on the strength
+/// of that.
 const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
     SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \

@@ -1,6 +1,6 @@
 //! How keys that are whole numbers lie: where they lie close together, an index is walked along once instead of looking each
-//! of them up. For a receiver that is read out of the bytes that pass through on their way to its staging table. Pure. It
-//! must never name a range that one of the keys is outside of: that row would count as missing.
+//! of them up. The source is asked for it, or it is read out of the bytes that pass through to a receiver. Pure. It must
+//! never name a range that one of the keys is outside of: that row would count as missing.
 
 /// The least and the greatest of some keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

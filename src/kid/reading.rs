@@ -41,7 +41,8 @@ const NARROW: [u32; 16] = [16, 18, 19, 20, 21, 23, 26, 700, 701, 1082, 1083, 111
 /// Those of which it is known without fetching them how long they are: bytea, text, bpchar, varchar.
 const TEXTS: [u32; 4] = [17, 25, 1042, 1043];
 
-/// From so many keys in an array on a walk of its own is cheaper than look-ups: what it takes to begin one is that of some five.
+/// From so many keys in an array on a walk of its own is cheaper than look-ups: with five both take the same, with twenty a walk
+/// takes two thirds.
 const WORTH_A_WALK: usize = 16;
 
 impl<'a> Reading<'a> {
@@ -328,8 +329,7 @@ impl<'a> Reading<'a> {
         copy_out(join, &rows, binary)
     }
 
-    /// The current rows of keys that were all new, as COPY of the bare columns. Each key looks for its row: the other way
-    /// round, which statistics that call the table empty would choose, every row would be compared with every key.
+    /// The current rows of keys that were all new, as COPY of the bare columns.
     pub fn fresh(&self, window: &Window, binary: bool) -> String {
         let condition = window.condition();
         match self.source.number(self.key).filter(|_| self.batched && self.excluded.is_none()) {
@@ -339,7 +339,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The rows of keys that look for them one by one, whatever the planner thinks.
+    /// The rows of keys, each of which looks for its own: the other way round, which statistics that call the table empty would
+    /// choose, every row would be compared with every key.
     fn looked_up(&self, keys: &str) -> String {
         format!(
             "SELECT {columns} FROM ({keys}) k CROSS JOIN LATERAL (SELECT {columns} FROM {only} t WHERE {on} OFFSET 0) t",
@@ -349,8 +350,8 @@ impl<'a> Reading<'a> {
         )
     }
 
-    /// The same where keys are whole numbers, of which segments hold arrays: of an array whose numbers lie close together, one
-    /// walk along the index between the least and the greatest, beside the array in order. All other keys look for their rows.
+    /// The rows of new keys that are whole numbers, of which segments hold arrays: of a long array whose numbers lie close together,
+    /// one walk along the index between the least and the greatest, beside the array in order. All other keys look for their rows.
     fn fresh_in_arrays(&self, key: &str, condition: &str) -> String {
         let (slot, news) = (self.slots.first().copied().unwrap_or(1), self.news);
         let parts = |what: &str, which: &str| {

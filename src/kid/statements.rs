@@ -59,7 +59,7 @@ impl Join {
         if keys.saturating_mul(2) >= rows { Join::Bulk } else { Join::Lookup }
     }
 
-    /// The settings to put before a statement, for the rest of the transaction.
+    /// The settings to put before a statement: they hold until others are set, or the transaction ends.
     pub fn settings(self) -> &'static str {
         match self {
             Join::Lookup => {
@@ -128,7 +128,7 @@ pub fn commit_time(known: bool) -> &'static str {
     }
 }
 
-/// The COPY of a query, with the settings for it: other statements of the transaction do not meet them.
+/// The COPY of a query, with the settings for it; the statements after it are the planner's own again.
 pub fn copy_out(join: Join, rows: &str, binary: bool) -> String {
     format!("{}COPY ({rows}) TO STDOUT{}; {}", join.settings(), format_of(binary), Join::Free.settings())
 }

@@ -218,13 +218,13 @@ fn members_that_cannot_be_reached() {
 fn a_lock_on_a_member_is_waited_for_as_long_as_the_caller_says() {
     let net = net();
     let before = Footprint::of(&net);
-    let mut locker = net.on("B");
+    let mut locker = net.on("A");
     locker.exec("BEGIN; LOCK t IN ACCESS EXCLUSIVE MODE");
     let mut control = net.control();
     control.exec("SET lock_timeout = '300ms'");
     let call = format!("SELECT bucardo.add_sync('s', dbs => '{}', tables => 'public.t')", net.dbs());
     let error = control.expect_error(&call, "55P03");
-    assert!(error.message.contains("db \"B\""), "{error}");
+    assert!(error.message.contains("db \"A\""), "{error}");
     locker.exec("COMMIT");
     assert_unchanged(&net, &before, &call);
     control.exec("RESET lock_timeout");

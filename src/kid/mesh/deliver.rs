@@ -195,8 +195,6 @@ impl Mesh<'_> {
                     continue;
                 }
                 let writing = Writing { table: &table, key: &key, columns: &columns, stage: String::new(), noted: false };
-                // What staged rows were brought by would look for each of these along the whole index.
-                receiver.attempt(|conn| conn.query(Join::Seek.settings()));
                 receiver.attempt_on(&name, |conn| send_written(conn, &writing, &mine));
                 sent.push((at, mine, writing.upsert_json(&[]).len(), 1 + usize::from(writing.can_update())));
             }
