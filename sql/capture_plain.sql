@@ -195,14 +195,15 @@ END
 $body$;
 
 -- Makes the plain capture function of a table anew. Whoever makes a partition gives it the row triggers of the table, and so needs
--- the right to their function; nobody can name it without a right to the schema.
+-- the right to their function; nobody can name it without a right to the schema. Without JIT: a session keeps the plans of its first
+-- statement, and what they cost for a statement of many rows would have every later one, of one row too, compiled.
 CREATE OR REPLACE FUNCTION bucardo.capture_function(c bucardo.capture) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
     called text := format('bucardo.%I()', bucardo.capture_clip(format('seg%s_capture_%s_%s', c.id, c.schemaname, c.relname)));
     grantee regrole;
 BEGIN
-    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off AS %L',
         called, bucardo.capture_body(c));
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', called);
     -- Default privileges may have given it to others: in a trigger of their own, what it calls by name could be theirs.

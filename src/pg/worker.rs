@@ -28,13 +28,14 @@ pub fn start(database: Option<u32>) {
 }
 
 /// What our statements rely on, whatever the database is set to: its owner may set that, and is no superuser as we are.
-const PINNED: [(&CStr, &CStr); 6] = [
+const PINNED: [(&CStr, &CStr); 7] = [
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_read_only", c"off"),
     (c"default_transaction_deferrable", c"off"),
     (c"lock_timeout", c"0"),
     (c"statement_timeout", c"0"),
+    (c"jit", c"off"),
 ];
 
 fn pin_settings() {

@@ -25,7 +25,8 @@ for_both!(
     segments_are_heaps,
     no_statement_takes_a_transaction_id_of_its_own,
     altered_keys,
-    a_dropped_domain_fails_no_statement
+    a_dropped_domain_fails_no_statement,
+    nothing_is_compiled
 );
 
 fn statements(capture: Capture) {
@@ -534,6 +535,20 @@ fn altered_keys(capture: Capture) {
 }
 
 /// Whoever wants his own functions in PL/pgSQL checked, gets no errors of ours.
+/// A session keeps the plans of capture's statements from its first statement on. One of many rows must not leave it plans that
+/// later ones, of one row too, have compiled each time anew: that takes tens of milliseconds.
+fn nothing_is_compiled(capture: Capture) {
+    let net = Net::together(capture, 1).with_table(T, "public.t");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20000) g");
+    a.exec("SET jit = on; SET jit_above_cost = 10000");
+    for sql in ["UPDATE t SET v = 'w'", "UPDATE t SET v = 'x' WHERE id = 1", "DELETE FROM t", "INSERT INTO t SELECT g FROM generate_series(1, 200) g"] {
+        a.exec(sql);
+        let compiler = a.number("SELECT position('llvmjit' IN pg_read_file('/proc/self/maps', 0, 10000000))");
+        assert_eq!(compiler, 0, "loaded by {sql}");
+    }
+}
+
 #[test]
 fn extra_errors() {
     let net = Net::together(Capture::Plain, 1);
