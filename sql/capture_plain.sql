@@ -14,27 +14,37 @@ $body$;
 
 -- The statement that writes the keys of a query: as arrays where there can be some, else each as it is. An array must stay
 -- far from what a value can hold, or the application's statement would fail: a million keys of fixed width at once, a
--- thousand of any other. What p_then says is done with the arrays of each million.
+-- thousand of any other. What p_then says is done with the arrays of each million. p_anew: it is planned for the rows that there are
+-- each time. A session keeps other plans from its first statement on, and how two transition tables are joined that had a row each
+-- would take hours for a million.
 DROP FUNCTION IF EXISTS bucardo.capture_write(bucardo.capture, text, text, text, text, text, boolean);
+DROP FUNCTION IF EXISTS bucardo.capture_write(bucardo.capture, text, text, text, text, text, boolean, text);
 CREATE OR REPLACE FUNCTION bucardo.capture_write(p_capture bucardo.capture, p_segment text, p_keys text, p_existed text, p_arrays text,
-    p_aggregates text, p_fixed boolean, p_then text DEFAULT '') RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
-    SELECT CASE
-        WHEN p_capture.batched AND p_fixed THEN format($f$
+    p_aggregates text, p_fixed boolean, p_then text, p_anew boolean) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+    tx text := CASE WHEN p_anew THEN '$1' ELSE 'tx' END;
+    skip text := CASE WHEN p_anew THEN '$2' ELSE 'skip' END;
+    one text;
+BEGIN
+    IF p_capture.batched AND p_fixed THEN
+        one := format('INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, %6$s, clock_timestamp(), %3$s FROM (%2$s OFFSET %7$s LIMIT 1000000) d
+                        HAVING count(*) > 0 RETURNING %4$s', p_segment, p_keys, p_existed, p_arrays, p_aggregates, tx, skip);
+        RETURN format($f$
                 skip := 0;
                 LOOP
-                    INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s FROM (%2$s OFFSET skip LIMIT 1000000) d
-                        HAVING count(*) > 0 RETURNING %4$s INTO made;
-                    %6$sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
+                    %s;
+                    %sEXIT WHEN array_length(made.ks1, 1) IS DISTINCT FROM 1000000;
                     skip := skip + 1000000;
-                END LOOP;$f$, p_segment, p_keys, p_existed, p_arrays, p_aggregates, p_then)
-        WHEN p_capture.batched THEN format($f$
-                INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, tx, clock_timestamp(), %3$s
-                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part;$f$,
-            p_segment, p_keys, p_existed, p_arrays, p_aggregates)
-        ELSE format('
-                INSERT INTO %s SELECT d.*, tx, clock_timestamp(), NULL, %s FROM (%s) d;', p_segment, p_existed, p_keys)
-    END
+                END LOOP;$f$, CASE WHEN p_anew THEN format('EXECUTE %L INTO made USING tx, skip', one) ELSE one || ' INTO made' END, p_then);
+    END IF;
+    one := CASE WHEN p_capture.batched THEN
+        format('INSERT INTO %1$s (%4$s, xid, at, existed) SELECT %5$s, %6$s, clock_timestamp(), %3$s
+                    FROM (SELECT k.*, (row_number() OVER () - 1) / 1000 AS part FROM (%2$s) k) d GROUP BY d.part', p_segment, p_keys, p_existed, p_arrays, p_aggregates, tx)
+        ELSE format('INSERT INTO %s SELECT d.*, %s, clock_timestamp(), NULL, %s FROM (%s) d', p_segment, tx, p_existed, p_keys) END;
+    RETURN format('
+                %s;', CASE WHEN p_anew THEN format('EXECUTE %L USING tx', one) ELSE one END);
+END
 $body$;
 
 -- The key of a captured table, column by column: its name, what makes a value of it one of the segment's type ("::integer" after
@@ -59,13 +69,21 @@ CREATE OR REPLACE FUNCTION bucardo.capture_look(p_capture bucardo.capture) RETUR
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
     SELECT format($f$
     BEGIN
-        active := CASE WHEN %s THEN NULL WHEN %s THEN coalesce(pg_sequence_last_value(%L::regclass), 1) END;%s
+        active := coalesce(pg_sequence_last_value(%L::regclass), 1);
+%s        END IF;%s
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
         active := NULL;
-    END;$f$,
-        -- Never true: for the names alone, the types of which the segments' columns may have gone with.
-        (SELECT string_agg(format('%L::regclass IS NULL OR (NULL::%1$s).k%s IS NOT NULL', g::regclass, k), ' OR ')
-           FROM unnest(p_capture.segments) g, generate_subscripts(p_capture.keys, 1) k), types, p_capture.active::regclass,
+    END;$f$, p_capture.active::regclass,
+        -- But for the types never true: for the names alone, the types of which the segment's columns may have gone with. Each segment is
+        -- in an expression of its own: one that is not active may be locked, by a purge that waits for who reads it.
+        (SELECT string_agg(format($f$        %s active = %s THEN
+            IF %L::regclass IS NULL OR %s OR (%s) IS NOT TRUE THEN
+                active := NULL;
+            END IF;
+$f$, CASE WHEN g.i = 1 THEN 'IF' ELSE 'ELSIF' END, g.i, g.segment, g.gone, v.types), '' ORDER BY g.i)
+           FROM (SELECT u.i, u.g::regclass AS segment,
+                        (SELECT string_agg(format('(NULL::%s).k%s IS NOT NULL', u.g::regclass, k), ' OR ') FROM generate_subscripts(p_capture.keys, 1) k) AS gone
+                   FROM unnest(p_capture.segments) WITH ORDINALITY u(g, i)) g),
         CASE WHEN p_capture.by_row THEN format($f$
         IF active IS NOT NULL AND TG_OP = 'UPDATE' THEN
             moved := (%s) IS NOT TRUE;
@@ -136,7 +154,7 @@ $f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old
                 bucardo.capture_write_one(segment, new_columns, 'bucardo_new n', 'true', 'NULL'),
                 bucardo.capture_write_one(segment, old_columns, 'bucardo_old o', 'true', 'true'));
             gone := bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o WHERE NOT EXISTS (SELECT FROM bucardo_new n WHERE %s)',
-                old_columns, same), 'true', arrays, aggregates, fixed);
+                old_columns, same), 'true', arrays, aggregates, fixed, '', true);
             IF p_capture.batched AND fixed THEN
                 gone := format('IF moved THEN%s
                 END IF;', gone);
@@ -148,10 +166,10 @@ $f$, bucardo.capture_write_one(segment, new_columns, 'bucardo_new n, bucardo_old
         ELSIF TG_OP = 'INSERT' THEN %s
         ELSE %s
         END IF;
-$f$, bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared),
+$f$, bucardo.capture_write(p_capture, segment, created, 'true', arrays, aggregates, fixed, compared, false),
                 gone,
-                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed),
-                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed));
+                bucardo.capture_write(p_capture, segment, created, 'NULL', arrays, aggregates, fixed, '', false),
+                bucardo.capture_write(p_capture, segment, format('SELECT %s FROM bucardo_old o', old_columns), 'true', arrays, aggregates, fixed, '', false));
         END IF;
     END LOOP;
     RETURN format($f$

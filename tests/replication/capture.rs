@@ -26,7 +26,9 @@ for_both!(
     no_statement_takes_a_transaction_id_of_its_own,
     altered_keys,
     a_dropped_domain_fails_no_statement,
-    nothing_is_compiled
+    nothing_is_compiled,
+    a_renamed_key_leaves_no_plan_for_one_row,
+    a_locked_segment_that_is_not_in_use
 );
 
 fn statements(capture: Capture) {
@@ -542,11 +544,49 @@ fn nothing_is_compiled(capture: Capture) {
     let mut a = net.on("A");
     a.exec("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 20000) g");
     a.exec("SET jit = on; SET jit_above_cost = 10000");
-    for sql in ["UPDATE t SET v = 'w'", "UPDATE t SET v = 'x' WHERE id = 1", "DELETE FROM t", "INSERT INTO t SELECT g FROM generate_series(1, 200) g"] {
+    for sql in [
+        "UPDATE t SET v = 'w'",
+        "UPDATE t SET v = 'x' WHERE id = 1",
+        "DELETE FROM t",
+        "INSERT INTO t SELECT g FROM generate_series(1, 200) g",
+    ] {
         a.exec(sql);
         let compiler = a.number("SELECT position('llvmjit' IN pg_read_file('/proc/self/maps', 0, 10000000))");
         assert_eq!(compiler, 0, "loaded by {sql}");
     }
+}
+
+/// How many rows there are is known to a kept plan from the first statement of a session. One for a single row must not join
+/// the transition tables of all later ones.
+fn a_renamed_key_leaves_no_plan_for_one_row(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere("CREATE TABLE w (id text PRIMARY KEY, v int); CREATE TABLE i (id int PRIMARY KEY, v int)");
+    net.add_sync("tables => 'public.w, public.i'");
+    let mut a = net.on("A");
+    a.exec("INSERT INTO w SELECT g, 1 FROM generate_series(1, 500) g; INSERT INTO i SELECT g, 1 FROM generate_series(1, 500) g");
+    a.exec("UPDATE w SET id = 'x' WHERE id = '1'; UPDATE i SET id = 1000 WHERE id = 1");
+    a.exec("LOAD 'auto_explain'; SET auto_explain.log_nested_statements = on; SET auto_explain.log_min_duration = 0");
+    a.exec("UPDATE w SET v = 2; UPDATE i SET id = id + 2000");
+    let log = net.server_of("A").log();
+    assert!(log.contains("UPDATE i SET id = id + 2000"), "{log}");
+    assert!(!log.contains("Nested Loop Anti Join"), "{log}");
+    net.settle(&["w", "i"]);
+}
+
+/// A purge that waits for who reads a segment keeps others out of it meanwhile, but no writer: he has another one.
+fn a_locked_segment_that_is_not_in_use(capture: Capture) {
+    let net = Net::together_with(capture, 1, "bucardo.purge_interval = '1h'").with_table(T, "public.t");
+    let mut holder = net.on("A");
+    let idle = holder.one("SELECT string_agg(g::regclass::text, ', ') FROM bucardo.capture c, unnest(c.segments[2:3]) g");
+    holder.exec(&format!("BEGIN; LOCK TABLE {idle} IN ACCESS EXCLUSIVE MODE"));
+    let mut a = net.on("A");
+    a.exec("SET lock_timeout = '1s'");
+    a.exec("INSERT INTO t SELECT g, 'v' FROM generate_series(1, 5) g; INSERT INTO t VALUES (6)");
+    a.exec(
+        "UPDATE t SET v = 'w' WHERE id = 1; UPDATE t SET v = 'w'; UPDATE t SET id = 7 WHERE id = 6; DELETE FROM t WHERE id = 2",
+    );
+    holder.exec("COMMIT");
+    net.settle(&["t"]);
 }
 
 #[test]
