@@ -154,7 +154,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 16 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 17 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -173,6 +173,16 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'bucardo') THEN
         EXECUTE format('ALTER EXTENSION bucardo %s %s %s', CASE WHEN p_adopt THEN 'ADD' ELSE 'DROP' END, p_kind, p_name);
+    END IF;
+END
+$body$;
+
+-- Tells the master here, if there is one, that something is captured.
+CREATE OR REPLACE FUNCTION bucardo.capture_tell() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+BEGIN
+    IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
+        EXECUTE 'SELECT bucardo.capture_wake()';
     END IF;
 END
 $body$;
@@ -212,8 +222,8 @@ BEGIN
     IF n > 0 AND c.native THEN
         INSERT INTO bucardo.capture_touched VALUES (c.id, pg_relation_filenode(c.segments[active]));
     END IF;
-    IF n > 0 AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
-        EXECUTE 'SELECT bucardo.capture_wake()';
+    IF n > 0 THEN
+        PERFORM bucardo.capture_tell();
     END IF;
     RETURN n;
 END
@@ -249,8 +259,8 @@ BEGIN
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin, root, serial)
         SELECT p_rel, 'truncate', pg_current_xact_id()::text::bigint, 'epoch'::timestamptz + p_at * '1 microsecond'::interval, o, p_root, p_serial
           FROM unnest(p_origins) o;
-    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
-        EXECUTE 'SELECT bucardo.capture_wake()';
+    IF FOUND THEN
+        PERFORM bucardo.capture_tell();
     END IF;
     RETURN true;
 END
@@ -262,8 +272,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
     INSERT INTO bucardo.capture_mark (relid, kind, xid, at, origin)
         SELECT c.relid, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp(), p_origin FROM bucardo.capture c WHERE c.relid = p_rel;
-    IF FOUND AND to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
-        EXECUTE 'SELECT bucardo.capture_wake()';
+    IF FOUND THEN
+        PERFORM bucardo.capture_tell();
     END IF;
 END
 $body$;
@@ -278,9 +288,7 @@ BEGIN
     ELSE
         PERFORM bucardo.capture_whole(TG_RELID);
     END IF;
-    IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
-        EXECUTE 'SELECT bucardo.capture_wake()';
-    END IF;
+    PERFORM bucardo.capture_tell();
     RETURN NULL;
 END
 $body$;
@@ -486,9 +494,7 @@ BEGIN
             IF pg_relation_filenode(p.relid) <> p.relid OR p.guard IS NOT NULL
                 OR (filled AND bucardo.capture_attached(p.id, p.root, p.relid)) THEN
                 PERFORM bucardo.capture_whole(p.relid);
-                IF to_regprocedure('bucardo.capture_wake()') IS NOT NULL THEN
-                    EXECUTE 'SELECT bucardo.capture_wake()';
-                END IF;
+                PERFORM bucardo.capture_tell();
             END IF;
         EXCEPTION WHEN lock_not_available OR deadlock_detected OR undefined_table OR duplicate_object THEN
             NULL;
@@ -660,6 +666,7 @@ BEGIN
     INSERT INTO bucardo.capture_sync SELECT c.id, u.control, u.sync, u.since FROM unnest(users) u ON CONFLICT DO NOTHING;
     IF whole THEN
         INSERT INTO bucardo.capture_mark (relid, kind, xid, at) VALUES (p_rel, 'whole', pg_current_xact_id()::text::bigint, clock_timestamp());
+        PERFORM bucardo.capture_tell();
     END IF;
     INSERT INTO bucardo.capture_sync VALUES (c.id, p_control, p_sync, pg_current_snapshot()::text)
         ON CONFLICT (capture, control, sync) DO UPDATE SET since = excluded.since;
@@ -721,31 +728,45 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $body$
             FROM bucardo.capture_track t WHERE t.control = p_control), '[]'))::text
 $body$;
 
--- Takes listed capture off again. How many tables were too busy.
+-- Takes listed capture off again, of some tables at once: until the end of its transaction each is closed to everybody, and takes
+-- some twenty locks of those that the server has for all. How many tables are left: too busy; or, as a negative number, there was
+-- no more time for them, and it is to be called again at once.
 CREATE OR REPLACE FUNCTION bucardo.capture_release(p_control text, p_stale json) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $body$
 DECLARE
     s record;
-    busy integer := 0;
+    off integer := 0;
+    left_over integer := 0;
+    until CONSTANT timestamptz := clock_timestamp() + '1 second'::interval;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('bucardo capture', 0));
-    FOR s IN SELECT x.capture, x.sync, x.since FROM json_to_recordset(p_stale -> 'tables') x(capture integer, sync text, since text) LOOP
+    -- In any order: always the same busy ones first would let nobody else have his turn.
+    FOR s IN SELECT u.capture, u.sync, u.since FROM json_to_recordset(p_stale -> 'tables') x(capture integer, sync text, since text)
+               JOIN bucardo.capture_sync u ON u.capture = x.capture AND u.control = p_control AND u.sync = x.sync AND u.since = x.since
+              ORDER BY random() LOOP
+        IF off >= 20 OR clock_timestamp() > until THEN
+            left_over := left_over + 1;
+            CONTINUE;
+        END IF;
         BEGIN
             DELETE FROM bucardo.capture_sync u WHERE u.capture = s.capture AND u.control = p_control AND u.sync = s.sync AND u.since = s.since;
             IF FOUND AND NOT EXISTS (SELECT FROM bucardo.capture_sync u WHERE u.capture = s.capture) THEN
                 PERFORM bucardo.capture_drop(s.capture);
+                off := off + 1;
+                -- While tables are closed nobody is waited for.
+                PERFORM set_config('lock_timeout', '1ms', true);
             END IF;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            busy := busy + 1;
+            left_over := left_over + 1;
         END;
     END LOOP;
     DELETE FROM bucardo.capture_track t USING json_to_recordset(p_stale -> 'receivers') x(sync text, source text, member text, at text)
      WHERE t.control = p_control AND t.sync = x.sync AND t.source = x.source AND t.member = x.member AND t.at::text = x.at;
-    RETURN busy;
+    RETURN CASE WHEN off > 0 THEN -left_over ELSE left_over END;
 END
 $body$;
 
--- Takes a sync (null: all of the control database) off, for good. How many tables were too busy.
+-- Takes a sync (null: all of the control database) off, for good. How many tables are left, as capture_release tells it.
 CREATE OR REPLACE FUNCTION bucardo.capture_forget(p_control text, p_sync text) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE

@@ -23,6 +23,11 @@ pub(super) const AGAIN: Duration = Duration::from_secs(3);
 /// When somebody is installing capture just now, or the catalog has to be read first.
 pub(super) const SOON: Duration = Duration::from_millis(200);
 
+/// Whether `capture_release` has taken some tables off and had no time for the others.
+pub(super) fn more_at_once(left: &str) -> bool {
+    left.starts_with('-')
+}
+
 impl Master {
     /// Lets the watchers go on and takes their news.
     pub(super) fn hear(&mut self, now: Instant) -> Result<()> {
@@ -126,6 +131,7 @@ impl Master {
                 None => source.compare_at = Some(now + SOON),
             },
             (RELEASE, Ok(busy)) if busy == "0" => {}
+            (RELEASE, Ok(left)) if more_at_once(&left) => source.compare_at = Some(now),
             (BROKEN, Ok(sync)) if !sync.is_empty() => self.look_again(&sync),
             (BROKEN, _) => {}
             (_, Err(e)) if install::is_missing(&e) => {}

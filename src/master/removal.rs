@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::hear::{AGAIN, SOON};
+use super::hear::{AGAIN, SOON, more_at_once};
 use super::main::Master;
 use super::upkeep::{self, Listing};
 use super::watch::{News, Watcher};
@@ -124,6 +124,7 @@ impl Master {
                 Some((RemovalStep::Finish, now))
             }
             (RemovalStep::Finish, Ok(_)) => None,
+            (step, Ok(left)) if more_at_once(&left) => Some((step.clone(), now)),
             (step, _) => Some((step.clone(), now + AGAIN)),
         };
         match (next, self.removals.get_mut(&token)) {

@@ -7,7 +7,7 @@ use crate::net::{CONTROL, Capture, Net};
 use crate::scratch::{output, scratch};
 use crate::wait::wait_until;
 
-for_both!(remove_sync_and_remove_db, drop_extension, rolled_back_calls);
+for_both!(remove_sync_and_remove_db, drop_extension, rolled_back_calls, more_tables_than_locks);
 
 const T: &str = "CREATE TABLE t (id serial PRIMARY KEY, v text); CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); \
                  CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (100)";
@@ -41,6 +41,25 @@ fn remove_sync_and_remove_db(capture: Capture) {
         net.on("A").exec("TRUNCATE t, p");
         net.on("B").exec("TRUNCATE t, p");
     }
+}
+
+/// To take capture off all tables at once takes more locks than a server has; off some after the other it does not.
+fn more_tables_than_locks(capture: Capture) {
+    let net = Net::together(capture, 1);
+    net.everywhere(
+        "DO $$ BEGIN FOR i IN 1..250 LOOP EXECUTE format('CREATE TABLE t%s (id int PRIMARY KEY)', i); END LOOP; END $$",
+    );
+    net.add_sync("tables => 'all'");
+    net.server_of("A").configure("max_locks_per_transaction = 10");
+    net.server_of("A").restart(Stop::Fast);
+    // Who reads one of them does not keep the others captured.
+    let mut reader = net.on("A");
+    reader.exec("BEGIN; SELECT count(*) FROM t7");
+    net.control().exec("SELECT bucardo.remove_sync('s')");
+    let captured = "(SELECT count(DISTINCT tgrelid) FROM pg_trigger WHERE tgname LIKE 'bucardo_capture%')";
+    net.wait_sql("A", "all but the held table to be free", &format!("SELECT {captured} = 1"));
+    reader.exec("COMMIT");
+    net.wait_sql("A", "the held table to be free", &format!("SELECT {captured} = 0"));
 }
 
 fn drop_extension(capture: Capture) {
