@@ -22,7 +22,7 @@ impl Plan {
         let new = strangers.iter().filter(|oid| self.strangers.insert(**oid)).count();
         if new > 0 {
             // It may have been made anew under the name of one that was dropped.
-            self.shapes.clear();
+            self.forget_shapes();
         } else if self.renewals >= PATIENCE || !self.has_changed()? {
             return Ok(true);
         }

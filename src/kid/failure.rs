@@ -28,7 +28,7 @@ pub fn again(tries: &mut Tries) {
 /// What was seen of the tables may be the reason: look again before the next attempt.
 pub fn forget(plan: &mut Plan, error: &Error) {
     if !retry::is_away(error.code) && !matches!(error.code, SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK) {
-        plan.shapes.clear();
+        plan.forget_shapes();
     }
 }
 

@@ -231,16 +231,18 @@ impl Kid {
     /// The sync as the catalog has it now; read anew only when the catalog changed.
     fn plan(&mut self, sync: i32) -> Result<Plan> {
         let generation = shmem::generation(self.db);
-        match self.plans.remove(&sync) {
+        let old = match self.plans.remove(&sync) {
             Some(plan) if plan.generation == generation => return Ok(plan),
-            _ => {}
-        }
-        xact::transaction(|| {
+            old => old,
+        };
+        let mut plan = xact::transaction(|| {
             let gone = || Error::new(SqlState::UNDEFINED_OBJECT, "the sync is gone");
             let config = catalog::sync::load_by_id(sync)?.ok_or_else(gone)?;
             let control = catalog::control_id()?;
             Ok(Plan::new(config, control, generation))
-        })
+        })?;
+        old.into_iter().for_each(|old| plan.succeed(old));
+        Ok(plan)
     }
 
     /// The plan in place of one that a run has given up.

@@ -27,6 +27,8 @@ pub struct Plan {
     /// The catalog's generation in which it was read.
     pub generation: u64,
     pub(super) shapes: HashMap<usize, Rc<Shapes>>,
+    /// What the plan before this one knew of the same tables: it counts where it is found unchanged.
+    before: HashMap<usize, Rc<Shapes>>,
     /// The members on which there is nothing that could capture; as seen with their tables.
     pub(super) deaf: u64,
     pub(super) sequence_query: Option<String>,
@@ -58,6 +60,7 @@ impl Plan {
             control,
             generation,
             shapes: HashMap::new(),
+            before: HashMap::new(),
             deaf: 0,
             sequence_query,
             sequences: HashMap::new(),
@@ -70,6 +73,21 @@ impl Plan {
             renewals: 0,
             strangers: HashSet::new(),
         }
+    }
+
+    /// Takes over what another plan knows of the tables, if it is of the same tables of the same members.
+    pub fn succeed(&mut self, old: Plan) {
+        let reached =
+            |plan: &Plan| plan.sync.members.iter().map(|m| (m.db.name.clone(), m.db.target.info.clone())).collect::<Vec<_>>();
+        if old.sync.relations == self.sync.relations && reached(&old) == reached(self) {
+            self.before = old.shapes;
+        }
+    }
+
+    /// The tables are looked at again.
+    pub(super) fn forget_shapes(&mut self) {
+        self.shapes.clear();
+        self.before.clear();
     }
 
     /// The first source, by its place among the members.
@@ -110,9 +128,12 @@ impl Plan {
         if let Some(known) = self.shapes.get(&index) {
             return Ok(known.clone());
         }
-        // Sizes are asked under a lock. A session that has failed here is not kept.
+        // Newer servers lock a table whose expressions they tell. A session that has failed here is not kept.
         session.conn.query(&format!("SET lock_timeout = '{}'", session.patience))?;
-        let seen = Rc::new(shape::look(&mut session.conn, &self.sync)?);
+        let seen = match self.before.remove(&index) {
+            Some(known) if shape::is_unchanged(&mut session.conn, &self.sync, &known)? => known,
+            _ => Rc::new(shape::look(&mut session.conn, &self.sync)?),
+        };
         let deaf = deaf::look(&mut session.conn)?;
         self.deaf = self.deaf & !(1 << index) | u64::from(deaf) << index;
         session.conn.query("SET lock_timeout = 0")?;

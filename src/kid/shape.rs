@@ -409,6 +409,15 @@ pub fn check_complete(sync: &Sync, shapes: &Shapes) -> Result<()> {
     }
 }
 
+/// Whether a member has all tables of the sync, as they were seen before. To be asked outside of any transaction.
+pub fn is_unchanged(conn: &mut Conn, sync: &Sync, seen: &Shapes) -> Result<bool> {
+    if check_complete(sync, seen).is_err() {
+        return Ok(false);
+    }
+    let prints = conn.query_params(FINGERPRINT, &[Some(&oid_array(seen.values().map(|t| t.oid)))])?;
+    Ok(check_fingerprints(&prints, seen.values()).is_ok())
+}
+
 /// Looks at all tables of the sync on a member, outside of any transaction.
 pub fn look(conn: &mut Conn, sync: &Sync) -> Result<Shapes> {
     let tables: Vec<&Relation> = sync.relations.iter().filter(|r| !r.is_sequence).collect();

@@ -286,3 +286,23 @@ fn no_worker_slot_is_left_for_a_kid() {
     net.settle(&["t"]);
     assert_eq!(net.servers[0].crash_restarts(), 0);
 }
+
+/// Whole tables are promised once. The server of the control database dies with the run that brings them, and nothing changes
+/// afterwards.
+#[test]
+fn a_copy_is_not_forgotten_with_the_run_that_was_to_bring_it() {
+    let net = Net::apart(Capture::Native, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 50) g");
+    net.settle(&["t"]);
+    net.on("B").exec("DELETE FROM t WHERE id = 1");
+    net.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'wait')");
+    net.control().exec("SELECT bucardo.update_sync('s', onetimecopy => 1)");
+    net.wait_sql_on_control(
+        "the copy to be about to commit",
+        "SELECT onetimecopy = 0 AND bucardo.fault_hits('kid.before_commit') > 0 FROM bucardo.sync",
+    );
+    // A kid does not wait for the disk when it notes that: whoever does takes it along.
+    net.control().exec("CREATE TABLE flushed ()");
+    net.server_of("A").restart(Stop::Immediate);
+    net.wait_equal("t", &["B"]);
+}

@@ -288,3 +288,23 @@ fn a_rule_comes_to_the_target() {
     net.on("A").exec("UPDATE t SET v = 'z'");
     net.settle(&["t"]);
 }
+
+/// What a kid knows of the tables outlives a change of the catalog, but not one of the tables.
+#[test]
+fn a_table_altered_while_the_sync_is_paused() {
+    let net = Net::together(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY, v text)", "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'a'), (2, 'b')");
+    net.settle(&["t"]);
+    for (change, use_it) in [
+        ("ALTER TABLE t ADD COLUMN more int", "UPDATE t SET more = 5"),
+        ("ALTER TABLE t DROP COLUMN v", "INSERT INTO t VALUES (3, 7)"),
+        ("DROP TABLE t; CREATE TABLE t (v text, id int PRIMARY KEY)", "INSERT INTO t VALUES ('new', 1)"),
+        ("SELECT 1", "UPDATE t SET v = 'as it was'"),
+    ] {
+        net.control().exec("SELECT bucardo.pause('s')");
+        net.everywhere(change);
+        net.on("A").exec(use_it);
+        net.control().exec("SELECT bucardo.resume('s')");
+        net.settle(&["t"]);
+    }
+}
