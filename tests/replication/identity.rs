@@ -81,7 +81,7 @@ fn a_source_that_is_another_database_is_refused_until_confirmed() {
 
 /// Two sources and a target, each on a server of its own, all with a database of the same name. Twins: B was made from A's
 /// files, as a member often is, so that the two servers have the same identifiers.
-fn two_sources(twins: bool) -> Net {
+pub fn two_sources(twins: bool) -> Net {
     three_members("A:source,B:source,C:target", twins)
 }
 
@@ -199,7 +199,7 @@ fn two_members_that_turn_out_to_be_one_database_are_not_both_served() {
 }
 
 /// `name` gets a standby, and a conninfo by which whichever of the two can be written is found.
-fn with_standby(net: &Net, name: &str) -> Cluster {
+pub fn with_standby(net: &Net, name: &str) -> Cluster {
     let primary = net.server_of(name);
     let standby = Cluster::copy_of(primary, "standby", true);
     let conninfo = format!(
@@ -223,7 +223,7 @@ fn wait_streamed(primary: &Cluster, standby: &Cluster) {
 
 /// The standby is cut off, then `writes` happen; its primary dies, and the standby goes on without them. Its member
 /// stands on server `net.servers[n]`, whose place the standby takes in the harness.
-fn fail_over(net: &mut Net, name: &str, standby: Cluster, writes: impl FnOnce(&Net)) {
+pub fn fail_over(net: &mut Net, name: &str, standby: Cluster, writes: impl FnOnce(&Net)) {
     let server = net.members.iter().find(|m| m.name == name).unwrap().server;
     wait_streamed(&net.servers[server], &standby);
     standby.stop(Stop::Fast);

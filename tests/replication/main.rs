@@ -41,6 +41,7 @@ mod control;
 mod crash;
 mod ddl;
 mod dense;
+mod fallen;
 mod fault;
 mod frozen;
 mod harness;

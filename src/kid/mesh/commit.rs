@@ -83,6 +83,12 @@ impl Mesh<'_> {
     pub(super) fn commit(&mut self, pool: &mut Pool, progress: &mut Progress) -> Result<u64, Broken> {
         fault::point("kid.before_commit")?;
         self.flush(pool)?;
+        // What others are about to have of it, it must be found to have lost, also if it never answers again.
+        for at in self.sources() {
+            let (member, offer) = (&self.members[at], self.offers[at].as_ref().filter(|o| o.has_news()));
+            let seen = offer.map(|o| (member.index, (member.session.who.identity.clone(), o.place.clone())));
+            progress.seen.extend(seen);
+        }
         if self.decides() {
             self.record(Stand::Whole(self.doubt()))?;
         }

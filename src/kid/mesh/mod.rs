@@ -155,6 +155,12 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
         if !retries {
             return Ok(());
         }
+        // One that failed may be another one by then, which has lost what the others have of it.
+        if !progress.note(&plan.sync) {
+            let error = Error::internal("where the members' logs are could not be noted");
+            progress.failed_for_good(error, false);
+            return Ok(());
+        }
         failure::again(&mut tries);
     }
 }

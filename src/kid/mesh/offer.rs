@@ -44,6 +44,8 @@ pub struct Offer {
     pub snapshot: String,
     /// The server's identifier, its timeline, and where its log was when the snapshot had been taken.
     pub identity: String,
+    /// Where its log is then, as [`PLACE`](crate::kid::who::PLACE) tells it.
+    pub place: String,
     /// Whether the server keeps the times of commits.
     pub commit_times: bool,
     /// Where its log must be flushed to before others may say that they have this; None: it is.

@@ -22,7 +22,7 @@ use crate::kid::shape::{Shapes, Table};
 use crate::kid::{flush, who};
 use crate::libpq::Rows;
 
-/// A member's snapshot, who it is, whether it keeps the times of commits; then come [`flush::COLUMNS`].
+/// A member's snapshot, who it is, whether it keeps the times of commits; then come [`flush::COLUMNS`], and what time it is.
 const HERE: &str = "SELECT pg_catalog.pg_current_snapshot(), (SELECT s.system_identifier FROM pg_catalog.pg_control_system() s) || '/' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8), \
     pg_catalog.current_setting('track_commit_timestamp')::pg_catalog.bool";
@@ -163,7 +163,11 @@ impl<'a> Mesh<'a> {
                 if holds {
                     conn.pipeline_add(members::HOLD, &[], &[Some(guard.as_bytes())])?;
                 }
-                conn.pipeline_add(&format!("{HERE}, {}", flush::COLUMNS), &[], &[])?;
+                conn.pipeline_add(
+                    &format!("{HERE}, {}, extract(epoch FROM pg_catalog.clock_timestamp())", flush::COLUMNS),
+                    &[],
+                    &[],
+                )?;
                 if is_source {
                     conn.pipeline_add(TRACK, &[], &who)?;
                     conn.pipeline_add(PROGRESS, &[], &who)?;
@@ -223,8 +227,11 @@ impl<'a> Mesh<'a> {
     fn windows(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
         for at in self.sources() {
             let Some(mine) = &begun[at] else { continue };
+            let here = mine.here.text(0, 1);
+            let timeline = here.rsplit('/').next().unwrap_or_default();
             let mut offer = Offer {
                 snapshot: mine.here.text(0, 0),
+                place: format!("{timeline}:{}:{}", mine.here.text(0, 3), mine.here.text(0, 5)),
                 identity: format!("{}:{}", mine.here.text(0, 1), mine.here.text(0, 3)),
                 commit_times: mine.here.bool(0, 2),
                 unflushed: flush::unflushed(&mine.here, 3),
