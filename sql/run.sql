@@ -84,5 +84,5 @@ COMMENT ON COLUMN bucardo.doubt.id      IS 'The part: many decisions are recorde
 COMMENT ON COLUMN bucardo.doubt.sync    IS 'The sync.';
 COMMENT ON COLUMN bucardo.doubt.run     IS 'The run, as in bucardo.conflict.';
 COMMENT ON COLUMN bucardo.doubt.since   IS 'The newest decision before its first.';
-COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots; in no part any: nobody was told to commit.';
+COMMENT ON COLUMN bucardo.doubt.sources IS 'The sources that took part, with their snapshots and where their logs were; in no part any: nobody was told to commit.';
 COMMENT ON COLUMN bucardo.doubt.made    IS 'Rows that it has written beside the winners'' changes.';

@@ -134,7 +134,8 @@ pub fn time_of(place: &str) -> Option<&str> {
     place.split(':').nth(2)
 }
 
-fn location(text: &str) -> Option<u64> {
+/// A place in the log as a number.
+pub fn location(text: &str) -> Option<u64> {
     let (high, low) = text.split_once('/')?;
     Some((u64::from(u32::from_str_radix(high, 16).ok()?) << 32) | u64::from(u32::from_str_radix(low, 16).ok()?))
 }

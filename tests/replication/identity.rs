@@ -85,7 +85,7 @@ pub fn two_sources(twins: bool) -> Net {
     three_members("A:source,B:source,C:target", twins)
 }
 
-fn three_members(dbs: &str, twins: bool) -> Net {
+pub fn three_members(dbs: &str, twins: bool) -> Net {
     let mut net = Net { servers: vec![], members: vec![] };
     net.servers.push(Cluster::start(CONTROL, CONTROL_SETTINGS));
     net.servers[0].create_database(CONTROL, "");

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::offer::Settled;
 use super::open::Begun;
-use super::record::{self, Doubt};
+use super::record::{self, Doubt, Stood};
 use super::settle::{Settlement, Written};
 use super::{Broken, Mesh};
 use crate::ident::quote_ident;
@@ -28,8 +28,8 @@ pub(super) struct Carried {
     lost: Vec<(usize, i32, String, Vec<Vec<String>>)>,
     /// Runs of which nobody has anything: forgotten when this run has committed, since then they cannot commit any more.
     void: Vec<i64>,
-    /// Runs that everybody has.
-    done: Vec<i64>,
+    /// Runs that everybody has by then.
+    taken: Vec<i64>,
 }
 
 impl Carried {
@@ -80,19 +80,35 @@ impl Mesh<'_> {
             if have.is_empty() && !away {
                 self.carried.void.push(doubt.run);
             } else if lack.is_empty() && !away {
-                self.carried.done.push(doubt.run);
+                // At once: one that is added later has not got it, and that is no reason to carry it out over what is newer.
+                record::end_doubt(&sync, &[doubt.run])?;
             } else if !lack.is_empty() {
                 record::close(&sync, &doubt)?;
-                self.carry(&doubt, &lack)?;
+                let had = |at: &usize| self.has_what_it_had(*at, begun, &doubt);
+                let (lack, anew) = lack.into_iter().partition(had);
+                self.carry(&doubt, lack, anew)?;
+                if !away {
+                    self.carried.taken.push(doubt.run);
+                }
             }
         }
         Ok(())
     }
 
-    /// Takes over what a run has decided, for the sources that lack it, and for the targets, which cannot tell.
-    fn carry(&mut self, doubt: &Doubt, lack: &[usize]) -> Result<(), Broken> {
+    /// Whether a source has not lost commits since it took part in a run: what it has changed may else have the numbers of
+    /// transactions of which something was decided.
+    fn has_what_it_had(&mut self, at: usize, begun: &[Option<Begun>], doubt: &Doubt) -> bool {
+        let noted = doubt.sources.get(self.name(at)).and_then(|s| s.identity.clone());
+        let here = self.offers[at].as_ref().map(|o| o.identity.clone()).unwrap_or_default();
+        let rewound = begun[at].as_ref().and_then(Begun::rewound);
+        noted.is_none_or(|noted| self.still_has(at, &here, &noted, rewound))
+    }
+
+    /// Takes over what a run has decided, for the sources that lack it, and for the targets, which cannot tell. `anew`: sources
+    /// that lack it and have lost commits.
+    fn carry(&mut self, doubt: &Doubt, lack: Vec<usize>, anew: Vec<usize>) -> Result<(), Broken> {
         let towards = {
-            let needs = |at: &usize| lack.contains(at) || self.offers[*at].is_none();
+            let needs = |at: &usize| lack.contains(at) || anew.contains(at) || self.offers[*at].is_none();
             bits::union((0..self.members.len()).filter(needs).map(|at| self.members[at].bit()))
         };
         let mut rows: Vec<(i32, Written)> = Vec::new();
@@ -124,7 +140,7 @@ impl Mesh<'_> {
             }
         }
         for ((at, relation), keys) in lost {
-            let Some(snapshot) = doubt.sources.get(self.name(at)).cloned() else { continue };
+            let Some(snapshot) = doubt.sources.get(self.name(at)).map(|s| s.snapshot.clone()) else { continue };
             if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
                 && let Some(offer) = &mut self.offers[at]
             {
@@ -187,25 +203,31 @@ impl Mesh<'_> {
 
     /// Notes at the sources what has lost in runs that died, as if they had committed them.
     pub(super) fn note_carried(&mut self) -> Result<(), Broken> {
-        for (at, relation, snapshot, keys) in std::mem::take(&mut self.carried.lost) {
-            self.note_settled(at, relation, &snapshot, &keys, "{}");
+        let lost = std::mem::take(&mut self.carried.lost);
+        for (at, relation, snapshot, keys) in &lost {
+            self.note_settled(*at, *relation, snapshot, keys, "{}");
         }
+        self.carried.lost = lost;
         self.run_errands()
     }
 
-    /// After all have committed: this run, those that everybody has, and those that can have no effect any more.
+    /// After all sources have committed: this run, those that everybody has by it, and those that can have no effect any more.
     pub(super) fn end_doubt(&mut self) -> Result<(), Broken> {
         let sync = &self.plan.sync.name;
         record::forget_runs(sync, &self.carried.void)?;
-        self.carried.done.push(self.run);
-        record::end_doubt(sync, &self.carried.done)?;
+        self.carried.taken.push(self.run);
+        record::end_doubt(sync, &self.carried.taken)?;
         Ok(())
     }
 
-    /// The snapshots by which this run is carried on if it dies. None: there is nobody to contend with.
-    pub(super) fn doubt(&self) -> Option<Vec<(String, String)>> {
+    /// Where the sources stand, by which this run is carried on if it dies. None: there is nobody to contend with.
+    pub(super) fn doubt(&self) -> Option<HashMap<String, Stood>> {
         let sources = self.sources();
-        let one = |at: &usize| Some((self.name(*at).to_string(), self.offers[*at].as_ref()?.snapshot.clone()));
+        let one = |at: &usize| {
+            let offer = self.offers[*at].as_ref()?;
+            let stood = Stood { snapshot: offer.snapshot.clone(), identity: Some(offer.identity.clone()) };
+            Some((self.name(*at).to_string(), stood))
+        };
         Some(sources.iter().filter_map(one).collect()).filter(|_| sources.len() > 1)
     }
 }

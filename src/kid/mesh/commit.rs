@@ -56,6 +56,11 @@ impl Mesh<'_> {
         }
     }
 
+    /// Whether all sources note that they took part, also those for whom there is nothing.
+    pub(super) fn all_take_part(&self) -> bool {
+        self.decides() || !self.carried.is_empty()
+    }
+
     /// Whether the run has decided anything.
     pub(super) fn decides(&self) -> bool {
         self.recorded > 0 || !self.decisions.is_empty()
@@ -110,16 +115,19 @@ impl Mesh<'_> {
         if committed != 0 {
             progress.conflicts += self.recorded;
         }
-        if self.members.iter().all(|m| m.failed.is_none()) && (self.decides() || !self.carried.is_empty()) {
+        // A target that refuses a row gets it as any other, and decides nothing.
+        if self.check().is_ok() && self.all_take_part() {
             self.end_doubt()?;
         }
         Ok(committed)
     }
 
-    /// Waits until what was read of the sources is on their disks.
+    /// Waits until what was read of the sources is on their disks, and all that is noted of them.
     fn flush(&mut self, pool: &mut Pool) -> Result<(), Broken> {
+        let all = self.all_take_part();
         for at in self.sources() {
-            let Some(lsn) = self.offers[at].as_ref().filter(|o| o.has_news()).and_then(|o| o.unflushed.clone()) else { continue };
+            let noted = self.offers[at].as_ref().filter(|o| all || o.has_news());
+            let Some(lsn) = noted.and_then(|o| o.unflushed.clone()) else { continue };
             let db = &self.plan.sync.members[self.members[at].index].db;
             self.members[at].attempt(|conn| flush::wait(conn, pool, db, &lsn));
         }

@@ -129,7 +129,7 @@ impl Mesh<'_> {
         let towards = bits::union(self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).map(|t| t.towards));
         let towards = towards & !late;
         for at in (0..self.members.len()).filter(|at| self.members[*at].bit() & towards != 0).collect::<Vec<_>>() {
-            let own = self.own_keys(at, relation, kept)?;
+            let own = self.own_keys(at, relation, None, kept)?;
             let own = self.surviving(at, relation, own)?;
             let survives = own.is_some();
             let name = self.relation_name(relation);
@@ -159,11 +159,13 @@ impl Mesh<'_> {
         Ok(())
     }
 
-    /// The statement for the keys that a member has changed itself and does not keep to itself.
+    /// The statement for the keys that a member has changed itself and does not keep to itself; of those, if one is given, that
+    /// this other one (by place) has not got: who has got them has, if any, newer rows of them.
     pub(super) fn own_keys(
         &self,
         at: usize,
         relation: i32,
+        other: Option<usize>,
         kept: &HashMap<(usize, i32), String>,
     ) -> Result<Option<String>, Broken> {
         if !self.changed(relation).contains(&at) {
@@ -172,7 +174,8 @@ impl Mesh<'_> {
         let own = self.with_work(at, relation, |work, offer| {
             let mut reading = work.reading();
             reading.excluded = kept.get(&(at, relation)).map(String::as_str);
-            reading.distinct(&offer.union().condition())
+            let window = other.and_then(|other| offer.windows.iter().find(|(index, _)| *index == self.members[other].index));
+            reading.distinct(&window.map_or_else(|| offer.union(), |(_, window)| window.clone()).condition())
         })?;
         Ok(own)
     }

@@ -259,11 +259,11 @@ impl Mesh<'_> {
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
             // Nothing to do; but that is to be noted where a copy of the progress says something else, or where something is kept.
-            if self.offers.iter().flatten().any(|o| o.echoed) {
+            if self.offers.iter().flatten().any(|o| o.echoed || o.unbelieved) {
                 self.note_progress(&[], false);
                 self.check()?;
             }
-            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed);
+            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed || o.unbelieved);
             return if noted { self.commit(pool, progress) } else { Ok(0) };
         }
         touched.extend(&relations);
@@ -272,7 +272,7 @@ impl Mesh<'_> {
         progress.total(self.offers.iter().flatten().flat_map(|o| &o.changes).map(|c| c.changes).sum());
         self.apply(&relations, progress)?;
         self.note_carried()?;
-        self.note_progress(&relations, self.decides() || !self.carried.is_empty());
+        self.note_progress(&relations, self.all_take_part());
         // Last, because a lock on a sequence holds up who takes numbers.
         self.move_sequences(moved);
         self.check()?;

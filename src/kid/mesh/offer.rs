@@ -72,6 +72,8 @@ pub struct Offer {
     /// Sources that have got further than it has noted, as bits; and since when they have not been served, as it has it.
     pub behind: u64,
     pub noted: Vec<(usize, Window)>,
+    /// Whether an account of it is not to be believed any more, and must be noted anew before it looks as if it were.
+    pub unbelieved: bool,
     /// Whether it holds others' changes, kept for members that were away: all are here now, and get them from those others.
     pub echoed: bool,
     /// The last change in any table.
@@ -86,7 +88,7 @@ impl Offer {
 
     /// Whether its receivers get further by this run.
     pub fn has_news(&self) -> bool {
-        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0 || self.echoed
+        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0 || self.unbelieved || self.echoed
     }
 
     /// The changes of a table.

@@ -48,6 +48,14 @@ pub(super) struct Begun {
     sequences: Option<Rows>,
 }
 
+impl Begun {
+    /// The timeline on which a source was found to have lost commits, if it was.
+    pub fn rewound(&self) -> Option<&str> {
+        let rows = self.track.as_ref()?;
+        (0..rows.len()).find_map(|row| rows.get(row, 3))
+    }
+}
+
 impl<'a> Mesh<'a> {
     /// Connects to the members; those that cannot be reached are left out and reported.
     pub(super) fn open(plan: &'a mut Plan, pool: &mut Pool, todo: u64, care: Care, progress: &Progress) -> (Self, Vec<Failure>) {
@@ -259,7 +267,9 @@ impl<'a> Mesh<'a> {
                 // What the receiver says goes before the source's copy, if that source has still got what it had then.
                 let own = theirs.progress.as_ref().and_then(|rows| find(rows, &name).map(|row| (rows, row)));
                 let rewound = track.get(row, 3);
+                let asked = own.is_some();
                 let own = own.filter(|(rows, row)| self.still_has(at, &offer.identity, &rows.text(*row, 2), rewound));
+                offer.unbelieved |= asked && own.is_none();
                 let noted = track.text(row, 1);
                 let served = own.map_or_else(|| noted.clone(), |(rows, row)| rows.text(row, 1));
                 if served != noted {

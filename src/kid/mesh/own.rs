@@ -3,7 +3,7 @@
 //! other one has failed over and lost what it had given, because it gives the numbers of lost transactions again.
 
 use super::Mesh;
-use crate::kid::who;
+use crate::kid::who::{self, location};
 
 /// What an account says of the server that it was noted of, compared with the one that is there.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,8 +41,11 @@ impl Mesh<'_> {
 fn compare(here: &str, noted: &str, rewound: Option<&str>) -> Account {
     let server = |identity: &str| identity.split(':').next().unwrap_or("").to_string();
     let (now, then) = (server(here), server(noted));
+    let place = |identity: &str| identity.split_once(':').and_then(|(_, place)| location(place));
+    // Its log was on the disk up to where that was noted; if it ends before, its files were put back to what they were.
     if now == then {
-        return Account::Holds;
+        let gone = place(here).zip(place(noted)).is_some_and(|(here, noted)| here < noted);
+        return if gone { Account::Void } else { Account::Holds };
     }
     let (Some((system, _)), Some((was, timeline))) = (now.split_once('/'), then.split_once('/')) else { return Account::Void };
     // Timelines have eight digits.
@@ -60,6 +63,9 @@ mod tests {
     fn an_account_holds_on_its_own_timeline_and_is_looked_into_on_a_later_one() {
         let here = "7/00000002:0/5000000";
         assert_eq!(compare(here, "7/00000002:0/4000000", None), Account::Holds);
+        assert_eq!(compare(here, "7/00000002:0/5000000", None), Account::Holds);
+        assert_eq!(compare(here, "7/00000002:0/5000001", None), Account::Void, "put back");
+        assert_eq!(compare(here, "7/00000002:1/0", None), Account::Void, "put back");
         assert_eq!(compare(here, "7/00000002", None), Account::Holds, "as it was noted once");
         assert_eq!(compare(here, "7/00000001:0/4000000", None), Account::Doubtful);
         assert_eq!(compare(here, "7/00000001", None), Account::Void, "nobody knows where that was");

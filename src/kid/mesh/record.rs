@@ -24,9 +24,9 @@ pub struct Run<'a> {
 pub enum Stand {
     /// Not at all so far, since nobody has been told to commit: if the run dies, it is forgotten.
     Part,
-    /// The members are told to commit as soon as this is on the disk. The snapshots of the sources, by which the run is
-    /// carried on if it dies; None: it is not.
-    Whole(Option<Vec<(String, String)>>),
+    /// The members are told to commit as soon as this is on the disk. Where the sources stood, by which the run is carried on
+    /// if it dies; None: it is not.
+    Whole(Option<HashMap<String, Stood>>),
     /// It stops the sync.
     Stop,
 }
@@ -84,8 +84,8 @@ fn write(run: &Run<'_>, name: impl Fn(i32) -> String, groups: &Groups, made: &[S
             spi::execute(sql, &args).map(drop)
         })?;
         match stand {
-            Stand::Part => note_doubt(run, Vec::new(), &made),
-            Stand::Whole(Some(sources)) => note_doubt(run, sources.clone(), &made),
+            Stand::Part => note_doubt(run, &HashMap::new(), &made),
+            Stand::Whole(Some(sources)) => note_doubt(run, sources, &made),
             Stand::Whole(None) => {
                 let sql = "DELETE FROM bucardo.doubt WHERE sync = $1 AND run = $2";
                 spi::execute(sql, &[run.sync.into(), run.number.into()]).map(drop)
@@ -95,8 +95,8 @@ fn write(run: &Run<'_>, name: impl Fn(i32) -> String, groups: &Groups, made: &[S
     })
 }
 
-fn note_doubt(run: &Run<'_>, sources: Vec<(String, String)>, made: &str) -> Result<()> {
-    let sources = Value::Object(sources.into_iter().map(|(k, v)| (k, Value::from(v))).collect()).to_string();
+fn note_doubt(run: &Run<'_>, sources: &HashMap<String, Stood>, made: &str) -> Result<()> {
+    let sources = serde_json::json!(sources).to_string();
     let sql = "INSERT INTO bucardo.doubt (sync, run, since, sources, made) VALUES ($1, $2, $3, $4::jsonb, $5::jsonb)";
     let args = [run.sync.into(), run.number.into(), run.since.into(), sources.as_str().into(), made.into()];
     spi::execute(sql, &args).map(drop)
@@ -114,10 +114,36 @@ pub struct Doubt {
     pub run: i64,
     /// Its decisions have greater numbers.
     since: i64,
-    /// The sources that took part, with the snapshots that they had; none: nobody was told to commit.
-    pub sources: HashMap<String, String>,
+    /// The sources that took part; none: nobody was told to commit.
+    pub sources: HashMap<String, Stood>,
     /// What it has written beside the winners' changes.
     pub made: Vec<Made>,
+}
+
+/// Where a source stood when a run read it.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(from = "Noted")]
+pub struct Stood {
+    pub snapshot: String,
+    /// The server and where its log was, as [`Offer`](super::offer::Offer) has it; None: that was not noted.
+    pub identity: Option<String>,
+}
+
+/// As it is noted, and as it was noted once.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Noted {
+    Snapshot(String),
+    Stood { snapshot: String, identity: Option<String> },
+}
+
+impl From<Noted> for Stood {
+    fn from(noted: Noted) -> Self {
+        match noted {
+            Noted::Snapshot(snapshot) => Stood { snapshot, identity: None },
+            Noted::Stood { snapshot, identity } => Stood { snapshot, identity },
+        }
+    }
 }
 
 /// The runs in doubt, the oldest first.

@@ -104,7 +104,7 @@ impl Mesh<'_> {
             } else if empty || sure & bit != 0 {
                 staged |= bit;
             }
-            if let Some(keys) = self.own_keys(to, relation, kept)? {
+            if let Some(keys) = self.own_keys(to, relation, Some(at), kept)? {
                 own.insert(bit, keys);
             }
         }

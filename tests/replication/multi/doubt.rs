@@ -189,6 +189,43 @@ fn a_source_falls_over_right_after_it_was_served() {
     m.expect_everywhere("SELECT count(*) FROM t", "31");
 }
 
+/// C has nothing for the others in a run in which A and B decide something, and falls over as it ends, before its disk has
+/// its last transactions. It gives their numbers to others afterwards, and those must be looked for.
+#[test]
+fn a_source_without_news_falls_over_while_others_decide() {
+    let settings = "wal_writer_delay = 10s\nautovacuum = off\ncheckpoint_timeout = 1h";
+    let m = Plan::new(3).targets(0).place(Place::Apart).settings(settings).start();
+    m.everywhere(&format!("{T}; CREATE TABLE beside (n int)"));
+    m.sync_over(&m.dbs(), "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    m.settle(&["t"]);
+    m.rest();
+    m.changes(&[("A", "INSERT INTO t VALUES (2, 1, 'A')"), ("B", "INSERT INTO t VALUES (2, 1, 'B')")]);
+    let mut c = m.on("C");
+    c.exec("SET synchronous_commit = off");
+    for n in 0..60 {
+        c.exec(&format!("INSERT INTO beside VALUES ({n})"));
+    }
+    let count = |sql: &str| m.control().number(sql);
+    let (stands, runs) = ("SELECT bucardo.fault_hits('kid.before_commit')", "SELECT count(*) FROM bucardo.syncrun");
+    let (before, done) = (count(stands), count(runs));
+    m.control().exec("SELECT bucardo.fault_set('kid.before_commit', 'wait'); SELECT bucardo.resume('s')");
+    wait_until("the run to be about to commit", || count(stands) > before);
+    m.server_of("C").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.control().exec("SELECT bucardo.fault_clear()");
+    wait_until("the run to be over", || count(runs) > done);
+    m.server_of("C").launch();
+    // Its log passes by where it was.
+    m.on("C").exec("SELECT pg_switch_wal()");
+    for id in 10..30 {
+        m.on("C").exec(&format!("INSERT INTO t VALUES ({id}, 1, 'later')"));
+    }
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT count(*) FROM t", "22");
+}
+
 /// Where no target is, the copies that sources keep of each other's progress may be behind: that is no work.
 #[test]
 fn a_lost_copy_of_progress_is_no_work_for_ever() {
@@ -392,4 +429,24 @@ fn a_recorded_key_of_any_type_is_found_again() {
     m.expect_everywhere("SELECT string_agg(n || val, ' ') FROM t", "1011A+B");
     m.expect_everywhere("SELECT string_agg(n || val, ' ') FROM a", "1011A+B");
     assert_eq!(m.count_conflicts("true"), 2, "decided twice: {:?}", m.conflicts("public.t"));
+}
+
+/// A run decides, and all sources commit it, but the target refuses a row. The decision is over then: a source that is added much
+/// later has not got it, and that is no reason to carry it out over what was written since.
+#[test]
+fn a_decision_is_over_when_all_sources_have_it() {
+    let m = Plan::new(2).start();
+    m.everywhere("CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, val text)");
+    m.on("T").exec("ALTER TABLE t ADD CONSTRAINT no CHECK (val <> 'no')");
+    m.sync_over(&m.dbs(), "tables => 'public.t', conflict_strategy => 'bucardo_source'");
+    m.rest();
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'x', 'A'), (3, 'y', 'no')"), ("B", "INSERT INTO t VALUES (2, 'x', 'B')")]);
+    m.control().exec("SELECT bucardo.resume('s')");
+    wait_until("the refusal to be told", || m.last_error().contains("db \"T\""));
+    assert_eq!(m.on("B").one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1A 3no");
+    assert_eq!(m.count_conflicts("true"), 1, "{:?}", m.conflicts("public.t"));
+    assert_eq!(m.control().number("SELECT count(*) FROM bucardo.doubt"), 0);
+    m.on("T").exec("ALTER TABLE t DROP CONSTRAINT no");
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1A 3no");
 }

@@ -24,6 +24,22 @@ fn a_copy_and_a_partition_that_another_source_has_emptied() {
     }
 }
 
+/// What a source has changed is still to go to one that was away; but who knew of it has emptied the partition since.
+#[test]
+fn a_partition_is_emptied_by_who_knew_what_another_one_had_changed() {
+    let m = Plan::new(3).start().with(PARTS, "tables => 'public.t'");
+    away(&m, "C", true);
+    m.on("B").exec("UPDATE t SET v = 'B' WHERE id = 99");
+    m.kick();
+    away(&m, "B", true);
+    m.on("A").exec("TRUNCATE low");
+    m.kick();
+    m.on("B").exec("INSERT INTO t VALUES (97, 'B')");
+    m.control().exec("SELECT bucardo.update_db('B', status => 'active'), bucardo.update_db('C', status => 'active')");
+    m.drain_equal(&["t"]);
+    m.expect_everywhere(ALL, "97B 100start 101start 102start");
+}
+
 /// The copy that one source still owes to the target must not keep another one's from the first.
 #[test]
 fn partitions_that_two_sources_have_emptied_one_after_the_other() {
