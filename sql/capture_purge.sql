@@ -43,6 +43,9 @@ $body$;
 -- large segment), and only while no segment is kept from any of them, so that nobody who waits for the purge is waited for by
 -- it. The fullest table comes first, as it is the first lock that is got by waiting; others are then free for a moment too,
 -- if it was one run that held them.
+--
+-- How many deltas nobody needs any more; of some tables only, because each takes a subtransaction and locks, which all others
+-- share: below zero, by one less than that, where others were left and it is worth while to go on at once.
 CREATE OR REPLACE FUNCTION bucardo.capture_purge(p_least bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
 DECLARE
@@ -63,6 +66,8 @@ DECLARE
     locked integer[] := '{}';
     j integer;
     waits integer := 2;
+    more boolean := false;
+    at_once CONSTANT integer := 30;
     as_before CONSTANT text := current_setting('lock_timeout');
     large CONSTANT bigint := 64 * 1024 * 1024;
 BEGIN
@@ -82,6 +87,8 @@ BEGIN
               WHERE z.size >= p_least
                 AND (z.size > 0 OR k.id IN (SELECT t.capture FROM bucardo.capture_touched t) OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m))
               ORDER BY z.size DESC, k.id LOOP
+        more := cardinality(wanted) >= at_once;
+        EXIT WHEN more;
         -- A table that is gone: the run, or the master's comparison with its catalog, sees to it.
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_class WHERE oid = c.relid);
         condition := bucardo.capture_unserved(c.id);
@@ -162,6 +169,6 @@ BEGIN
     -- Last, because runs wait for these.
     PERFORM bucardo.capture_renew_places('bucardo.capture_track');
     PERFORM bucardo.capture_renew_places('bucardo.capture_progress');
-    RETURN freed;
+    RETURN CASE WHEN more AND locked <> '{}' THEN -freed - 1 ELSE freed END;
 END
 $body$;

@@ -23,7 +23,10 @@ pub(super) const AGAIN: Duration = Duration::from_secs(3);
 /// When somebody is installing capture just now, or the catalog has to be read first.
 pub(super) const SOON: Duration = Duration::from_millis(200);
 
-/// Whether `capture_release` has taken some tables off and had no time for the others.
+/// How many parts of a purge follow one another at once: tables that are written to all the time are never all empty.
+const PURGE_PARTS: u32 = 200;
+
+/// Whether `capture_release` or `capture_purge` has been through some tables and had no time for the others.
 pub(super) fn more_at_once(left: &str) -> bool {
     left.starts_with('-')
 }
@@ -122,8 +125,14 @@ impl Master {
                     pgrx::warning!("bucardo: what was captured on db \"{name}\" could not be purged: {error}");
                 }
                 source.purged = now;
-                source.purged_in_vain = !result.is_ok_and(|freed| freed != "0");
+                let freed = result.unwrap_or_else(|_| "0".to_string());
+                source.purged_in_vain = freed == "0";
                 source.watcher.bytes = 0;
+                let goes_on = more_at_once(&freed) && source.purged_in_parts < PURGE_PARTS;
+                source.purged_in_parts = if goes_on { source.purged_in_parts + 1 } else { 0 };
+                if goes_on {
+                    source.purge_at = Some(now);
+                }
             }
             (LISTING, Ok(_)) => match stale {
                 Some(stale) if stale.is_empty() => {}
@@ -192,9 +201,11 @@ impl Master {
         for source in self.sources.values_mut() {
             if due(&source.purge_at) {
                 source.purge_at = None;
-                let all = now >= source.purged_all + guc::purge_interval();
-                source.purged_all = if all { now } else { source.purged_all };
-                source.watcher.add_upkeep(PURGE, upkeep::purge_sql(if all { 0 } else { PURGE_BYTES }));
+                if source.purged_in_parts == 0 {
+                    source.purging_all = now >= source.purged_all + guc::purge_interval();
+                    source.purged_all = if source.purging_all { now } else { source.purged_all };
+                }
+                source.watcher.add_upkeep(PURGE, upkeep::purge_sql(if source.purging_all { 0 } else { PURGE_BYTES }));
                 source.watcher.look_soon();
             }
             if due(&source.compare_at) {

@@ -56,6 +56,9 @@ pub(super) struct Source {
     /// When all of its tables were purged last, and whether the last purge was in vain.
     pub(super) purged_all: Instant,
     pub(super) purged_in_vain: bool,
+    /// How often in a row a purge has left tables for the next one, and whether these are all tables.
+    pub(super) purged_in_parts: u32,
+    pub(super) purging_all: bool,
     /// When to compare with the catalog what the source captures, and when to look whether it still does.
     pub(super) compare_at: Option<Instant>,
     pub(super) inspect_at: Instant,
@@ -351,6 +354,8 @@ impl Master {
                 purged: now,
                 purged_all: now,
                 purged_in_vain: false,
+                purged_in_parts: 0,
+                purging_all: false,
                 compare_at: None,
                 inspect_at: now + INSPECT,
             });

@@ -37,7 +37,8 @@ pub fn this_server() -> &'static ThisServer {
     })
 }
 
-/// The statement that empties the segments of which nobody needs anything more, of tables with so many bytes of them.
+/// The statement that empties the segments of which nobody needs anything more, of tables with so many bytes of them. Its answer
+/// says how many deltas these were; below zero, by one less than that: it has left tables, and is to be called again.
 pub fn purge_sql(least: i64) -> String {
     format!("SELECT bucardo.capture_purge({least})")
 }

@@ -1,11 +1,18 @@
 //! What everybody was served from is emptied, whoever reads it meanwhile, and nothing else is: not what somebody is only
 //! now known to need, nor what a transaction that is open may still write.
 
+use crate::cluster::Stop;
 use crate::net::{Capture, Net};
 use crate::wait::{reached, wait_until};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-for_both!(readers_without_a_gap, who_stays_is_not_waited_for, writers_follow, set_back_while_it_is_purged);
+for_both!(
+    readers_without_a_gap,
+    who_stays_is_not_waited_for,
+    writers_follow,
+    set_back_while_it_is_purged,
+    more_segments_than_locks
+);
 
 const HELD: &str = "SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g";
 const SEGMENTS: &str = "SELECT string_agg(g::regclass::text, ', ') FROM bucardo.capture c, unnest(c.segments) g";
@@ -154,4 +161,29 @@ fn set_back_while_it_is_purged(capture: Capture) {
     net.on("B").exec("DELETE FROM t WHERE id <= 50");
     net.control().exec("SELECT bucardo.resume('s')");
     net.settle(&["t", "u"]);
+}
+
+/// To empty the segments of all tables at once takes more locks than a server has; of some after the others it does not.
+fn more_segments_than_locks(capture: Capture) {
+    let net = Net::together_with(capture, 1, "bucardo.purge_interval = '1h'");
+    let each = |from: i32, to: i32, what: &str| {
+        format!("DO $$ BEGIN FOR i IN {from}..{to} LOOP EXECUTE format('{what}', i); COMMIT; END LOOP; END $$")
+    };
+    net.everywhere(&each(1, 500, "CREATE TABLE t%s (id text PRIMARY KEY)"));
+    net.add_sync("tables => 'all', autokick => false");
+    net.server_of("A").configure("max_locks_per_transaction = 10\nmax_connections = 20");
+    net.server_of("A").restart(Stop::Fast);
+    for part in 0..10 {
+        net.on("A").exec(&each(part * 50 + 1, part * 50 + 50, "INSERT INTO t%s VALUES (1)"));
+        net.kick();
+    }
+    assert_eq!(
+        net.on("A").number(&format!("SELECT count(*) FROM ({HELD} GROUP BY c.id HAVING sum(pg_relation_size(g)) > 0) x")),
+        500
+    );
+    // Whoever looks after the captured tables just then keeps a purge away.
+    wait_until("all to be empty", || {
+        net.control().exec("SELECT bucardo.purge()");
+        net.on("A").number(HELD) == 0
+    });
 }
