@@ -173,8 +173,8 @@ fn more_segments_than_locks(capture: Capture) {
     net.add_sync("tables => 'all', autokick => false");
     net.server_of("A").configure("max_locks_per_transaction = 10\nmax_connections = 20");
     net.server_of("A").restart(Stop::Fast);
-    for part in 0..10 {
-        net.on("A").exec(&each(part * 50 + 1, part * 50 + 50, "INSERT INTO t%s VALUES (1)"));
+    for part in 0..25 {
+        net.on("A").exec(&each(part * 20 + 1, part * 20 + 20, "INSERT INTO t%s VALUES (1)"));
         net.kick();
     }
     assert_eq!(
