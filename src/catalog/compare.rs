@@ -151,6 +151,13 @@ impl Pair<'_> {
                 self.alter(format!("ALTER COLUMN {name} TYPE {}", here.type_name)),
             ));
         }
+        // What the source generates does not travel, and nobody else would fill it in.
+        if here.generated && !there.generated {
+            faults.push(self.fault(
+                format!("column \"{}\" is a generated column on the source, and not there", here.name),
+                self.alter(format!("DROP COLUMN {name}, ADD COLUMN {name} {} GENERATED ALWAYS AS (…) STORED", here.type_name)),
+            ));
+        }
         if !self.strict {
             return;
         }
@@ -285,6 +292,18 @@ mod tests {
         two.columns[1].default = Some("''::text".into());
         assert_eq!(faults(&one, &two, true).len(), 2);
         assert!(faults(&one, &two, false).is_empty());
+    }
+
+    #[test]
+    fn what_the_source_generates_is_generated_there() {
+        let (mut one, two) = (
+            table(vec![column("id", 23, "int4"), column("v", 25, "text")]),
+            table(vec![column("id", 23, "int4"), column("v", 25, "text")]),
+        );
+        one.columns[1].generated = true;
+        assert_eq!(faults(&one, &two, false), ["column \"v\" is a generated column on the source, and not there"]);
+        assert!(faults(&two, &one, true).is_empty(), "where only the receiver generates it");
+        assert!(faults(&one, &one, true).is_empty());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::libpq::Conn;
 
 /// The session of every member, whatever its server, database and role are set to: no triggers, no surprises in names,
 /// one text format for all types, no time-outs but our own, no Memoize node (each key is looked up once, and to remember that
-/// takes half as long as to do it). What it says to have committed is on its disk: the deltas are thrown away on the strength
-/// of that.
+/// takes half as long as to do it). What it says to have committed is on its disk, also when the server is
+/// set to something else meanwhile: the deltas are thrown away on the strength of that.
 const SESSION: &str = "SET session_replication_role = replica; SET search_path = pg_catalog; SET DateStyle = 'ISO, MDY'; \
     SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET lc_monetary = 'C'; SET xmloption = content; SET standard_conforming_strings = on; SET array_nulls = on; \
@@ -21,7 +21,7 @@ const SESSION: &str = "SET session_replication_role = replica; SET search_path =
     SET default_transaction_deferrable = off; SET default_transaction_isolation = 'read committed'; SET row_security = off; SET jit = off; SET client_min_messages = error; \
     SELECT pg_catalog.set_config('enable_memoize', 'off', false) WHERE pg_catalog.current_setting('enable_memoize', true) IS NOT NULL; \
     SELECT pg_catalog.set_config('deadlock_timeout', '100ms', false) WHERE pg_catalog.current_setting('is_superuser') = 'on'; \
-    SELECT pg_catalog.set_config('synchronous_commit', 'on', false) WHERE pg_catalog.current_setting('synchronous_commit') = 'off'; \
+    SELECT pg_catalog.set_config('synchronous_commit', coalesce(nullif(pg_catalog.current_setting('synchronous_commit'), 'off'), 'on'), false); \
     SELECT pg_catalog.set_config(s, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::pg_catalog.text[]) s \
     WHERE pg_catalog.current_setting(s, true) IS NOT NULL";
 

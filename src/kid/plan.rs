@@ -29,6 +29,8 @@ pub struct Plan {
     pub(super) shapes: HashMap<usize, Rc<Shapes>>,
     /// What the plan before this one knew of the same tables: it counts where it is found unchanged.
     before: HashMap<usize, Rc<Shapes>>,
+    /// When the server started on which each source was found to capture.
+    mended: HashMap<usize, String>,
     /// The members on which there is nothing that could capture; as seen with their tables.
     pub(super) deaf: u64,
     pub(super) sequence_query: Option<String>,
@@ -61,6 +63,7 @@ impl Plan {
             generation,
             shapes: HashMap::new(),
             before: HashMap::new(),
+            mended: HashMap::new(),
             deaf: 0,
             sequence_query,
             sequences: HashMap::new(),
@@ -141,16 +144,21 @@ impl Plan {
         Ok(seen)
     }
 
-    /// The same for a source, which must have every table, and capture it.
+    /// The same for a source, which must have every table, and capture it. Another server in its place may not have got that.
     pub fn source_shapes(&mut self, index: usize, session: &mut Session) -> Result<Rc<Shapes>> {
-        if let Some(known) = self.shapes.get(&index) {
-            return Ok(known.clone());
+        if let Some(known) = self.shapes.remove(&index) {
+            if self.mended.get(&index) == Some(&session.who.started) {
+                self.shapes.insert(index, known.clone());
+                return Ok(known);
+            }
+            self.before.insert(index, known);
         }
         let seen = self.shapes(index, session)?;
         let asker = Asker { control: &self.control, sync: &self.sync, source: index };
         let checked = shape::check_complete(&self.sync, &seen).and_then(|()| mend::mend(&mut session.conn, &asker, &seen));
         // What was not found whole is looked at again.
         checked.inspect_err(|_| drop(self.shapes.remove(&index)))?;
+        self.mended.insert(index, session.who.started.clone());
         Ok(seen)
     }
 

@@ -29,8 +29,9 @@ pub struct Conn {
     pub name: String,
     pub(super) info: Conninfo,
     pub(super) doubt: Doubt,
-    /// Prepared statements of this session: the text and the name it has there.
-    pub(super) prepared: HashMap<String, CString>,
+    /// Prepared statements of this session: the text, the types of the parameters, and the name it has there. A column may get
+    /// another type while the text stays, and the server goes on to take the parameter for one of the old.
+    pub(super) prepared: HashMap<String, Vec<(Vec<u32>, CString)>>,
     /// Whether the session may hold prepared statements that `prepared` does not know.
     pub(super) stale_prepared: bool,
     /// What the running pipeline holds: true for an execution, false for a preparation.

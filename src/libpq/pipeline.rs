@@ -55,10 +55,11 @@ impl Conn {
     }
 
     fn statement(&mut self, sql: &str, types: &[u32]) -> Result<CString> {
-        if let Some(name) = self.prepared.get(sql) {
+        let known = self.prepared.get(sql).into_iter().flatten().find(|(of, _)| of == types);
+        if let Some((_, name)) = known {
             return Ok(name.clone());
         }
-        let name = c_sql(&format!("bucardo_{}", self.prepared.len()))?;
+        let name = c_sql(&format!("bucardo_{}", self.prepared.values().map(Vec::len).sum::<usize>()))?;
         let command = c_sql(sql)?;
         let list = if types.is_empty() { ptr::null() } else { types.as_ptr() };
         // SAFETY: the texts are NUL-terminated and the array has the given length.
@@ -66,7 +67,7 @@ impl Conn {
             return Err(self.unsent());
         }
         self.queued.push(false);
-        self.prepared.insert(sql.to_string(), name.clone());
+        self.prepared.entry(sql.to_string()).or_default().push((types.to_vec(), name.clone()));
         Ok(name)
     }
 

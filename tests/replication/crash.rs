@@ -197,6 +197,32 @@ fn a_receiver_falls_over_right_after_it_was_served(capture: Capture) {
     net.settle(&["t"]);
 }
 
+/// The same where it is told so while a kid keeps its session, and where the log passes by what was lost.
+#[test]
+fn a_receiver_that_need_not_wait_any_more_falls_over() {
+    let net = Net::apart(Capture::Native, 1).with_table("CREATE TABLE t (id int PRIMARY KEY)", "public.t");
+    let b = net.server_of("B");
+    b.configure("wal_writer_delay = 10s\nautovacuum = off\ncheckpoint_timeout = 1h");
+    b.restart(Stop::Fast);
+    net.on("A").exec("INSERT INTO t VALUES (1)");
+    net.settle(&["t"]);
+    let mut own = net.on("B");
+    own.exec("ALTER SYSTEM SET synchronous_commit = off");
+    own.exec("SELECT pg_reload_conf()");
+    wait_until("B to be set", || own.one("SHOW synchronous_commit") == "off");
+    net.on("A").exec("INSERT INTO t SELECT generate_series(2, 100)");
+    net.wait_sql("B", "the rows", "SELECT count(*) = 100 FROM t");
+    net.rest();
+    net.control().exec("SELECT bucardo.purge()");
+    b.restart(Stop::Immediate);
+    net.on("B").exec("SELECT pg_switch_wal()");
+    net.on("B").exec("CREATE TABLE beside ()");
+    net.control().exec("SELECT bucardo.resume('s')");
+    net.on("A").exec("INSERT INTO t VALUES (101)");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT count(*) FROM t"), "101");
+}
+
 #[test]
 fn a_fast_shutdown_in_a_large_run_is_answered() {
     for victim in ["control", "target"] {

@@ -255,6 +255,26 @@ fn a_target_that_failed_over_gets_what_it_lost() {
     net.wait_state("good|empty");
 }
 
+/// A source's standby goes on without knowing that a table was added, while its other tables are captured.
+#[test]
+fn a_table_that_was_just_added_is_captured_after_a_failover() {
+    let mut net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");
+    net.everywhere("CREATE TABLE u (id int PRIMARY KEY, v text)");
+    let standby = with_standby(&net, "A");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    fail_over(&mut net, "A", standby, |net| {
+        net.control().exec("SELECT bucardo.add_table('public.u', 's')");
+        net.on("A").exec("INSERT INTO u VALUES (1, 'before')");
+        net.settle(&["t", "u"]);
+    });
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    net.settle(&["t"]);
+    net.on("A").exec("INSERT INTO u VALUES (2, 'after')");
+    net.on("A").exec("INSERT INTO t VALUES (3, 'z')");
+    net.wait_sql("B", "what was written after the failover", "SELECT count(*) = 1 FROM u WHERE v = 'after'");
+}
+
 /// The run that is under way had given it more in an earlier round than it has then.
 #[test]
 fn a_target_that_failed_over_during_a_run_gets_what_it_lost() {

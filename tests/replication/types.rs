@@ -284,3 +284,25 @@ fn domains_that_allow_no_null(capture: Capture) {
     let count = net.on("A").number("SELECT count(*) FROM t");
     assert_eq!(net.on("B").number("SELECT count(*) FROM t"), count);
 }
+
+/// Kids keep statements that say the type of each value; a column gets another one, and more is stored in it.
+#[test]
+fn a_column_takes_more_than_before() {
+    let net = Net::together(Capture::Native, 1);
+    net.everywhere("CREATE TABLE t (day date PRIMARY KEY, at date)");
+    net.add_sync("tables => 'public.t'");
+    for day in ["2024-01-01", "2024-01-02"] {
+        net.on("A").exec(&format!("INSERT INTO t VALUES ('{day}', '{day}')"));
+        net.settle(&["t"]);
+    }
+    net.everywhere("ALTER TABLE t ALTER day TYPE timestamp, ALTER at TYPE timestamp");
+    net.control().exec("SELECT bucardo.reload()");
+    net.kick();
+    net.on("A").exec("INSERT INTO t VALUES ('2024-05-01 12:30', '2024-05-01 12:30'), ('2024-05-01 18:00', '2024-05-01 18:00')");
+    net.settle(&["t"]);
+    net.on("A").exec("UPDATE t SET at = '2024-06-01 01:02' WHERE day = '2024-05-01 18:00'");
+    net.settle(&["t"]);
+    net.on("A").exec("DELETE FROM t WHERE day = '2024-05-01 12:30'");
+    net.settle(&["t"]);
+    assert_eq!(net.on("B").one("SELECT count(*) FROM t WHERE at = '2024-06-01 01:02'"), "1");
+}
