@@ -218,7 +218,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Whether rows of the table travel in binary.
-    fn is_binary(&self, item: &Work, receivers: &[Receiver]) -> bool {
+    pub fn is_binary(&self, item: &Work, receivers: &[Receiver]) -> bool {
         receivers.iter().filter(|r| r.failed.is_none()).all(|r| {
             r.session.conn.version() / 10_000 == self.source_version / 10_000
                 && r.table(item.change.relation).is_ok_and(|t| shape::is_binary_safe(item.table, t, &item.columns))
@@ -239,10 +239,7 @@ impl<'a> Pass<'a> {
 
     /// Brings the rows of a table into the receivers' staging tables, and no further. What is returned holds all their keys.
     pub fn stage(&self, item: &Work, source: &mut Conn, receivers: &mut [Receiver]) -> Result<Option<Range>> {
-        for receiver in receivers.iter_mut() {
-            let create = item.writing(receiver).map(|w| w.create_stage());
-            receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
-        }
+        make_stages(item, receivers);
         let binary = self.is_binary(item, receivers);
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
         let (out, range) = self.many(item, binary, source)?;
@@ -253,14 +250,28 @@ impl<'a> Pass<'a> {
     /// The statement that reads the changed keys with their rows: along the index, where they lie close together there; then the
     /// range that all of them lie in is told. A few are looked up without any question.
     fn many(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<(String, Option<Range>)> {
+        self.ask(item, source)?;
+        self.answered(item, binary, source)
+    }
+
+    /// Asks the source what [`Pass::answered`] wants to know, without waiting.
+    pub fn ask(&self, item: &Work, source: &mut Conn) -> Result<()> {
+        if item.change.changes <= FEW {
+            return Ok(());
+        }
+        let reading = item.reading();
+        let questions = [Some(reading.size()), reading.bounds(&self.window)];
+        source.pipeline_begin()?;
+        questions.iter().flatten().try_for_each(|sql| source.pipeline_add_unprepared(sql))?;
+        source.pipeline_send()
+    }
+
+    /// See `many`.
+    pub fn answered(&self, item: &Work, binary: bool, source: &mut Conn) -> Result<(String, Option<Range>)> {
         let reading = item.reading();
         if item.change.changes <= FEW {
             return Ok((reading.many(&self.window, Join::Lookup, None, binary), None));
         }
-        let questions = [Some(reading.size()), reading.bounds(&self.window)];
-        source.pipeline_begin()?;
-        questions.iter().flatten().try_for_each(|sql| source.pipeline_add_unprepared(sql))?;
-        source.pipeline_send()?;
         let answers = source.pipeline_collect().map_err(|e| e.at(&item.name))?;
         let (size, bounds) = (answers.first(), answers.get(1));
         let keys = bounds.and_then(|b| b.number(0, 2)).unwrap_or(item.change.changes);
@@ -273,11 +284,15 @@ impl<'a> Pass<'a> {
         Ok((reading.many(&self.window, join, range.filter(|_| join == Join::Walk), binary), range))
     }
 
+    /// How what is staged goes into the receiver's table, with the receiver, where all its keys lie in the range, if there is one.
+    pub fn bringing_within(&self, item: &Work, receiver: &Receiver, range: Option<Range>) -> Option<(usize, Bringing)> {
+        let usual = self.bringing(item, receiver).ok()?;
+        let walk = range.and_then(|range| usual.within(range, &item.writing(receiver).ok()?));
+        Some((receiver.index, walk.unwrap_or(usual)))
+    }
+
     fn through_stage(&self, item: &Work, binary: bool, source: &mut Conn, receivers: &mut [Receiver]) -> Result<()> {
-        for receiver in receivers.iter_mut() {
-            let create = item.writing(receiver).map(|w| w.create_stage());
-            receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
-        }
+        make_stages(item, receivers);
         let into = |r: &Receiver| item.writing(r).map(|w| w.copy_stage(binary)).unwrap_or_default();
         let bringing: HashMap<usize, Bringing> =
             receivers.iter().filter_map(|r| Some((r.index, self.bringing(item, r).ok()?))).collect();
@@ -316,6 +331,14 @@ impl<'a> Pass<'a> {
     fn truncates(&self, item: &Work, source: &mut Conn) -> Result<Vec<Root>> {
         let from = self.sync.members.iter().find(|m| m.role == Role::Source).map_or("", |m| m.db.name.as_str());
         origin::truncates(source, item.table.oid, &self.window, &origin::name(&self.origin, from))
+    }
+}
+
+/// Makes the staging tables of a change.
+pub fn make_stages(item: &Work, receivers: &mut [Receiver]) {
+    for receiver in receivers.iter_mut() {
+        let create = item.writing(receiver).map(|w| w.create_stage());
+        receiver.attempt_on(&item.name, |conn| conn.query(&create?).map(drop));
     }
 }
 

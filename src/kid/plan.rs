@@ -48,6 +48,8 @@ pub struct Plan {
     pub patient: bool,
     /// Where the commits are counted while which it goes on.
     pub counted_at: Option<usize>,
+    /// The relations whose rows were too wide to be held while several sources are read at the same time.
+    pub(super) too_wide: HashSet<i32>,
     /// How many plans the present run has given up, and the captured tables (by their oids) that are known not to be of the
     /// sync.
     pub(super) renewals: u32,
@@ -73,6 +75,7 @@ impl Plan {
             follows: false,
             patient: false,
             counted_at: None,
+            too_wide: HashSet::new(),
             renewals: 0,
             strangers: HashSet::new(),
         }

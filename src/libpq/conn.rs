@@ -200,7 +200,7 @@ impl Conn {
     }
 
     /// Takes in what has come.
-    fn consume(&mut self) -> Result<()> {
+    pub(super) fn consume(&mut self) -> Result<()> {
         // SAFETY: raw is live.
         if unsafe { ffi::PQconsumeInput(self.raw) } == 0 { Err(self.lost()) } else { Ok(()) }
     }

@@ -15,14 +15,20 @@ const CHUNK: usize = 256 * 1024;
 
 /// A `COPY … TO STDOUT` that runs.
 pub struct CopyOut<'a> {
-    conn: &'a mut Conn,
-    done: bool,
+    pub(super) conn: &'a mut Conn,
+    pub(super) done: bool,
 }
 
 impl Conn {
     /// Starts a `COPY … TO STDOUT`.
     pub fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>> {
-        let rows = self.query(sql)?;
+        self.send(sql)?;
+        self.copy_out_sent()
+    }
+
+    /// The same where the statement was sent before.
+    pub(super) fn copy_out_sent(&mut self) -> Result<CopyOut<'_>> {
+        let rows = self.collect()?;
         if rows.status() != ffi::PGRES_COPY_OUT {
             return Err(Error::internal(format!("db \"{}\" did not answer COPY with data", self.name)));
         }
@@ -50,7 +56,7 @@ impl Conn {
     }
 
     /// The member's own reason when it ended a COPY before we did.
-    fn copy_failed(&mut self) -> Error {
+    pub(super) fn copy_failed(&mut self) -> Error {
         match self.collect() {
             Err(error) => error,
             Ok(_) => self.lost(),
@@ -87,6 +93,17 @@ impl CopyOut<'_> {
 
     /// Appends the next whole rows to the buffer, waiting for the first; how many, none when the COPY has ended well.
     pub fn append(&mut self, buffer: &mut Vec<u8>) -> Result<usize> {
+        loop {
+            let rows = self.take(buffer)?;
+            if rows > 0 || self.done {
+                return Ok(rows);
+            }
+            self.conn.wait_io(Ready::Read)?;
+        }
+    }
+
+    /// Appends the whole rows that have come; how many.
+    pub(super) fn take(&mut self, buffer: &mut Vec<u8>) -> Result<usize> {
         let before = buffer.len();
         let mut rows = 0;
         while !self.done && buffer.len() - before < CHUNK {
@@ -94,8 +111,7 @@ impl CopyOut<'_> {
             // SAFETY: raw is live and copying out; the row is malloc'ed by libpq and ours to free.
             let length = unsafe { ffi::PQgetCopyData(self.conn.raw, &mut row, 1) };
             match length {
-                0 if buffer.len() > before => break,
-                0 => self.conn.wait_io(Ready::Read)?,
+                0 => break,
                 -1 => {
                     self.done = true;
                     self.conn.collect()?;

@@ -15,6 +15,7 @@ mod opening;
 mod pipeline;
 mod resolve;
 mod result;
+mod together;
 
 pub use cancel::cancel_all;
 pub use conn::{Conn, Target};
@@ -22,3 +23,4 @@ pub use conninfo::Conninfo;
 pub use copy::CopyOut;
 pub use opening::{Opening, Step};
 pub use result::Rows;
+pub use together::{read_together, write_together};

@@ -427,6 +427,6 @@ impl Master {
         let next = timers.chain(controllers).chain(upkeep).chain(removals).chain(kids).min();
         let pausing = self.entries.values().any(|e| e.pausing).then(|| now + PAUSING);
         let idle = self.history_at.min(next.unwrap_or(self.history_at)).min(pausing.unwrap_or(self.history_at));
-        latch::wait_any(&sockets, Some(idle.saturating_duration_since(Instant::now())));
+        latch::wait_any(&sockets, latch::Ready::Read, Some(idle.saturating_duration_since(Instant::now())));
     }
 }

@@ -68,8 +68,8 @@ pub fn wait(socket: Option<(i32, Ready)>, timeout: Option<Duration>) -> Woken {
     }
 }
 
-/// Waits for the latch or for any of the sockets to become readable; sockets that are not open (negative) are left out.
-pub fn wait_any(sockets: &[i32], timeout: Option<Duration>) -> Woken {
+/// Waits for the latch or for any of the sockets to become ready; sockets that are not open (negative) are left out.
+pub fn wait_any(sockets: &[i32], ready: Ready, timeout: Option<Duration>) -> Woken {
     let (millis, _) = milliseconds(timeout);
     // SAFETY: the set is made, used and freed here; the sockets are open while their owners wait. An ERROR in between
     // frees the set with the memory context (its kernel object is closed by FreeWaitEventSet on the ordinary way out).
@@ -84,7 +84,7 @@ pub fn wait_any(sockets: &[i32], timeout: Option<Duration>) -> Woken {
             std::ptr::null_mut(),
         );
         for fd in sockets.iter().filter(|fd| **fd >= 0) {
-            pg_sys::AddWaitEventToSet(set, pg_sys::WL_SOCKET_READABLE, *fd, std::ptr::null_mut(), std::ptr::null_mut());
+            pg_sys::AddWaitEventToSet(set, ready.events(), *fd, std::ptr::null_mut(), std::ptr::null_mut());
         }
         let mut event = pg_sys::WaitEvent::default();
         let n = pg_sys::WaitEventSetWait(set, millis as _, &mut event, 1, pg_sys::PG_WAIT_EXTENSION);

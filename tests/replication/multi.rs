@@ -4,6 +4,7 @@
 //! file per theme. Changes are made one after the other from one process, so that "later" has one meaning; nothing here
 //! may depend on the clock beyond that order.
 
+mod abreast;
 mod away;
 mod basic;
 mod cascade;

@@ -62,7 +62,7 @@ impl Mesh<'_> {
         self.sources().iter().find_map(key).unwrap_or_default()
     }
 
-    fn total(&self, relation: i32) -> u64 {
+    pub(super) fn total(&self, relation: i32) -> u64 {
         self.offers.iter().flatten().filter_map(|o| o.change(relation)).map(|c| c.changes).sum()
     }
 

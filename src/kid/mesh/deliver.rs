@@ -5,17 +5,21 @@
 use std::collections::{HashMap, HashSet};
 
 use super::contend::{FewRows, Key};
+use super::offer::Offer;
 use super::record::Stand;
 use super::settle::{Settlement, Written};
 use super::written::portions;
 use super::{Broken, Mesh};
+use crate::catalog::sync::Sync;
 use crate::error::Result;
 use crate::kid::apply::{self, Pass, Receiver, Work};
 use crate::kid::bits;
 use crate::kid::bring::{self, Bringing};
 use crate::kid::few::Handfuls;
 use crate::kid::report::Progress;
+use crate::kid::retry::Care;
 use crate::kid::sequence;
+use crate::kid::shape::Shapes;
 use crate::kid::statements::Join;
 use crate::kid::writing::Writing;
 use crate::libpq::{Conn, Rows};
@@ -36,14 +40,14 @@ impl Mesh<'_> {
         self.check()
     }
 
-    /// Sends a source's rows to all others. Where other sources have many too, or there are decisions to be recorded, such rows
-    /// are only staged: then the members need not wait for each other, nor for the record.
+    /// Sends a source's rows to all others, but for those that are staged already. Where other sources have many too, or there are
+    /// decisions to be recorded, such rows are only staged: then the members need not wait for each other, nor for the record.
     pub(super) fn send(
         &mut self,
         at: usize,
         few: &FewRows,
-        settlements: &HashMap<i32, Settlement>,
-        kept: &HashMap<(usize, i32), String>,
+        (settlements, kept): (&HashMap<i32, Settlement>, &HashMap<(usize, i32), String>),
+        there: &HashSet<(usize, i32)>,
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<(), Broken> {
@@ -51,10 +55,9 @@ impl Mesh<'_> {
         let sends = |at: usize, relation: i32| !self.is_few(relation) && !silent(at, relation);
         let many = |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && sends(*at, c.relation));
         let abreast = !self.decisions.is_empty() || self.sources().iter().filter(|at| many(at)).count() > 1;
-        let excluded = kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect();
-        self.with_source(at, excluded, |pass, work, source, others| {
+        self.with_source(at, excluded(at, kept), |pass, work, source, others| {
             let mut handfuls = Handfuls::default();
-            for item in work.iter().filter(|w| w.change.changes > 0) {
+            for item in work.iter().filter(|w| w.change.changes > 0 && !there.contains(&(at, w.change.relation))) {
                 progress.relation(&item.name, 0);
                 match few.get(&(at, item.change.relation)) {
                     Some(rows) => {
@@ -68,12 +71,7 @@ impl Mesh<'_> {
                     None if silent(at, item.change.relation) => {}
                     None if abreast && !pass.goes_straight(item, others) => {
                         let range = pass.stage(item, source, others)?;
-                        let bringing = |r: &Receiver| {
-                            let usual = pass.bringing(item, r).ok()?;
-                            let walk = range.and_then(|range| usual.within(range, &item.writing(r).ok()?));
-                            Some((r.index, walk.unwrap_or(usual)))
-                        };
-                        staged.extend(others.iter().filter_map(bringing));
+                        staged.extend(others.iter().filter_map(|r| pass.bringing_within(item, r, range)));
                     }
                     None => pass.write_many(item, source, others)?,
                 }
@@ -92,22 +90,11 @@ impl Mesh<'_> {
         excluded: HashMap<i32, String>,
         body: impl FnOnce(&Pass<'_>, &[Work<'_>], &mut Conn, &mut [Receiver]) -> Result<()>,
     ) {
-        // Who is away is known only while all members are in their places.
-        let (news, noted, relayed, origin) = (self.news(), self.noted(), self.relayed(), self.origin(self.members[at].index));
+        let common = self.common(at);
         let Some(offer) = self.offers[at].take() else { return };
         let mut from = self.members.remove(at);
         let (shapes, version) = (from.shapes.clone(), from.session.conn.version());
-        let level = offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty();
-        let tag = format!("_{at}");
-        let pass = Pass {
-            excluded,
-            level,
-            noted,
-            relayed,
-            origin,
-            tag,
-            ..Pass::of_offer(&self.plan.sync, self.care, &offer, (&shapes, version), news)
-        };
+        let pass = common.pass(&self.plan.sync, self.care, &offer, (&shapes, version), excluded);
         let others = &mut self.members;
         let sent = pass.work(others).and_then(|work| {
             for receiver in others.iter_mut() {
@@ -119,6 +106,17 @@ impl Mesh<'_> {
         from.attempt(|_| sent);
         self.members.insert(at, from);
         self.offers[at] = Some(offer);
+    }
+
+    /// What a pass is made of while all members are in their places: who is away is known only then.
+    pub(super) fn common(&self, at: usize) -> Common {
+        Common {
+            news: self.news(),
+            noted: self.noted(),
+            relayed: self.relayed(),
+            origin: self.origin(self.members[at].index),
+            tag: format!("_{at}"),
+        }
     }
 
     /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
@@ -240,6 +238,36 @@ impl Mesh<'_> {
             }
         }
     }
+}
+
+/// See [`Mesh::common`].
+pub(super) struct Common {
+    news: String,
+    noted: HashMap<i32, u64>,
+    relayed: u64,
+    origin: String,
+    tag: String,
+}
+
+impl Common {
+    /// The pass that sends what a source offers.
+    pub(super) fn pass<'a>(
+        self,
+        sync: &'a Sync,
+        care: Care,
+        offer: &'a Offer,
+        source: (&'a Shapes, i32),
+        excluded: HashMap<i32, String>,
+    ) -> Pass<'a> {
+        let Self { news, noted, relayed, origin, tag } = self;
+        let level = offer.is_level() && offer.truncated.is_empty() && offer.whole.is_empty();
+        Pass { excluded, level, noted, relayed, origin, tag, ..Pass::of_offer(sync, care, offer, source, news) }
+    }
+}
+
+/// The tables of the keys that a source keeps to itself, by relation.
+pub(super) fn excluded(at: usize, kept: &HashMap<(usize, i32), String>) -> HashMap<i32, String> {
+    kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect()
 }
 
 /// The rows of a few changes that are sent: all but those whose keys the source keeps to itself.

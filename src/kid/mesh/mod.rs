@@ -3,6 +3,7 @@
 //! changes, and a key that several have changed is decided before a row travels. It must never let one source go on with a
 //! decision that another has not taken: if one fails before the commits, all begin again.
 
+mod abreast;
 mod ask;
 mod carry;
 mod commit;
@@ -88,8 +89,8 @@ pub(super) enum Broken {
     Ended,
     /// The sync is another one by now.
     Outdated,
-    /// Tables must be locked before the snapshots: nothing was written so far, and it begins again.
-    Unlocked,
+    /// It must go another way, as it knows now: it begins again.
+    Otherwise,
 }
 
 impl From<Error> for Broken {
@@ -117,7 +118,7 @@ pub fn run(plan: &mut Plan, pool: &mut Pool, members: u64, progress: &mut Progre
             Ok(failures) => (failures, false),
             Err(Broken::Members(failures)) => (failures, true),
             Err(Broken::Outdated) => return Err(Outdated),
-            Err(Broken::Unlocked) => continue,
+            Err(Broken::Otherwise) => continue,
             Err(Broken::Ended) => {
                 // What it leaves pending would else start the next run at once, and so on.
                 progress.saw_changes = false;
@@ -253,7 +254,7 @@ impl Mesh<'_> {
         fault::point("kid.after_gather")?;
         let relations = self.relations();
         if self.lacks_locks(&relations, touched) {
-            return Err(Broken::Unlocked);
+            return Err(Broken::Otherwise);
         }
         self.care.thorough |= self.must_look(&relations);
         let moved = self.moved_sequences(&sequences);
@@ -315,8 +316,9 @@ impl Mesh<'_> {
             }
         } else {
             let mut staged = Vec::new();
+            let abreast = self.stage_abreast(&settlements, &kept, &mut staged, progress)?;
             for at in self.sources() {
-                self.send(at, &few, &settlements, &kept, &mut staged, progress)?;
+                self.send(at, &few, (&settlements, &kept), &abreast, &mut staged, progress)?;
                 self.check()?;
             }
             self.bring_in(&staged)?;
