@@ -26,9 +26,9 @@ pub(super) struct Carried {
     rows: HashMap<i32, Vec<Written>>,
     /// Changes that have lost: the source's place, the relation, the snapshot of that run, the keys.
     lost: Vec<(usize, i32, String, Vec<Vec<String>>)>,
-    /// Runs of which nobody has anything: forgotten when this run has committed, since then they cannot commit any more.
+    /// Runs of which nobody has anything.
     void: Vec<i64>,
-    /// Runs that everybody has by then.
+    /// Runs that everybody has when this one has committed.
     taken: Vec<i64>,
 }
 
@@ -39,7 +39,7 @@ impl Carried {
 
     /// Whether sources must note that they took part, also those that get nothing.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.lost.is_empty() && self.void.is_empty()
+        self.rows.is_empty() && self.lost.is_empty()
     }
 
     pub fn keys(&self, relation: i32) -> HashSet<Vec<String>> {
@@ -93,6 +93,13 @@ impl Mesh<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Forgets the runs of which nobody has anything: this one's transactions began when all of theirs had ended, so nothing of them
+    /// comes any more. Once the sources have committed this run, they would be taken for having those too.
+    pub(super) fn forget_void(&mut self) -> Result<(), Broken> {
+        let void = std::mem::take(&mut self.carried.void);
+        Ok(void.into_iter().try_for_each(|run| record::forget_run(&self.plan.sync.name, run))?)
     }
 
     /// Whether a source has not lost commits since it took part in a run: what it has changed may else have the numbers of
@@ -211,12 +218,10 @@ impl Mesh<'_> {
         self.run_errands()
     }
 
-    /// After all sources have committed: this run, those that everybody has by it, and those that can have no effect any more.
+    /// After all sources have committed: this run, and those that everybody has by it.
     pub(super) fn end_doubt(&mut self) -> Result<(), Broken> {
-        let sync = &self.plan.sync.name;
-        record::forget_runs(sync, &self.carried.void)?;
         self.carried.taken.push(self.run);
-        record::end_doubt(sync, &self.carried.taken)?;
+        record::end_doubt(&self.plan.sync.name, &self.carried.taken)?;
         Ok(())
     }
 

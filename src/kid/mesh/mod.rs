@@ -243,7 +243,7 @@ impl Mesh<'_> {
         progress.recorded |= self.recorded > 0;
         // Nobody was told to commit: then it is certain that what was recorded has not happened, whoever is away.
         if committed.is_err() && self.recorded > 0 && !self.committing {
-            record::forget_runs(&self.plan.sync.name, &[self.run])?;
+            record::forget_run(&self.plan.sync.name, self.run)?;
             progress.recorded = false;
         }
         committed

@@ -129,7 +129,11 @@ impl<'a> Mesh<'a> {
         self.settle_doubt(&begun)?;
         let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
         let strangers = self.changes()?;
-        if self.plan.is_current(&strangers)? { Ok(sequences) } else { Err(Broken::Outdated) }
+        if !self.plan.is_current(&strangers)? {
+            return Err(Broken::Outdated);
+        }
+        self.forget_void()?;
+        Ok(sequences)
     }
 
     /// Whether nothing of an earlier run or attempt can be under way.

@@ -226,15 +226,16 @@ pub fn close(sync: &str, doubt: &Doubt) -> Result<()> {
     after(|| spi::execute(sql, &[sync.into(), doubt.run.into(), doubt.since.into()]).map(drop))
 }
 
-/// Forgets the decisions of runs that no member has committed, or ever will.
-pub fn forget_runs(sync: &str, runs: &[i64]) -> Result<()> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    let sql = "WITH gone AS (DELETE FROM bucardo.conflict WHERE sync = $1 AND run = ANY ($2) AND strategy <> 'bucardo_abort' \
-        AND id > (SELECT min(since) FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2))) \
-        DELETE FROM bucardo.doubt WHERE sync = $1 AND run = ANY ($2)";
-    after(|| spi::execute(sql, &[sync.into(), runs.to_vec().into()]).map(drop))
+/// Forgets the decisions of a run that no member has committed, or ever will.
+pub fn forget_run(sync: &str, run: i64) -> Result<()> {
+    let sql = "WITH gone AS (DELETE FROM bucardo.conflict WHERE sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' \
+        AND id > (SELECT min(since) FROM bucardo.doubt WHERE sync = $1 AND run = $2)) \
+        DELETE FROM bucardo.doubt WHERE sync = $1 AND run = $2";
+    after(|| {
+        // If it came back with a crash, the members would be taken for having it as soon as they have a later run.
+        spi::execute("SET LOCAL synchronous_commit = on", &[])?;
+        spi::execute(sql, &[sync.into(), run.into()]).map(drop)
+    })
 }
 
 /// Notes that all who took part in these runs have committed them.

@@ -66,6 +66,25 @@ fn what_a_failed_run_has_recorded_of_a_storm_is_forgotten() {
     assert_eq!(m.counted(), 6000);
 }
 
+/// What a run has recorded that died before anybody was told to commit must be gone before the next one commits: from then on all
+/// sources have a later run. That one's kid dies as well, right after.
+#[test]
+fn a_record_of_what_never_happened_does_not_outlive_the_next_run() {
+    let m = Plan::new(2).settings("bucardo.kid_work_mem = '1MB'").start().with(T, "tables => 'public.t'");
+    m.on("A").exec("INSERT INTO t SELECT g, 'A' FROM generate_series(1, 6000) g");
+    m.on("B").exec("INSERT INTO t SELECT g, 'B' FROM generate_series(1, 6000) g");
+    for point in ["kid.before_commit", "kid.after_commit"] {
+        m.control().exec(&format!(
+            "SELECT bucardo.fault_clear(); SELECT bucardo.fault_set('{point}', 'kill'); SELECT bucardo.resume('s')"
+        ));
+        let _died = m.try_kick();
+        assert_eq!(m.control().number(&format!("SELECT least(bucardo.fault_hits('{point}'), 1)")), 1);
+    }
+    m.control().exec("SELECT bucardo.fault_clear(); SELECT bucardo.resume('s')");
+    m.drain_equal(&["t"]);
+    assert_eq!(m.count_conflicts("true"), 6000);
+}
+
 /// The kid dies before anybody has committed, and when one member has: each decision stands once, and holds.
 #[test]
 fn a_kid_dies_in_a_storm() {
