@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::describe::{Column, Described};
+use super::key;
 use crate::error::{Error, SqlState};
 use crate::ident::{display_qualified, one_line, quote_ident, quote_qualified};
 
@@ -11,7 +12,7 @@ use crate::ident::{display_qualified, one_line, quote_ident, quote_qualified};
 pub type Casts = HashMap<u32, Vec<u32>>;
 
 /// Types below this oid are built in and have the same oid on every member.
-const FIRST_USER_OID: u32 = 16384;
+pub(super) const FIRST_USER_OID: u32 = 16384;
 /// text, varchar, char(n), name: everything can be written to them.
 const STRINGS: [u32; 4] = [25, 1043, 1042, 19];
 
@@ -137,6 +138,17 @@ impl Pair<'_> {
         }
         for column in self.key.iter().filter_map(|k| self.other.column(k)).filter(|c| c.generated) {
             faults.push(self.fault(format!("key column \"{}\" is a generated column", column.name), None));
+        }
+        for name in self.key {
+            let (Some(here), Some(there)) = (self.source.column(name), self.other.column(name)) else { continue };
+            if let Some(why) = key::lost(here, there) {
+                let collation = here.collation.as_ref().map_or("\"default\"".into(), |c| quote_ident(c));
+                let collate = if there.folds { format!(" COLLATE {collation}") } else { String::new() };
+                faults.push(self.fault(
+                    format!("key column \"{name}\" would make one of several rows of the source: {why}"),
+                    self.alter(format!("ALTER COLUMN {} TYPE {}{collate}", quote_ident(name), here.type_name)),
+                ));
+            }
         }
     }
 

@@ -14,6 +14,8 @@ pub struct Column {
     pub type_oid: u32,
     /// As SQL writes it, with its modifier, its schema where it is not pg_catalog's: `character varying(10)`.
     pub type_name: String,
+    /// The same of what a domain is over.
+    pub stored_name: String,
     /// The type's bare name, without its schema: the same on all members even where schemas differ.
     pub bare_name: String,
     /// What a domain is over; the type itself for all others.
@@ -25,6 +27,8 @@ pub struct Column {
     pub generated: bool,
     /// The collation, where it is not the type's own.
     pub collation: Option<String>,
+    /// Whether it calls texts equal that are not the same.
+    pub folds: bool,
 }
 
 /// A relation as it is on one member.
@@ -74,7 +78,9 @@ const COLUMNS: &str = "SELECT w.ord, c.oid, c.relkind, a.attname, a.atttypid, \
     pg_catalog.format_type(a.atttypid, a.atttypmod), t.typname, \
     CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, a.attnotnull, \
     CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END, a.attidentity, a.attgenerated <> '', \
-    CASE WHEN a.attcollation <> t.typcollation THEN (SELECT l.collname FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation) END \
+    pg_catalog.format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END), \
+    CASE WHEN a.attcollation <> t.typcollation THEN (SELECT l.collname FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation) END, \
+    EXISTS (SELECT FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation AND NOT l.collisdeterministic) \
     FROM unnest($1::text[], $2::text[]) WITH ORDINALITY w(s, r, ord) \
     JOIN pg_catalog.pg_namespace n ON n.nspname = w.s::name \
     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.r::name \
@@ -156,7 +162,9 @@ fn column_row(rows: &Rows, row: usize) -> Column {
         default: owned(9),
         identity: first_char(rows, row, 10),
         generated: rows.bool(row, 11),
-        collation: owned(12),
+        stored_name: rows.text(row, 12),
+        collation: owned(13),
+        folds: rows.bool(row, 14),
     }
 }
 

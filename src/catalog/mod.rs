@@ -11,6 +11,7 @@ pub mod db;
 pub mod describe;
 pub mod group;
 pub mod interleave;
+mod key;
 pub mod options;
 pub mod pick;
 pub mod relation;

@@ -250,3 +250,27 @@ fn a_deferrable_key_doubles_no_row() {
     net.settle(&["t"]);
     assert_eq!(net.on("B").one("SELECT string_agg(v, ',') FROM t WHERE id = 2000"), "A");
 }
+
+/// A key column that calls keys of the source equal would have two of its rows written to one, without an error.
+#[test]
+fn keys_that_would_become_one_are_refused() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE COLLATION fold (provider = icu, locale = 'und-u-ks-level2', deterministic = false)");
+    let tables = [
+        ("numeric", "numeric(10,2)", "its type rounds them"),
+        ("timestamptz", "date", "its type rounds them"),
+        ("text", "text COLLATE fold", "its collation calls different texts equal"),
+    ];
+    for (here, there, why) in tables {
+        net.on("A").exec(&format!("CREATE TABLE k (id {here} PRIMARY KEY, v int)"));
+        net.on("B").exec(&format!("CREATE TABLE k (id {there} PRIMARY KEY, v int)"));
+        let call = "SELECT bucardo.add_sync('s', dbs => 'A:source,B:target', tables => 'public.k')";
+        let error = net.control().expect_error(call, "55000");
+        assert!(error.message.contains(why), "{here} to {there}: {error}");
+        // What it says mends it.
+        net.on("B").exec(&error.hint);
+        net.control().exec(call);
+        net.control().exec("SELECT bucardo.remove_sync('s')");
+        net.everywhere("DROP TABLE k");
+    }
+}
