@@ -79,11 +79,12 @@ impl Pool {
     fn take_as(&mut self, db: &Db, kept_as: String) -> Result<Session> {
         let key = key(db);
         let known = |who: &Who| db.identity.as_ref().is_none_or(|known| *known == who.identity);
-        if let Some(kept) = self.idle.remove(&kept_as)
+        if let Some(mut kept) = self.idle.remove(&kept_as)
             && kept.key == key
             && known(&kept.who)
             && kept.conn.is_idle()
-            && !kept.conn.is_broken()
+            // A run that has nothing for a member asks it nothing, and would take it for being there.
+            && kept.conn.is_there()
         {
             return Ok(Session { fresh: false, ..kept });
         }

@@ -202,7 +202,28 @@ impl Conn {
     /// Takes in what has come.
     pub(super) fn consume(&mut self) -> Result<()> {
         // SAFETY: raw is live.
-        if unsafe { ffi::PQconsumeInput(self.raw) } == 0 { Err(self.lost()) } else { Ok(()) }
+        unsafe {
+            if ffi::PQconsumeInput(self.raw) == 0 {
+                return Err(self.lost());
+            }
+            // A record of TLS holds up to 16 kB, of which libpq may take 8 at once: the rest waits in the library, and no socket
+            // tells of it.
+            if ffi::PQsslInUse(self.raw) != 0 && ffi::PQconsumeInput(self.raw) == 0 {
+                return Err(self.lost());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an idle wire is still there, as far as that is known here without asking the server: what it has said is read up to
+    /// where it has hung up.
+    pub fn is_there(&mut self) -> bool {
+        while !self.is_broken() && latch::is_ready(self.socket(), Ready::Read) {
+            if self.consume().is_err() {
+                return false;
+            }
+        }
+        !self.is_broken()
     }
 
     /// Whether the next answer has not come yet.

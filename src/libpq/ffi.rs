@@ -63,6 +63,7 @@ unsafe extern "C" {
     pub fn PQstatus(conn: *const PGconn) -> c_int;
     pub fn PQtransactionStatus(conn: *const PGconn) -> c_int;
     pub fn PQsocket(conn: *const PGconn) -> c_int;
+    pub fn PQsslInUse(conn: *mut PGconn) -> c_int;
     pub fn PQerrorMessage(conn: *const PGconn) -> *const c_char;
     pub fn PQhost(conn: *const PGconn) -> *const c_char;
     pub fn PQhostaddr(conn: *const PGconn) -> *const c_char;

@@ -344,3 +344,21 @@ fn a_copy_that_is_asked_for_while_a_member_catches_up_reaches_it_too() {
     net.settle(&["t"]);
     net.wait_state("good|empty");
 }
+
+/// A run that has nothing for a member asks it nothing: that it has gone is told all the same.
+#[test]
+fn a_target_that_went_while_there_was_nothing_for_it_is_missed() {
+    let net = Net::apart(Capture::Native, 2).with_table(T, "public.t");
+    // Many rows at once: no habit by which the next run would begin its transactions on a guess.
+    net.on("A").exec("INSERT INTO t SELECT g, 'x' FROM generate_series(1, 300) g");
+    net.settle(&["t"]);
+    assert_eq!(net.kick(), "empty");
+    net.server_of("B").stop(Stop::Fast);
+    let reply = net.control().try_query("SELECT bucardo.kick('s', '30s')").unwrap();
+    assert_eq!(reply.rows[0][0].as_deref(), Some("empty"));
+    assert!(reply.notices.iter().any(|n| n.severity == "WARNING" && n.message.contains("\"B\"")), "{:?}", reply.notices);
+    assert_eq!(net.state(), "stalled");
+    net.server_of("B").launch();
+    net.on("A").exec("UPDATE t SET v = 'y'");
+    net.settle(&["t"]);
+}
