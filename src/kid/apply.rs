@@ -171,9 +171,9 @@ impl Work<'_> {
 
 impl<'a> Pass<'a> {
     /// The changes with what is known of their tables.
-    pub fn work(&'a self, receivers: &[Receiver]) -> Result<Vec<Work<'a>>> {
-        let encodings = receivers.iter().map(|r| r.session.conn.parameter(c"server_encoding"));
-        let fitting = if self.care.fitting { encodings.into_iter().find(|e| e != "UTF8") } else { None };
+    pub fn work<'b>(&'a self, receivers: impl Iterator<Item = &'b Receiver>) -> Result<Vec<Work<'a>>> {
+        let mut encodings = receivers.map(|r| r.session.conn.parameter(c"server_encoding"));
+        let fitting = if self.care.fitting { encodings.find(|e| e != "UTF8") } else { None };
         let missing = || Error::new(SqlState::UNDEFINED_TABLE, "a table of the sync is missing on the source");
         let one = |change: &'a TableChanges| {
             let table = self.source.get(&change.relation).ok_or_else(missing)?;

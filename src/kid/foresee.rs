@@ -61,7 +61,7 @@ impl Given<'_> {
         let alive = bits::union(receivers.iter().map(Receiver::bit));
         let (asker, sequences) = (self.asker(), self.plan.sequence_query.as_deref());
         let way = self.way(&guess.changes, &guess.served, None);
-        let work = way.pass.work(receivers)?;
+        let work = way.pass.work(receivers.iter())?;
         if !way.may_guess(receivers, &work) {
             return Ok(None);
         }

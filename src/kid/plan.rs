@@ -87,6 +87,7 @@ impl Plan {
             |plan: &Plan| plan.sync.members.iter().map(|m| (m.db.name.clone(), m.db.target.info.clone())).collect::<Vec<_>>();
         if old.sync.relations == self.sync.relations && reached(&old) == reached(self) {
             self.before = old.shapes;
+            self.too_wide = old.too_wide;
         }
     }
 

@@ -232,7 +232,7 @@ impl Attempt<'_> {
         progress.total(group.changes.iter().map(|c| c.changes).sum());
         let changes = foreseen.map_or(&group.changes, |f| &f.changes);
         let way = given.way(changes, &group.served, gathered.sequences.as_ref());
-        let work = way.pass.work(receivers)?;
+        let work = way.pass.work(receivers.iter())?;
         let now = foreseen.is_none().then(|| way.read(&mut from.conn, receivers, &work)).transpose()?;
         let Some(read) = now.as_ref().or(foreseen.map(|f| &f.read)) else { return Ok(0) };
         let done = &mut |name: &str, changes| progress.relation(name, changes);

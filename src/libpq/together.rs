@@ -8,7 +8,7 @@ use super::conn::Conn;
 use super::copy::CopyOut;
 use super::ffi;
 use crate::error::{Error, Result};
-use crate::pg::latch::{self, Ready, Woken};
+use crate::pg::latch::{self, Ready};
 
 /// How many bytes are handed to libpq at once, which copies them.
 const CHUNK: usize = 256 * 1024;
@@ -50,9 +50,11 @@ pub fn read_together(sources: Vec<(&mut Conn, &str)>, most: usize) -> Option<Vec
         if waiting.is_empty() {
             return Some(all.into_iter().map(|one| one.map(|(_, bytes)| bytes)).collect());
         }
-        if !came && wait(waiting.iter().flat_map(|one| one.as_ref()).map(|(out, _)| &*out.conn), Ready::Read) {
-            waiting.iter_mut().for_each(|one| advance(one, |(out, _)| out.conn.doubt()));
+        if !came {
+            wait(waiting.iter().flat_map(|one| one.as_ref()).map(|(out, _)| &*out.conn), Ready::Read);
         }
+        // Whether or not others have something to say.
+        waiting.iter_mut().for_each(|one| advance(one, |(out, _)| out.conn.doubt()));
     }
 }
 
@@ -86,31 +88,31 @@ pub fn write_together(receivers: Vec<(&mut Conn, &str, &[u8])>) -> Vec<Result<()
         if waiting.is_empty() {
             break;
         }
-        if !went && wait(waiting.iter().flat_map(|one| one.as_ref()).map(|write| &*write.conn), Ready::ReadWrite) {
-            waiting.iter_mut().for_each(|one| advance(one, |write| write.conn.doubt()));
+        if !went {
+            wait(waiting.iter().flat_map(|one| one.as_ref()).map(|write| &*write.conn), Ready::ReadWrite);
         }
+        waiting.iter_mut().for_each(|one| advance(one, |write| write.conn.doubt()));
     }
     all.into_iter().map(|one| one.and_then(|write| write.conn.collect().map(drop))).collect()
 }
 
 impl Write<'_> {
-    /// Hands over what can be taken at once; whether anything was.
+    /// Hands over what can be taken at once, one chunk at most; whether anything was.
     fn step(&mut self) -> Result<bool> {
-        let mut went = false;
-        while !self.sent {
-            // What the server says meanwhile is read, so that two full buffers cannot block each other.
-            self.conn.consume().map_err(|_| self.conn.copy_failed())?;
-            // SAFETY: raw is live.
-            match unsafe { ffi::PQflush(self.conn.raw) } {
-                0 if self.ended => self.sent = true,
-                0 => self.put()?,
-                1 => break,
-                _ => return Err(self.conn.copy_failed()),
-            }
-            self.conn.doubt.heard();
-            went = true;
+        if self.sent {
+            return Ok(false);
         }
-        Ok(went)
+        // What the server says meanwhile is read, so that two full buffers cannot block each other.
+        self.conn.consume().map_err(|_| self.conn.copy_failed())?;
+        // SAFETY: raw is live.
+        match unsafe { ffi::PQflush(self.conn.raw) } {
+            0 if self.ended => self.sent = true,
+            0 => self.put()?,
+            1 => return Ok(false),
+            _ => return Err(self.conn.copy_failed()),
+        }
+        self.conn.doubt.heard();
+        Ok(true)
     }
 
     /// The next bytes, or the end.
@@ -137,9 +139,9 @@ fn advance<T>(one: &mut Result<T>, step: impl FnOnce(&mut T) -> Result<()>) {
     }
 }
 
-/// Waits until one of them is ready; whether nothing came for so long that their servers are to be doubted.
-fn wait<'a>(conns: impl Iterator<Item = &'a Conn> + Clone, ready: Ready) -> bool {
+/// Waits until one of them is ready, or one of their servers is to be doubted.
+fn wait<'a>(conns: impl Iterator<Item = &'a Conn> + Clone, ready: Ready) {
     let sockets: Vec<i32> = conns.clone().map(Conn::socket).collect();
     let patience = conns.map(Conn::doubt_in).min().unwrap_or(Duration::ZERO);
-    latch::wait_any(&sockets, ready, Some(patience)) == Woken::Timeout
+    latch::wait_any(&sockets, ready, Some(patience));
 }

@@ -34,7 +34,8 @@ impl Mesh<'_> {
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<HashSet<(usize, i32)>, Broken> {
-        let shared = self.shared(settlements);
+        // Once begun again for rows that are too wide, a run goes the other way with all.
+        let shared = if self.attempt == 1 { self.shared(settlements) } else { Vec::new() };
         let places: Vec<usize> = self.sources().into_iter().filter(|at| shared.iter().any(|s| s.contains_key(at))).collect();
         if places.is_empty() {
             return Ok(HashSet::new());
@@ -57,7 +58,7 @@ impl Mesh<'_> {
                 .collect();
             let mut works: HashMap<usize, (&Pass<'_>, Vec<Work<'_>>)> = HashMap::new();
             for ((at, ..), pass) in taken.iter().zip(&passes) {
-                let work = pass.work(&self.members);
+                let work = pass.work(self.others(*at));
                 works.extend(self.members[*at].attempt(|_| work).map(|work| (*at, (pass, work))));
             }
             for changes in &shared {

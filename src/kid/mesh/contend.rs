@@ -134,6 +134,11 @@ impl Mesh<'_> {
         Some(Pass::of_offer(&self.plan.sync, self.care, offer, (&from.shapes, from.session.conn.version()), self.news()))
     }
 
+    /// All members but one.
+    pub(super) fn others(&self, at: usize) -> impl Iterator<Item = &Receiver> {
+        self.members.iter().enumerate().filter(move |(place, _)| *place != at).map(|(_, receiver)| receiver)
+    }
+
     /// See [`crate::kid::origin::news`].
     pub(super) fn news(&self) -> String {
         origin::news(self.plan)
@@ -225,7 +230,7 @@ impl Mesh<'_> {
     /// The statements that read a few changes with their rows.
     fn few_statements(&self, at: usize, relations: &[i32]) -> Result<Vec<(i32, String)>> {
         let (Some(pass), Some(offer)) = (self.pass(at), self.offers[at].as_ref()) else { return Ok(Vec::new()) };
-        let work = pass.work(&self.members)?;
+        let work = pass.work(self.others(at))?;
         let few = work
             .iter()
             .filter(|w| relations.contains(&w.change.relation) && w.change.changes > 0 && self.is_few(w.change.relation));
@@ -327,7 +332,7 @@ impl Mesh<'_> {
     /// Calls with what is known of a relation on a source.
     pub(super) fn with_work<T>(&self, at: usize, relation: i32, body: impl FnOnce(&Work<'_>, &Offer) -> T) -> Result<Option<T>> {
         let (Some(pass), Some(offer)) = (self.pass(at), self.offers[at].as_ref()) else { return Ok(None) };
-        let work = pass.work(&self.members)?;
+        let work = pass.work(self.others(at))?;
         Ok(work.iter().find(|w| w.change.relation == relation).map(|w| body(w, offer)))
     }
 

@@ -96,7 +96,7 @@ impl Mesh<'_> {
         let (shapes, version) = (from.shapes.clone(), from.session.conn.version());
         let pass = common.pass(&self.plan.sync, self.care, &offer, (&shapes, version), excluded);
         let others = &mut self.members;
-        let sent = pass.work(others).and_then(|work| {
+        let sent = pass.work(others.iter()).and_then(|work| {
             for receiver in others.iter_mut() {
                 let fits = work.iter().try_for_each(|w| w.table_on(receiver, pass.sync).map(drop));
                 receiver.attempt(|_| fits);
