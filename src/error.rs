@@ -100,6 +100,8 @@ pub struct Error {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// Whether it is about one of many rows, and does not say which.
+    of_some_row: bool,
     /// The values of a row that was refused, as the server tells them. Only its key may be shown: see [`Error::with_key`].
     row: Option<String>,
 }
@@ -112,7 +114,7 @@ impl Error {
     const CHECK_OPTION: SqlState = SqlState(*b"44000");
 
     pub fn new(code: SqlState, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: None, hint: None, row: None }
+        Self { code, message: message.into(), detail: None, hint: None, of_some_row: false, row: None }
     }
 
     pub fn internal(message: impl Into<String>) -> Self {
@@ -149,6 +151,18 @@ impl Error {
             self.detail = Some(format!("Key ({})=({}).", key.join(", "), values.join(", ")));
         }
         self
+    }
+
+    /// Marks what a statement of many rows has failed with, where that is about one of them: what PostgreSQL says of data and of
+    /// what they break, and what code of the user's raises.
+    pub fn of_some_row(mut self) -> Self {
+        self.of_some_row = matches!(self.code.class(), "22" | "23" | "38" | "39" | "44" | "P0");
+        self
+    }
+
+    /// Whether it is about a row and does not say which.
+    pub fn is_of_some_row(&self) -> bool {
+        self.of_some_row && !self.detail.as_ref().is_some_and(|detail| detail.starts_with("Key ("))
     }
 
     /// Puts where it happened before the message: `member "B": …`.

@@ -208,7 +208,7 @@ impl<'a> Pass<'a> {
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
             for receiver in receivers.iter_mut() {
                 let key = receiver.table(item.change.relation).map(|t| t.begins_with(&item.change.key)).unwrap_or_default();
-                receiver.failed = receiver.failed.take().map(|error| error.with_key(&key));
+                receiver.failed = receiver.failed.take().map(|error| error.with_key(&key).of_some_row());
                 receiver.counts.upserts += if receiver.failed.is_none() { receiver.copied } else { 0 };
             }
         } else {
@@ -234,6 +234,7 @@ impl<'a> Pass<'a> {
             && item.change.changes > 0
             && !item.change.whole
             && !self.care.thorough
+            && !self.care.named
             && alive.all(|r| item.writing(r).is_ok_and(|w| w.takes_copy()))
     }
 

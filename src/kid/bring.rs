@@ -2,10 +2,11 @@
 //! work at the same time, and what they have written. It never stages anything itself.
 
 use super::apply::{Pass, Receiver, Work};
+use super::culprit::{self, Staged};
 use super::range::Range;
 use super::statements::Join;
 use super::writing::Writing;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::libpq::{Conn, Rows};
 
 /// How one staging table goes into its table on one receiver.
@@ -23,6 +24,8 @@ pub struct Bringing {
     silent: usize,
     /// Where the settings and the MERGE stand that rows with a dense range replace.
     walks_at: Option<usize>,
+    /// The rows, where the one that is refused is to be found.
+    searched: Option<Staged>,
 }
 
 impl Pass<'_> {
@@ -53,7 +56,8 @@ impl Pass<'_> {
         // By a walk, statements of one row that come later would go along the whole index.
         statements.extend(settings(Join::Free));
         let key = writing.table.begins_with(writing.key);
-        Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at })
+        let searched = self.care.named.then(|| Staged { table: writing.stage_name(), key: writing.key.to_vec() });
+        Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at, searched })
     }
 }
 
@@ -73,15 +77,38 @@ impl Bringing {
     }
 
     fn len(&self) -> usize {
-        self.before.len() + self.statements.len()
+        self.all().count()
+    }
+
+    /// All that is sent, in its order.
+    fn all(&self) -> impl Iterator<Item = &str> {
+        let begin = self.searched.iter().map(|_| culprit::SAVEPOINT);
+        let end = self.searched.iter().map(|_| culprit::RELEASE);
+        begin.chain(self.own()).chain(end)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &str> {
+        self.before.iter().chain(&self.statements).map(String::as_str)
     }
 
     fn queue(&self, conn: &mut Conn) -> Result<()> {
-        self.before.iter().chain(&self.statements).try_for_each(|sql| conn.pipeline_add_unprepared(sql))
+        self.all().try_for_each(|sql| conn.pipeline_add_unprepared(sql))
+    }
+
+    /// The error of one of them, with the key of the row, if that can be told.
+    fn explained(&self, error: Error, conn: &mut Conn) -> Error {
+        let error = error.with_key(&self.key).of_some_row();
+        let searched = self.searched.as_ref().filter(|_| error.is_of_some_row());
+        // An error that is met on the way is no news.
+        match searched.and_then(|staged| culprit::find(conn, staged, self.own()).ok().flatten()) {
+            Some(key) => error.at(format_args!("{} {key}", self.relation)),
+            None => error.at(&self.relation),
+        }
     }
 
     fn count(&self, answers: &[Rows], receiver: &mut Receiver) {
-        for (i, rows) in answers.iter().skip(self.before.len()).enumerate() {
+        let begun = self.before.len() + usize::from(self.searched.is_some());
+        for (i, rows) in answers.iter().skip(begun).enumerate() {
             if i < self.deletes {
                 receiver.counts.deletes += rows.affected();
             } else if i >= self.deletes + self.silent {
@@ -115,7 +142,10 @@ pub fn collect(all: &[&Bringing], receiver: &mut Receiver) {
                 Some(*end)
             });
             let failed = ends.zip(all).find(|(end, _)| conn.failed_at < *end);
-            failed.map_or(error.clone(), |(_, one)| error.with_key(&one.key).at(&one.relation))
+            match failed {
+                Some((_, one)) => one.explained(error, conn),
+                None => error,
+            }
         })
     });
     let mut answers = answers.as_deref().unwrap_or_default();

@@ -4,6 +4,7 @@ mod ahead;
 pub mod apply;
 pub mod bits;
 mod bring;
+mod culprit;
 mod current;
 pub mod customcode;
 mod deaf;

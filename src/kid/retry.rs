@@ -13,6 +13,8 @@ pub struct Care {
     pub locked: bool,
     /// Leave out the deletion of keys that cannot be written in the receiver's encoding, and so cannot be there.
     pub fitting: bool,
+    /// Find out which row is refused, of many that are written at once.
+    pub named: bool,
 }
 
 impl Care {
@@ -22,6 +24,7 @@ impl Care {
             thorough: self.thorough | other.thorough,
             locked: self.locked | other.locked,
             fitting: self.fitting | other.fitting,
+            named: self.named | other.named,
         }
     }
 }
@@ -87,6 +90,8 @@ pub fn judge(error: &Error, attempt: u32, care: Care, fresh: bool) -> Verdict {
         {
             again(care)
         }
+        // Once more, to tell which row it is.
+        _ if error.is_of_some_row() && !care.named => again(Care { named: true, ..care }),
         _ => Verdict::Refused,
     }
 }
@@ -181,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_a_name_is_looked_for_once() {
+        let unnamed = error("P0001").of_some_row();
+        assert!(matches!(judge(&unnamed, 0, Care::default(), true), Verdict::Again { care: Care { named: true, .. }, .. }));
+        assert_eq!(judge(&unnamed, 1, Care { named: true, ..Care::default() }, true), Verdict::Refused);
+        assert_eq!(verdict("P0001", 0), Verdict::Refused, "it is not of many rows");
+    }
+
+    #[test]
     fn the_next_attempt_is_as_careful_as_all_want() {
         let mut tries = Tries::default();
         assert!(matches!(tries.take(&error("23505"), true, true), Verdict::Again { .. }));
@@ -188,7 +201,7 @@ mod tests {
         assert_eq!(tries.take(&error("23514"), true, true), Verdict::Refused);
         assert_eq!(tries.care, Care::default(), "the present one is as it is");
         assert_eq!(tries.again(), Duration::from_millis(5));
-        assert_eq!((tries.care, tries.attempt), (Care { thorough: true, fitting: true, locked: false }, 1));
+        assert_eq!((tries.care, tries.attempt), (Care { thorough: true, fitting: true, ..Care::default() }, 1));
         assert_eq!(tries.again(), Duration::ZERO, "nobody failed");
         assert!(tries.care.thorough, "it never gets less careful");
     }

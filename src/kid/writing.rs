@@ -234,7 +234,7 @@ impl Writing<'_> {
         format!("TRUNCATE {}", self.stage_name())
     }
 
-    fn stage_name(&self) -> String {
+    pub(super) fn stage_name(&self) -> String {
         format!("pg_temp.{}", self.stage)
     }
 

@@ -55,6 +55,7 @@ mod lost;
 mod multi;
 mod oneway;
 mod purge;
+mod refused;
 mod rewrite;
 mod security;
 mod standby;
