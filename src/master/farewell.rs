@@ -1,17 +1,21 @@
-//! What the master does when the extension is dropped: it takes capture off every member that can be reached, and ends. A
-//! master that was stopped is started once more for that. Where the extension has been made anew meanwhile, what is left
+//! What the master does when the extension is dropped: it takes capture off every member that can be reached, and off where
+//! members were, and ends. A master that was stopped is started once more for that. Where the extension has been made anew meanwhile, what is left
 //! goes over to its catalog. It must never hold up the DROP itself.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::controller::Job;
 use super::main::{Master, extension_here};
+use super::notify;
+use super::removal::conninfo_of;
 use super::slot::Report;
 use crate::capture::install;
-use crate::catalog::{self, cleanup, db::Db};
+use crate::catalog::cleanup::{self, Cleanup};
+use crate::catalog::{self, db::Db};
 use crate::error::{Result, SqlState};
 use crate::guc;
-use crate::libpq::Conn;
+use crate::libpq::{Conn, Target};
 use crate::pg::{latch, shmem, spi, worker, xact};
 
 /// How long a member where an application holds a table is tried again.
@@ -29,13 +33,38 @@ pub(super) enum DropAwaited {
     Begun,
 }
 
+/// Where something of a control database may be.
+pub(super) struct Outpost {
+    control: String,
+    conninfo: String,
+    target: Target,
+}
+
+/// Who might have something of ours, and what waits to be taken off where members were. In a transaction.
+pub(super) fn members() -> Result<(Vec<Db>, Vec<Cleanup>)> {
+    Ok((catalog::db::load_all()?, cleanup::waiting()?))
+}
+
 impl Master {
-    /// Reads who might have something of ours.
-    pub(super) fn learn_members(&mut self, generation: u64) -> Result<()> {
-        self.members = xact::transaction(catalog::db::load_all)?;
+    /// Takes in who might have something of ours.
+    pub(super) fn learn_members(&mut self, (members, waiting): (Vec<Db>, Vec<Cleanup>), generation: u64) {
+        self.members = members;
+        self.waiting = waiting;
         self.generation = generation;
-        shmem::with(|s| s.masters[self.slot].loaded = true);
-        Ok(())
+        shmem::with(|s| s.masters[self.slot].loaded = generation);
+    }
+
+    /// All places where something of ours may be, each once.
+    pub(super) fn outposts(&mut self) -> Vec<Outpost> {
+        let control = self.control.clone();
+        let member = |db: Db| Outpost { control: control.clone(), conninfo: db.conninfo, target: db.target };
+        let mut all: Vec<Outpost> = self.members.drain(..).map(member).collect();
+        for Cleanup { control, db, conninfo, .. } in self.waiting.drain(..) {
+            all.extend(Outpost::at(control, db, conninfo));
+        }
+        let mut seen = HashSet::new();
+        all.retain(|o| seen.insert((o.control.clone(), o.conninfo.clone())));
+        all
     }
 
     /// Started for a DROP EXTENSION only: ends when there was none.
@@ -73,19 +102,22 @@ impl Master {
     pub(super) fn farewell(&mut self) -> Result<()> {
         self.end_kids();
         let deadline = Instant::now() + PATIENCE;
-        let in_trouble = |db: &Db| self.sources.get(&db.name).is_some_and(|s| s.watcher.trouble().is_some());
-        self.members.sort_by_key(in_trouble);
+        let mut outposts = self.outposts();
+        // What the transaction that dropped it had put somewhere before.
+        for (name, conninfo, _) in shmem::with(|s| notify::take_installed(s, self.db)) {
+            outposts.extend(Outpost::at(self.control.clone(), name, conninfo));
+        }
+        outposts.sort_by_key(|o| self.sources.get(&o.target.name).is_some_and(|s| s.watcher.trouble().is_some()));
         loop {
-            let control = self.control.clone();
-            self.members.retain(|db| !leave(db, &control));
+            outposts.retain(|outpost| !leave(outpost));
             if extension_here()? {
-                return self.hand_over();
+                return self.hand_over(outposts);
             }
-            if self.members.is_empty() {
+            if outposts.is_empty() {
                 break;
             }
             if latch::left(deadline).is_none() {
-                let names: Vec<&str> = self.members.iter().map(|db| db.name.as_str()).collect();
+                let names: Vec<&str> = outposts.iter().map(|o| o.target.name.as_str()).collect();
                 pgrx::warning!("bucardo: capture was left on {}: its tables are never free", names.join(", "));
                 break;
             }
@@ -102,11 +134,10 @@ impl Master {
 
     /// The extension was dropped and made anew: its new catalog learns what is to be cleaned up, and a master that has read
     /// it goes on.
-    pub(super) fn hand_over(&mut self) -> Result<()> {
+    pub(super) fn hand_over(&mut self, outposts: Vec<Outpost>) -> Result<()> {
         self.end_kids();
-        let members = std::mem::take(&mut self.members);
-        let leave = |db: &Db| cleanup::add(&self.control, &db.name, &db.conninfo, None);
-        xact::transaction(|| members.iter().try_for_each(leave))?;
+        let leave = |o: &Outpost| cleanup::add(&o.control, &o.target.name, &o.conninfo, None);
+        xact::transaction(|| outposts.iter().try_for_each(leave))?;
         shmem::with(|s| {
             s.keep_syncs(self.db, &[]);
             let master = &mut s.masters[self.slot];
@@ -117,15 +148,24 @@ impl Master {
     }
 }
 
-/// Takes everything of a control database off a member. False: tables are busy, it must be tried again.
-fn leave(db: &Db, control: &str) -> bool {
-    let opened = Conn::open(&db.target, "bucardo master", guc::connect_timeout().min(CONNECT));
+impl Outpost {
+    /// None: it was a member's whose conninfo cannot be read any more.
+    fn at(control: String, name: String, conninfo: String) -> Option<Self> {
+        let info = conninfo_of(&conninfo).ok()?;
+        Some(Self { control, conninfo, target: Target { name, info } })
+    }
+}
+
+/// Takes everything of a control database off a place. False: tables are busy, it must be tried again.
+fn leave(outpost: &Outpost) -> bool {
+    let Outpost { control, target, .. } = outpost;
+    let opened = Conn::open(target, "bucardo master", guc::connect_timeout().min(CONNECT));
     match opened.and_then(|mut conn| install::uninstall_control(&mut conn, control)) {
         Ok(done) => done,
         Err(e) if install::is_missing(&e) => true,
         Err(e) if matches!(e.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK) => false,
         Err(e) => {
-            pgrx::warning!("bucardo: capture was left on db \"{}\": {e}", db.name);
+            pgrx::warning!("bucardo: capture was left on db \"{}\": {e}", target.name);
             true
         }
     }

@@ -21,6 +21,7 @@ use super::turns::Turns;
 use super::upkeep::{self, FIRST_REMOVAL};
 use super::watch::Watcher;
 use crate::catalog;
+use crate::catalog::cleanup::Cleanup;
 use crate::catalog::db::Db;
 use crate::catalog::sync::{Role, Sync};
 use crate::error::{Result, SqlState};
@@ -80,8 +81,10 @@ pub(super) struct Master {
     pub(super) history_at: Instant,
     /// Whether all members were asked once what they still capture for us.
     pub(super) swept: bool,
-    /// All members, also those that are inactive or in no sync: they may have something of ours.
+    /// All members, also those that are inactive or in no sync, and what waits to be taken off where members were: there may be
+    /// something of ours.
     pub(super) members: Vec<Db>,
+    pub(super) waiting: Vec<Cleanup>,
     /// Set when it only waits for the extension to be dropped.
     pub(super) for_drop: Option<DropAwaited>,
 }
@@ -99,7 +102,7 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
         let master = &mut s.masters[slot];
         master.pid = pid;
         master.procno = procno;
-        master.loaded = false;
+        master.loaded = 0;
         master.asked
     });
     match xact::caught(|| Master::new(slot, db)) {
@@ -199,6 +202,7 @@ impl Master {
             history_at: now + HISTORY,
             swept: false,
             members: Vec::new(),
+            waiting: Vec::new(),
             for_drop: (stopped && for_drop).then_some(DropAwaited::Since(now)),
         }))
     }
@@ -271,18 +275,21 @@ impl Master {
             return self.farewell();
         }
         if xact::transaction(catalog::control_id)? != self.control {
-            return self.hand_over();
+            let outposts = self.outposts();
+            return self.hand_over(outposts);
         }
         if self.for_drop.is_some() {
-            return self.learn_members(generation);
+            let known = xact::transaction(farewell::members)?;
+            self.learn_members(known, generation);
+            return Ok(());
         }
         if xact::transaction(catalog::is_stopped)? == Some(true) {
             return self.stop();
         }
         fault::point("master.before_reload")?;
-        let (syncs, cleanups) = xact::transaction(|| Ok((catalog::sync::load_all()?, catalog::cleanup::waiting()?)))?;
+        let (syncs, known) = xact::transaction(|| Ok((catalog::sync::load_all()?, farewell::members()?)))?;
         fault::point("master.within_reload")?;
-        self.learn_members(generation)?;
+        self.learn_members(known, generation);
         let ids: Vec<i32> = syncs.iter().map(|s| s.id).collect();
         for id in self.entries.keys().filter(|id| !ids.contains(id)) {
             self.kids.cancel(*id);
@@ -295,7 +302,7 @@ impl Master {
         self.try_again_what_failed()?;
         self.watch_sources(now);
         self.kids.wake_idle();
-        self.take_up(cleanups, now);
+        self.take_up(now);
         self.sweep(now)
     }
 

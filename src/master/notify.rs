@@ -224,25 +224,31 @@ pub fn after_utility(statement: &Statement) {
     }
 }
 
-/// Where the master was stopped it is started once more, to learn who must be told that the extension is gone.
+/// The master must know all who must be told that the extension is gone. Where it was stopped it is started once more, to
+/// learn that.
 fn await_master(db: u32) {
-    // Without members there is nobody to be told.
-    if !matches!(spi::value::<bool>("SELECT EXISTS (SELECT FROM bucardo.db)", &[]), Ok(Some(true))) {
+    // Without members, and places where members were, there is nobody to be told.
+    let anybody = "SELECT EXISTS (SELECT FROM bucardo.db) OR EXISTS (SELECT FROM bucardo.cleanup)";
+    if !matches!(spi::value::<bool>(anybody, &[]), Ok(Some(true))) {
         return;
     }
     let deadline = Instant::now() + LEARN_WAIT;
+    // What was committed before is to be known; what others commit meanwhile may be.
+    let generation = shmem::generation(db);
     let mut asked = false;
     while let Some(left) = latch::left(deadline) {
         let (ready, launcher) = shmem::with(|s| {
             let launcher = s.launcher;
             let Some(master) = s.master_or_new(db) else { return (true, launcher) };
             if master.pid == 0 && !asked {
-                master.loaded = false;
+                master.loaded = 0;
                 master.wanted = true;
                 master.stop = false;
                 master.for_drop = true;
             }
-            (master.pid != 0 && master.loaded, launcher)
+            // One that is held back by another DROP reads nothing more.
+            let read = master.loaded >= generation || master.held_by != 0;
+            (master.pid != 0 && master.loaded != 0 && read, launcher)
         });
         if ready {
             return;
@@ -252,7 +258,7 @@ fn await_master(db: u32) {
         }
         latch::wait(None, Some(left.min(Duration::from_millis(10))));
     }
-    pgrx::warning!("bucardo: no master could be started to take capture off the members");
+    pgrx::warning!("bucardo: no master has read in time from which members capture is to be taken off: it may be left there");
 }
 
 /// Ends the kids of a database, and the master too if asked; waits until they are gone.

@@ -52,16 +52,27 @@ impl Master {
     }
 
     /// Takes up what committed transactions have left to do.
-    pub(super) fn take_up(&mut self, cleanups: Vec<Cleanup>, now: Instant) {
-        for cleanup in cleanups {
-            if self.removals.values().any(|r| r.cleanup == Some(cleanup.id)) {
+    pub(super) fn take_up(&mut self, now: Instant) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for Cleanup { id, control, db, conninfo, sync } in &waiting {
+            if self.removals.values().any(|r| r.cleanup == Some(*id)) {
                 continue;
             }
-            if let Ok(info) = conninfo_of(&cleanup.conninfo) {
-                let step = RemovalStep::Forget { control: cleanup.control, sync: cleanup.sync };
-                self.remove(Target { name: cleanup.db, info }, step, Some(cleanup.id), now);
+            if let Ok(info) = conninfo_of(conninfo) {
+                let step = RemovalStep::Forget { control: control.clone(), sync: sync.clone() };
+                self.remove(Target { name: db.clone(), info }, step, Some(*id), now);
             }
         }
+        self.waiting = waiting;
+    }
+
+    /// There is nothing more to be done for a removal. One that a committed transaction has left is noted to be done.
+    fn give_up(&mut self, token: u64) -> Result<()> {
+        if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
+            xact::transaction(|| cleanup::done(id))?;
+            self.waiting.retain(|cleanup| cleanup.id != id);
+        }
+        Ok(())
     }
 
     /// Takes off again what transactions have installed that came to nothing: (member, conninfo, capture).
@@ -132,11 +143,7 @@ impl Master {
                 removal.step = step;
                 removal.again_at = Some(at);
             }
-            _ => {
-                if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                    xact::transaction(|| cleanup::done(id))?;
-                }
-            }
+            _ => self.give_up(token)?,
         }
         Ok(())
     }
@@ -166,12 +173,7 @@ impl Master {
         for token in unclear {
             self.removals.get_mut(&token).into_iter().for_each(|r| r.again_at = Some(now + SOON));
         }
-        for token in wanted_again {
-            if let Some(Removal { cleanup: Some(id), .. }) = self.removals.remove(&token) {
-                xact::transaction(|| cleanup::done(id))?;
-            }
-        }
-        Ok(())
+        wanted_again.into_iter().try_for_each(|token| self.give_up(token))
     }
 
     /// The statement that takes a sync's capture off a place where a call has put it that came to nothing. That place may be
@@ -221,6 +223,6 @@ impl Master {
 }
 
 /// A stored conninfo; the empty one means this database.
-fn conninfo_of(text: &str) -> Result<Conninfo> {
+pub(super) fn conninfo_of(text: &str) -> Result<Conninfo> {
     if text.trim().is_empty() { xact::transaction(catalog::db::own_conninfo) } else { Conninfo::parse(text) }
 }

@@ -67,8 +67,8 @@ pub struct MasterSlot {
     pub ended_as_asked: bool,
     /// Wanted only to take capture off the members when the extension goes, although it is stopped.
     pub for_drop: bool,
-    /// Whether it has read the catalog since it started.
-    pub loaded: bool,
+    /// The generation of the catalog that it has read since it started; 0: none.
+    pub loaded: u64,
     /// Whether runs are due for more than a moment and have no kid: then no kid waits for long.
     pub short: bool,
     /// How many open transactions have installed capture and found no undo slot; whether one has ended since: then all members
@@ -95,7 +95,7 @@ impl MasterSlot {
         stop: false,
         ended_as_asked: false,
         for_drop: false,
-        loaded: false,
+        loaded: 0,
         short: false,
         unnoted: 0,
         unswept: false,

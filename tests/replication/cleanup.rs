@@ -2,6 +2,7 @@
 //! application's objects, a living older Bucardo beside us, the configuration in a dump.
 
 use crate::cluster::{Cluster, Stop};
+use crate::compare::literal;
 use crate::footprint::{Footprint, wait_unchanged};
 use crate::net::{CONTROL, Capture, Net};
 use crate::scratch::{output, scratch};
@@ -88,6 +89,10 @@ fn drop_extension(capture: Capture) {
     }
 }
 
+/// What of ours is on a source of table `k`.
+const OURS: &str = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'k'::regclass) \
+                    + (SELECT count(*) FROM pg_namespace WHERE nspname = 'bucardo')";
+
 /// A sync with captured rows, its extension dropped by those statements: nothing of ours is left on the source.
 fn dropped_by(before: impl FnOnce(&Net), drop: &str) {
     let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
@@ -95,11 +100,58 @@ fn dropped_by(before: impl FnOnce(&Net), drop: &str) {
     net.settle(&["k"]);
     before(&net);
     net.control().exec(drop);
-    let ours = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgrelid = 'k'::regclass) \
-                + (SELECT count(*) FROM pg_namespace WHERE nspname = 'bucardo')";
     let mut a = net.on("A");
-    wait_until("capture to be gone", || a.number(ours) == 0);
+    wait_until("capture to be gone", || a.number(OURS) == 0);
     a.exec("INSERT INTO k VALUES (3)");
+}
+
+/// The extension goes while a removal waits for a table that an application holds.
+fn dropped_while_a_removal_waits(stop: &str) {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
+    let (mut busy, mut a, mut control) = (net.on("A"), net.on("A"), net.control());
+    busy.exec("BEGIN; INSERT INTO k VALUES (1)");
+    control.exec("SELECT bucardo.remove_sync('s'); SELECT bucardo.remove_db('A'), bucardo.remove_db('B')");
+    // The master has read that there are no members any more.
+    control.exec("SELECT bucardo.ping(); SELECT bucardo.ping()");
+    control.exec(stop);
+    control.exec("DROP EXTENSION bucardo");
+    busy.exec("COMMIT");
+    wait_until("capture to be gone", || a.number(OURS) == 0);
+}
+
+#[test]
+fn drop_extension_while_a_removal_waits() {
+    dropped_while_a_removal_waits("SELECT");
+}
+
+#[test]
+fn drop_extension_that_was_stopped_while_a_removal_waits() {
+    dropped_while_a_removal_waits("SELECT bucardo.stop()");
+}
+
+/// The master has hardly heard of what was added last.
+#[test]
+fn drop_extension_right_after_a_sync_was_added() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE k (id int PRIMARY KEY)");
+    let (mut a, mut control) = (net.on("A"), net.control());
+    control.exec("SELECT bucardo.remove_db('A'), bucardo.remove_db('B')");
+    for round in 0..5 {
+        let (here, there) = (literal(&net.conninfo("A")), literal(&net.conninfo("B")));
+        control.exec(&format!(
+            "SELECT bucardo.ping(); BEGIN; SELECT bucardo.add_db('A', {here}), bucardo.add_db('B', {there}); \
+             SELECT bucardo.add_sync('s', dbs => 'A,B', tables => 'public.k'); COMMIT; DROP EXTENSION bucardo"
+        ));
+        wait_until(&format!("capture to be gone in round {round}"), || a.number(OURS) == 0);
+        control.exec("CREATE EXTENSION bucardo");
+    }
+    // The same in one transaction.
+    let (here, there) = (literal(&net.conninfo("A")), literal(&net.conninfo("B")));
+    control.exec(&format!(
+        "SELECT bucardo.ping(); BEGIN; SELECT bucardo.add_db('A', {here}), bucardo.add_db('B', {there}); \
+         SELECT bucardo.add_sync('s', dbs => 'A,B', tables => 'public.k'); DROP EXTENSION bucardo; COMMIT"
+    ));
+    wait_until("capture to be gone", || a.number(OURS) == 0);
 }
 
 #[test]
