@@ -25,8 +25,8 @@ pub fn require_preload() -> Result<()> {
 thread_local! {
     /// Whether this transaction has already registered what is to be done at its end.
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
-    /// Whether this transaction holds the master back because it drops the extension.
-    static HOLDING: Cell<bool> = const { Cell::new(false) };
+    /// The subtransaction that holds the master back because it drops the extension.
+    static HOLDING: Cell<Option<u32>> = const { Cell::new(None) };
     /// The undo slots of this transaction, each with the subtransaction that holds it.
     static UNDO: RefCell<Vec<(usize, u32)>> = const { RefCell::new(Vec::new()) };
     /// Whether this transaction has rolled back to a savepoint since it called `stop`.
@@ -44,25 +44,33 @@ fn at_end() {
     register_subxact_callback(PgSubXactCallbackEvent::AbortSub, |me, _| rolled_back(me));
     register_subxact_callback(PgSubXactCallbackEvent::CommitSub, |me, parent| {
         UNDO.with_borrow_mut(|mine| mine.iter_mut().filter(|(_, holder)| *holder == me).for_each(|(_, holder)| *holder = parent));
+        HOLDING.set(HOLDING.get().map(|holder| if holder == me { parent } else { holder }));
     });
     refuse_prepare();
 }
 
-/// What was installed since a savepoint to which the transaction rolls back is the master's at once: the transaction may go on
-/// for long.
+/// What was installed since a savepoint to which the transaction rolls back is the master's at once, and a DROP since then was
+/// none: the transaction may go on for long.
 fn rolled_back(subtransaction: u32) {
     let undone: Vec<usize> = UNDO.with_borrow_mut(|mine| {
         let undone = mine.iter().filter(|(_, holder)| *holder == subtransaction).map(|(at, _)| *at).collect();
         mine.retain(|(_, holder)| *holder != subtransaction);
         undone
     });
-    if undone.is_empty() {
+    let released = HOLDING.get() == Some(subtransaction);
+    if undone.is_empty() && !released {
         return;
+    }
+    if released {
+        HOLDING.set(None);
     }
     let db = shmem::my_database();
     let procno = shmem::with(|s| {
         undone.iter().for_each(|at| s.undo[*at].owner = 0);
         s.master(db).map_or(-1, |master| {
+            if released {
+                master.held_by = 0;
+            }
             master.generation += 1;
             master.procno
         })
@@ -84,7 +92,7 @@ fn refuse_prepare() {
 fn ended() {
     REGISTERED.set(false);
     let mine = UNDO.take();
-    let holding = HOLDING.take();
+    let holding = HOLDING.take().is_some();
     let unnoted = UNNOTED.take();
     let db = shmem::my_database();
     let procno = shmem::with(|s| {
@@ -192,7 +200,7 @@ pub fn before_utility(statement: &Statement) {
                 at_end();
                 await_master(db);
                 shmem::with(|s| s.master(db).map(|m| m.held_by = pid));
-                HOLDING.set(true);
+                HOLDING.set(HOLDING.get().or_else(|| Some(xact::subtransaction())));
                 end_workers(db, false);
             }
         }

@@ -204,6 +204,22 @@ fn a_drop_extension_that_is_rolled_back_leaves_a_stopped_one_as_it_was() {
     net.settle(&["k"]);
 }
 
+/// A session that rolls back to a savepoint may stay in its transaction for long.
+#[test]
+fn a_drop_extension_that_is_rolled_back_to_a_savepoint_was_none() {
+    let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
+    let mut control = net.control();
+    control.exec("BEGIN; SAVEPOINT p; DROP EXTENSION bucardo; ROLLBACK TO p");
+    net.on("A").exec("INSERT INTO k VALUES (1)");
+    net.wait_equal("k", &["B"]);
+    control.exec("SAVEPOINT q; DROP EXTENSION bucardo; RELEASE q; ROLLBACK TO p; SAVEPOINT q; RELEASE q");
+    net.on("A").exec("INSERT INTO k VALUES (2)");
+    net.wait_equal("k", &["B"]);
+    control.exec("SAVEPOINT q; DROP EXTENSION bucardo; RELEASE q; COMMIT");
+    let mut a = net.on("A");
+    wait_until("capture to be gone", || a.number(OURS) == 0);
+}
+
 fn rolled_back_calls(capture: Capture) {
     let net = Net::apart(capture, 1);
     net.everywhere(T);
