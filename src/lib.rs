@@ -46,7 +46,9 @@ pub extern "C-unwind" fn _PG_init() {
     guc::init();
     if pg::shmem::is_preloading() {
         pg::shmem::init();
-        pg::worker::register_launcher();
+        if !pg::shmem::is_upgrading() {
+            pg::worker::register_launcher();
+        }
         pg::hook::init();
     }
 }

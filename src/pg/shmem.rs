@@ -61,6 +61,12 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Whether pg_upgrade has started this server: what it moves must not change under it.
+pub fn is_upgrading() -> bool {
+    // SAFETY: a flag of the postmaster, set before libraries are loaded.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 /// Asks for shared memory. Only while the server loads its preloaded libraries.
 pub fn init() {
     pg_shmem_init!(SHARED = Shared::new());

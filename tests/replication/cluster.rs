@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, Ordering};
 
 const SETTINGS: &str = "
 # A test's server: nothing survives the machine, so nothing is flushed for it.
@@ -36,6 +36,8 @@ pub struct Cluster {
     server: Mutex<Option<Child>>,
     /// By how many milliseconds the server's clock is wrong.
     clock: AtomicI64,
+    /// Whether it starts as pg_upgrade starts a server.
+    upgrading: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +53,7 @@ impl Cluster {
         let folder = scratch().new_folder(name);
         output(Command::new("cp").arg("-a").arg(scratch().template()).arg(folder.join("data")));
         give_identity(&folder.join("data"));
-        let cluster =
-            Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None), clock: AtomicI64::new(0) };
+        let cluster = Cluster::in_folder(name, folder);
         cluster.configure(SETTINGS);
         cluster.configure(settings);
         cluster.settle_in();
@@ -62,11 +63,15 @@ impl Cluster {
     /// A copy of a running cluster's files, started: a standby of it, or a server that goes on by itself.
     pub fn copy_of(other: &Cluster, name: &str, standby: bool) -> Cluster {
         let folder = scratch().new_folder(name);
-        let cluster =
-            Cluster { name: name.to_owned(), folder, port: Mutex::new(0), server: Mutex::new(None), clock: AtomicI64::new(0) };
+        let cluster = Cluster::in_folder(name, folder);
         cluster.fetch(other, standby);
         cluster.settle_in();
         cluster
+    }
+
+    fn in_folder(name: &str, folder: PathBuf) -> Cluster {
+        let (port, server) = (Mutex::new(0), Mutex::new(None));
+        Cluster { name: name.to_owned(), folder, port, server, clock: AtomicI64::new(0), upgrading: AtomicBool::new(false) }
     }
 
     /// In the place of this cluster, at its port, a copy of another one goes on.
@@ -125,6 +130,7 @@ impl Cluster {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).expect("the log opens");
         let mut postgres = self.command();
         postgres.arg("-D").arg(self.folder.join("data")).arg("-p").arg(self.port().to_string());
+        postgres.args(self.upgrading.load(Ordering::Relaxed).then_some("-b"));
         postgres.stdout(log.try_clone().expect("the log opens twice")).stderr(log);
         let mut child = postgres.spawn().expect("postgres can be started");
         let mut gone = false;
@@ -163,6 +169,11 @@ impl Cluster {
     /// Sets the clock of the server off, by libfaketime, from its next start on.
     pub fn set_clock_off(&self, milliseconds: i64) {
         self.clock.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// From its next start on it is a server as pg_upgrade starts it, or again as any other.
+    pub fn set_upgrading(&self, upgrading: bool) {
+        self.upgrading.store(upgrading, Ordering::Relaxed);
     }
 
     pub fn stop(&self, how: Stop) {

@@ -388,3 +388,18 @@ fn a_smart_stop_of_a_server_with_members_ends() {
     net.on("A").exec("INSERT INTO t VALUES (2, 'x')");
     net.wait_equal("t", &["B"]);
 }
+
+/// pg_upgrade reads and writes what must not change meanwhile.
+#[test]
+fn a_server_that_is_being_upgraded_has_no_workers() {
+    let net = Net::together(Capture::Native, 1).with_table(T, "public.t");
+    let server = &net.servers[0];
+    server.set_upgrading(true);
+    server.restart(Stop::Fast);
+    // Whoever starts with the server was started before anybody could connect.
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    assert_eq!(server.process("bucardo launcher"), None);
+    server.set_upgrading(false);
+    server.restart(Stop::Fast);
+    net.wait_equal("t", &["B"]);
+}
