@@ -106,10 +106,14 @@ impl Master {
     }
 
     fn source_answered(&mut self, name: &str, token: u64, result: Result<String>, now: Instant) -> Result<()> {
-        let listing = match (token, &result) {
-            (LISTING, Ok(listing)) => Some(Listing::parse(listing)?),
-            (LISTING, Err(e)) if install::is_missing(e) => Some(Listing::default()),
-            _ => None,
+        let (listing, result) = match (token, result) {
+            (LISTING, Ok(text)) => match Listing::parse(&text) {
+                Ok(listing) => (Some(listing), Ok(text)),
+                // That concerns this member alone.
+                Err(error) => (None, Err(error)),
+            },
+            (LISTING, Err(e)) if install::is_missing(&e) => (Some(Listing::default()), Err(e)),
+            (_, result) => (None, result),
         };
         let stale = listing.clone().and_then(|listing| self.stale(listing));
         if let Some(listing) = listing.filter(|_| stale.is_some()) {
@@ -134,16 +138,25 @@ impl Master {
                     source.purge_at = Some(now);
                 }
             }
-            (LISTING, Ok(_)) => match stale {
-                Some(stale) if stale.is_empty() => {}
-                Some(stale) => source.watcher.add_upkeep(RELEASE, upkeep::release_sql(&self.control, &stale)?),
-                None => source.compare_at = Some(now + SOON),
-            },
+            (LISTING, Ok(_)) => {
+                source.watcher.told = false;
+                match stale {
+                    Some(stale) if stale.is_empty() => {}
+                    Some(stale) => source.watcher.add_upkeep(RELEASE, upkeep::release_sql(&self.control, &stale)?),
+                    None => source.compare_at = Some(now + SOON),
+                }
+            }
             (RELEASE, Ok(busy)) if busy == "0" => {}
             (RELEASE, Ok(left)) if more_at_once(&left) => source.compare_at = Some(now),
             (BROKEN, Ok(sync)) if !sync.is_empty() => self.look_again(&sync),
+            // It captures nothing any more, whoever has taken that off.
+            (BROKEN, Err(e)) if install::is_missing(&e) => source.compare_at = Some(now),
             (BROKEN, _) => {}
             (_, Err(e)) if install::is_missing(&e) => {}
+            (LISTING, Err(e)) => {
+                source.watcher.tell(&e);
+                source.compare_at = Some(now + AGAIN);
+            }
             _ => source.compare_at = Some(now + AGAIN),
         }
         Ok(())

@@ -122,7 +122,10 @@ fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble
             Some(worker) => {
                 masters.insert(db, Started { worker, at: now });
                 trouble.next_try = None;
-                shmem::with(|s| s.masters[slot].trouble = Text::EMPTY);
+                shmem::with(|s| {
+                    s.masters[slot].trouble = Text::EMPTY;
+                    s.masters[slot].fails = false;
+                });
             }
             None => {
                 trouble.failures += 1;

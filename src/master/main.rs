@@ -24,7 +24,7 @@ use crate::catalog;
 use crate::catalog::cleanup::Cleanup;
 use crate::catalog::db::Db;
 use crate::catalog::sync::{Role, Sync};
-use crate::error::{Result, SqlState};
+use crate::error::{Error, Result, SqlState};
 use crate::fault;
 use crate::guc::{self, LogLevel};
 use crate::libpq::Target;
@@ -108,9 +108,8 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     match xact::caught(|| Master::new(slot, db)) {
         Ok(Some(mut master)) => loop {
             if let Err(error) = xact::caught(|| master.turn()) {
-                pgrx::warning!("bucardo master: {error}");
                 // Start anew from the catalog; the launcher waits longer each time.
-                worker::exit(1);
+                failed(slot, &error);
             }
         },
         Ok(None) => {
@@ -118,11 +117,19 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
             shmem::with(|s| s.masters[slot].wanted &= s.masters[slot].asked != asked);
             worker::exit(0)
         }
-        Err(error) => {
-            pgrx::warning!("bucardo master: {error}");
-            worker::exit(1)
-        }
+        Err(error) => failed(slot, &error),
     }
+}
+
+/// Ends this process by an error, which the status tells until the next one is there.
+fn failed(slot: usize, error: &Error) -> ! {
+    pgrx::warning!("bucardo master: {error}");
+    shmem::with(|s| {
+        let master = &mut s.masters[slot];
+        master.trouble = Text::new(&error.to_string());
+        master.fails = true;
+    });
+    worker::exit(1)
 }
 
 /// However the master ends, its kids end with it. Kicks wait for the next one if there will be one.

@@ -307,7 +307,8 @@ pub fn require_master() -> Result<()> {
 pub fn cannot_start() -> Option<Error> {
     let db = shmem::my_database();
     let why = shmem::read(|s| match s.masters.iter().find(|m| m.db == db) {
-        Some(m) if m.pid != 0 || m.trouble.is_empty() => None,
+        // One that fails comes again soon.
+        Some(m) if m.pid != 0 || m.fails || m.trouble.is_empty() => None,
         Some(m) => Some(m.trouble),
         None => s.crowded.then(|| Text::new(super::launcher::CROWDED)),
     })?;

@@ -12,7 +12,7 @@ use crate::capture::install;
 use crate::catalog;
 use crate::catalog::cleanup::{self, Cleanup};
 use crate::catalog::sync::Sync;
-use crate::error::Result;
+use crate::error::{Error, Result, SqlState};
 use crate::ident::{quote_literal, text_array};
 use crate::libpq::{Conninfo, Target};
 use crate::pg::{shmem, xact};
@@ -121,22 +121,22 @@ impl Master {
     }
 
     fn removal_answered(&mut self, token: u64, result: Result<String>, now: Instant) -> Result<()> {
-        let Some(Removal { step, .. }) = self.removals.get(&token) else { return Ok(()) };
+        let Some(step) = self.removals.get(&token).map(|r| r.step.clone()) else { return Ok(()) };
         let next = match (step, result) {
             (_, Err(e)) if install::is_missing(&e) => None,
-            // A member that is away has nothing that a crash of this server could have cut off, as far as can be told.
-            (RemovalStep::List | RemovalStep::Release { .. }, Err(_)) => None,
-            (RemovalStep::List, Ok(listing)) => match self.stale(Listing::parse(&listing)?) {
-                Some(stale) if stale.is_empty() => None,
-                Some(stale) => Some((RemovalStep::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
-                None => Some((RemovalStep::List, now + SOON)),
+            (RemovalStep::List | RemovalStep::Release { .. }, Err(e)) => self.list_again(token, &e, now),
+            (RemovalStep::List, Ok(listing)) => match Listing::parse(&listing).map(|listing| self.stale(listing)) {
+                Ok(Some(stale)) if stale.is_empty() => None,
+                Ok(Some(stale)) => Some((RemovalStep::Release { stale: upkeep::release_sql(&self.control, &stale)? }, now)),
+                Ok(None) => Some((RemovalStep::List, now + SOON)),
+                Err(e) => self.list_again(token, &e, now),
             },
             (RemovalStep::Forget { .. } | RemovalStep::Release { .. }, Ok(busy)) if busy == "0" => {
                 Some((RemovalStep::Finish, now))
             }
             (RemovalStep::Finish, Ok(_)) => None,
-            (step, Ok(left)) if more_at_once(&left) => Some((step.clone(), now)),
-            (step, _) => Some((step.clone(), now + AGAIN)),
+            (step, Ok(left)) if more_at_once(&left) => Some((step, now)),
+            (step, _) => Some((step, now + AGAIN)),
         };
         match (next, self.removals.get_mut(&token)) {
             (Some((step, at)), Some(removal)) => {
@@ -146,6 +146,23 @@ impl Master {
             _ => self.give_up(token)?,
         }
         Ok(())
+    }
+
+    /// A member could not be asked what it captures, or be rid of it. It may have been slow when a crash of this server cut
+    /// something off, so it is asked again, as long as it is one that is asked.
+    fn list_again(&mut self, token: u64, error: &Error, now: Instant) -> Option<(RemovalStep, Instant)> {
+        let removal = self.removals.get_mut(&token)?;
+        let name = removal.watcher.target.name.clone();
+        let db = self.members.iter().find(|db| db.active && db.name == name)?;
+        // Who may not ask can have put nothing there; what a source captures is compared with the catalog anyway.
+        if error.code == SqlState::NOT_ALLOWED || self.sources.contains_key(&name) {
+            return None;
+        }
+        if db.target != removal.watcher.target {
+            removal.watcher = Watcher::for_upkeep(db.target.clone(), now);
+        }
+        removal.watcher.tell(error);
+        Some((RemovalStep::List, now + AGAIN))
     }
 
     /// Whether a sync has the database that is reached that way as a source, and captures there.

@@ -79,8 +79,9 @@ pub struct MasterSlot {
     pub held_by: i32,
     pub ping_asked: u64,
     pub ping_answered: u64,
-    /// Why it could not be started, as when no worker slot is free.
+    /// Why it could not be started, as when no worker slot is free; or what the last one has ended by, and the next one comes.
     pub trouble: Text<300>,
+    pub fails: bool,
 }
 
 impl MasterSlot {
@@ -103,6 +104,7 @@ impl MasterSlot {
         ping_asked: 0,
         ping_answered: 0,
         trouble: Text::EMPTY,
+        fails: false,
     };
 }
 

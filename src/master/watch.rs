@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::guc;
-use crate::kid::who;
+use crate::kid::{retry, who};
 use crate::libpq::{Conn, Opening, Rows, Step, Target};
 use crate::pg::shmem::{self, Watching};
 
@@ -83,6 +83,8 @@ pub struct Watcher {
     known: Option<String>,
     /// The bytes of capture at the last look, for purging early.
     pub bytes: i64,
+    /// Whether it was told that what the member captures cannot be learned.
+    pub told: bool,
 }
 
 /// Whatever the source is set to: purging relies on a snapshot for each statement, a serializable session would leave a
@@ -119,6 +121,7 @@ impl Watcher {
             trouble: None,
             known: None,
             bytes: 0,
+            told: false,
         }
     }
 
@@ -150,6 +153,13 @@ impl Watcher {
     /// Queues a statement that answers with one number.
     pub fn add_upkeep(&mut self, token: u64, sql: String) {
         self.upkeep.push_back((token, sql));
+    }
+
+    /// Warns, once, of an answer that says nothing of what the member captures. That it is away is told by others.
+    pub fn tell(&mut self, error: &Error) {
+        if !retry::is_away(error.code) && !std::mem::replace(&mut self.told, true) {
+            pgrx::warning!("bucardo: what db \"{}\" captures cannot be learned: {error}", self.target.name);
+        }
     }
 
     /// Why the source cannot be asked, and when it is tried again.
@@ -313,18 +323,21 @@ impl Watcher {
         let broken = conn.is_broken();
         match (std::mem::replace(&mut self.asked, Asked::Nothing), answer) {
             (Asked::Upkeep(token), result) if !broken => {
-                news.push(News::Upkeep { token, result: result.map(|r| r.text(0, 0)) });
+                let result = result.map(|r| r.text(0, 0));
+                let failed = result.is_err();
+                news.push(News::Upkeep { token, result });
+                if failed {
+                    return Ok(true);
+                }
             }
             (asked, Err(error)) => {
                 self.asked = asked;
                 return Err(error.at(format_args!("db \"{}\"", self.target.name)));
             }
-            (Asked::Session, Ok(_)) if self.only_upkeep => {}
-            (Asked::Session, Ok(_)) => {
-                // Whether it is well is told by the answer.
-                return self.send(Asked::Kind, KIND.to_string()).map(|()| true);
-            }
-            (Asked::Kind, Ok(rows)) => self.learn(&rows)?,
+            // Whether it is well is told by the answers to come.
+            (Asked::Session, Ok(_)) if self.only_upkeep => return Ok(true),
+            (Asked::Session, Ok(_)) => return self.send(Asked::Kind, KIND.to_string()).map(|()| true),
+            (Asked::Kind, Ok(rows)) => return self.learn(&rows).map(|()| true),
             (Asked::Pending, Ok(rows)) => self.pending(&rows, now, news),
             (Asked::Waiting, Ok(rows)) => self.look |= rows.bool(0, 0),
             (Asked::Upkeep(_) | Asked::Nothing, Ok(_)) => {}

@@ -238,7 +238,21 @@ fn rolled_back_calls(capture: Capture) {
     used(&net);
 }
 
-/// More than shared memory can note of one transaction, and what does not fit there.
+/// A master asks a member that is away when it starts as soon as that is back.
+#[test]
+fn a_crash_amid_add_sync_leaves_nothing_on_a_member_that_is_away_meanwhile() {
+    let net = Net::apart(Capture::Plain, 1);
+    net.everywhere(T);
+    let before = Footprint::of(&net);
+    let mut control = net.control();
+    control.exec(&format!("BEGIN; SELECT bucardo.add_sync('s', dbs => '{}', tables => 'all')", net.dbs()));
+    net.server_of("A").stop(Stop::Immediate);
+    net.servers[0].restart(Stop::Immediate);
+    wait_until("A to be asked in vain", || net.servers[0].log().contains("could not connect to db \"A\""));
+    net.server_of("A").launch();
+    wait_unchanged(&net, &before, "add_sync cut off by a crash");
+}
+
 /// A session that rolls back to a savepoint may stay in its transaction for long.
 #[test]
 fn a_call_rolled_back_to_a_savepoint_leaves_nothing_while_the_transaction_goes_on() {
@@ -256,6 +270,7 @@ fn a_call_rolled_back_to_a_savepoint_leaves_nothing_while_the_transaction_goes_o
     net.settle(&["t"]);
 }
 
+/// More than shared memory can note of one transaction, and what does not fit there.
 #[test]
 fn many_calls_rolled_back_and_a_long_conninfo() {
     let net = Net::together_with(Capture::Plain, 1, "max_connections = 200");

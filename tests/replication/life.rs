@@ -403,3 +403,39 @@ fn a_server_that_is_being_upgraded_has_no_workers() {
     server.restart(Stop::Fast);
     net.wait_equal("t", &["B"]);
 }
+
+#[test]
+fn a_member_whose_listing_cannot_be_read_does_not_end_the_master() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    let no_listing = "CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text LANGUAGE sql AS $$ SELECT 'none' $$";
+    net.on("A").exec(no_listing);
+    net.on("B").exec(&format!("CREATE SCHEMA bucardo; {no_listing}"));
+    let mut control = net.control();
+    // A new one asks all members.
+    control.exec(MASTER);
+    let master = "SELECT pid FROM bucardo.activity WHERE kind = 'master'";
+    wait_until("the next master", || control.maybe(master).is_some());
+    let before = control.one(master);
+    for member in ["A", "B"] {
+        let told = format!("what db \"{member}\" captures cannot be learned");
+        wait_until("the log to tell", || net.servers[0].log().contains(&told));
+    }
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.wait_equal("t", &["B"]);
+    assert_eq!(control.one(master), before);
+}
+
+#[test]
+fn a_source_that_has_lost_all_capture_is_given_it_again() {
+    let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    net.on("A").exec("DROP SCHEMA bucardo CASCADE; INSERT INTO t VALUES (2, 'x')");
+    net.wait_equal("t", &["B"]);
+    net.on("A").exec("INSERT INTO t VALUES (3, 'x')");
+    net.settle(&["t"]);
+    net.wait_state("good|empty");
+    let log = net.servers[0].log();
+    let told = log.lines().filter(|line| line.contains("bucardo: db \"A\"")).count();
+    assert!(told <= 1, "told {told} times");
+}

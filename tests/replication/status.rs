@@ -29,6 +29,21 @@ fn an_answered_kick_is_not_running_any_more() {
 }
 
 #[test]
+fn what_ends_the_master_again_and_again_is_told() {
+    let net = manual(Net::together(Capture::Native, 1));
+    let mut control = net.control();
+    control.exec("SELECT bucardo.fault_set('master.before_reload', 'error', 1000); SELECT bucardo.reload()");
+    net.wait_sql_on_control(
+        "the status to tell it",
+        "SELECT coalesce(last_error LIKE '%fault point master.before_reload%', false) FROM bucardo.status WHERE sync = 's'",
+    );
+    control.exec("SELECT bucardo.fault_clear()");
+    // Who kicks waits for the next one.
+    assert_eq!(net.kick(), "empty");
+    assert_eq!(net.last_error(), "");
+}
+
+#[test]
 fn a_source_that_lacks_a_table_is_named_although_a_target_is_down() {
     let net = manual(Net::apart(Capture::Native, 2));
     net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
