@@ -122,9 +122,13 @@ fn update_db(
             known.members.retain(|m| target.is_none() || m.db.name != name);
             change::engage_changed(sync, Some(&known), None, "update_db", None, Vec::new())?;
         }
-        if let Some(target) = &target {
-            leave(&before, target, &syncs)?;
-        }
+    }
+    if let Some(conninfo) = conninfo.filter(|conninfo| *conninfo != before.conninfo) {
+        let now = db::load(name)?.and_then(|db| db.identity);
+        cleanup::follow(name, &before.conninfo, conninfo, now.is_some() && now == before.identity)?;
+    }
+    if let Some(target) = target.as_ref().filter(|_| active) {
+        leave(&before, target, &syncs)?;
     }
     notify::catalog_changed();
     Ok(name.to_string())

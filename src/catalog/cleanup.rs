@@ -27,6 +27,18 @@ pub fn forget(control: &str, conninfo: &str, sync: &str) -> Result<()> {
     spi::execute(sql, &[control.into(), conninfo.into(), sync.into()]).map(drop)
 }
 
+/// A member is reached another way: what waits to be taken off it is taken off there. `same`: it is known to be the same
+/// database; else that is tried in both places.
+pub fn follow(db: &str, from: &str, to: &str, same: bool) -> Result<()> {
+    let found = "SELECT control, sync FROM bucardo.cleanup WHERE db = $1 AND conninfo = $2";
+    let taken = "DELETE FROM bucardo.cleanup WHERE db = $1 AND conninfo = $2 RETURNING control, sync";
+    let sql = format!(
+        "WITH known AS ({}) INSERT INTO bucardo.cleanup (control, db, conninfo, sync) SELECT control, $1, $3, sync FROM known",
+        if same { taken } else { found }
+    );
+    spi::execute(&sql, &[db.into(), from.into(), to.into()]).map(drop)
+}
+
 /// The removals that wait.
 pub fn waiting() -> Result<Vec<Cleanup>> {
     spi::select("SELECT id::bigint, control, db, conninfo, sync FROM bucardo.cleanup ORDER BY id", &[], |row| {

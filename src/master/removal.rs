@@ -54,6 +54,8 @@ impl Master {
     /// Takes up what committed transactions have left to do.
     pub(super) fn take_up(&mut self, now: Instant) {
         let waiting = std::mem::take(&mut self.waiting);
+        // Some are not wanted any more, or in another place.
+        self.removals.retain(|_, r| r.cleanup.is_none_or(|id| waiting.iter().any(|c| c.id == id)));
         for Cleanup { id, control, db, conninfo, sync } in &waiting {
             if self.removals.values().any(|r| r.cleanup == Some(*id)) {
                 continue;

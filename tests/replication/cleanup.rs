@@ -5,6 +5,7 @@ use crate::cluster::{Cluster, Stop};
 use crate::compare::literal;
 use crate::footprint::{Footprint, wait_unchanged};
 use crate::net::{CONTROL, Capture, Net};
+use crate::proxy::Proxy;
 use crate::scratch::{output, scratch};
 use crate::wait::wait_until;
 
@@ -304,6 +305,25 @@ fn remove_db_by_force_takes_a_member_out_that_is_away() {
     net.wait_equal("t", &["B"]);
     net.wait_served();
     net.wait_state("good|empty");
+}
+
+/// What waits to be taken off a member that cannot be reached is taken off where it is found again.
+#[test]
+fn a_removal_follows_a_member_that_moves() {
+    let net = Net::together(Capture::Plain, 1);
+    net.everywhere("CREATE TABLE k (id int PRIMARY KEY)");
+    let (proxy, mut control, mut a) = (Proxy::to(&net.servers[0]), net.control(), net.on("A"));
+    let moved = |to: &str| format!("SELECT bucardo.update_db('A', {})", literal(to));
+    control.exec(&moved(&proxy.conninfo("a")));
+    net.add_sync("tables => 'public.k'");
+    proxy.cut();
+    control.exec("SELECT bucardo.remove_sync('s')");
+    // The master has begun to try.
+    control.exec("SELECT bucardo.ping(); SELECT bucardo.ping()");
+    assert!(a.number(OURS) > 0);
+    control.exec(&moved(&net.conninfo("A")));
+    wait_until("capture to be gone", || a.number(OURS) == 0);
+    wait_until("nothing to be left to do", || control.number("SELECT count(*) FROM bucardo.cleanup") == 0);
 }
 
 #[test]
