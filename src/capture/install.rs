@@ -205,13 +205,30 @@ pub fn is_missing(error: &Error) -> bool {
     matches!(error.code, SqlState::INVALID_SCHEMA | SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_FUNCTION)
 }
 
-/// Takes all capture of a control database off a member. False: some tables are busy, and have it still.
-pub fn uninstall_control(conn: &mut Conn, control: &str) -> Result<bool> {
-    let busy = conn.query(&format!("SELECT bucardo.capture_forget({}, NULL)", quote_literal(control)))?.number::<i64>(0, 0);
-    if busy.unwrap_or(0) != 0 {
-        return Ok(false);
+/// Takes a sync's capture, or all of a control database, off a member. How many tables have it still, because they are busy;
+/// below zero: there was no time for so many.
+pub fn uninstall(conn: &mut Conn, control: &str, sync: Option<&str>) -> Result<i64> {
+    let sync = sync.map_or_else(|| "NULL".to_string(), quote_literal);
+    let forget = format!("SELECT bucardo.capture_forget({}, {sync})", quote_literal(control));
+    let left = conn.query(&forget)?.number::<i64>(0, 0).unwrap_or(0);
+    if left == 0 {
+        conn.query(REMOVE_SCRIPT)?;
     }
-    conn.query(REMOVE_SCRIPT).map(|_| true)
+    Ok(left)
+}
+
+/// Takes off again what a call has put somewhere that has failed elsewhere. What is busy or away by now is left to the master.
+pub fn take_back(conn: &mut Conn, control: &str, sync: &str) {
+    let mut tries = 0;
+    while let Ok(left) = uninstall(conn, control, Some(sync))
+        && left != 0
+        && tries < TRIES
+    {
+        if left > 0 {
+            tries += 1;
+            latch::wait(None, Some(PAUSE));
+        }
+    }
 }
 
 #[cfg(test)]

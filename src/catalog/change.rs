@@ -95,10 +95,11 @@ pub fn engage_changed(
     if let Some(error) = Fault::error(&format!("sync \"{name}\""), &faults) {
         return Err(error);
     }
-    if before.is_none() && only.is_none() {
+    let new = before.is_none() && only.is_none();
+    if new {
         interleave::advise(&sync, &mut checked);
     }
-    check::install_capture(&sync, &mut checked)?;
+    check::install_capture(&sync, &mut checked, new)?;
     notify::catalog_changed();
     Ok(())
 }

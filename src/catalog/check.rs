@@ -176,38 +176,45 @@ fn presence(c: &Checked<'_>, relation: &Relation, found: Option<&Described>, syn
 }
 
 /// Installs capture of the given relations on every checked source. The catalog's rows are written by now; should
-/// this transaction still fail, the master takes it off again, because it was told before.
-pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>]) -> Result<()> {
+/// this transaction still fail, the master takes it off again, because it was told before. It may be stopped: where one source
+/// fails, what others have been given of a `new` sync is taken off at once.
+pub fn install_capture(sync: &Sync, checked: &mut [Checked<'_>], new: bool) -> Result<()> {
     if !sync.captures() {
         return Ok(());
     }
     let control = catalog::control_id()?;
-    for c in checked.iter_mut().filter(|c| c.member.role == Role::Source) {
-        let mut tables = Vec::new();
-        for (relation, found) in sync.relations.iter().zip(&c.relations).filter(|(r, _)| !r.is_sequence) {
-            if let Some((found, key)) = found.as_ref().and_then(|f| Some((f, f.key(relation.pkey.as_deref())?))) {
-                tables.push(Captured { oid: found.oid, key });
+    let mut sources: Vec<&mut Checked<'_>> = checked.iter_mut().filter(|c| c.member.role == Role::Source).collect();
+    for at in 0..sources.len() {
+        if let Err(error) = install_on(sync, &control, sources[at]) {
+            for done in sources.iter_mut().take(at).filter(|_| new) {
+                install::take_back(&mut done.conn, &control, &sync.capture_name());
             }
+            return Err(error);
         }
-        let name = &c.member.db.name;
-        let captured = sync.capture_name();
-        let conninfo = db::secret(name)?.unwrap_or_default();
-        master::notify::remember_install(name, &conninfo, &captured);
-        // What an earlier change left to be taken off here is wanted again.
-        cleanup::forget(&control, &conninfo, &captured)?;
-        if install::is_copy(&install::known(&mut c.conn, &control, &captured)?, name).is_some() {
-            // Whoever calls has confirmed it. Where it stood was another database's place.
-            renew::forget(sync.id, name)?;
-        }
-        let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != name).collect();
-        install::install(
-            &mut c.conn,
-            &Owner { control: &control, sync: &captured, source: name, receivers: &receivers },
-            &tables,
-            false,
-        )?;
     }
     Ok(())
+}
+
+fn install_on(sync: &Sync, control: &str, c: &mut Checked<'_>) -> Result<()> {
+    let mut tables = Vec::new();
+    for (relation, found) in sync.relations.iter().zip(&c.relations).filter(|(r, _)| !r.is_sequence) {
+        if let Some((found, key)) = found.as_ref().and_then(|f| Some((f, f.key(relation.pkey.as_deref())?))) {
+            tables.push(Captured { oid: found.oid, key });
+        }
+    }
+    let name = &c.member.db.name;
+    let captured = sync.capture_name();
+    let conninfo = db::secret(name)?.unwrap_or_default();
+    master::notify::remember_install(name, &conninfo, &captured);
+    // What an earlier change left to be taken off here is wanted again.
+    cleanup::forget(control, &conninfo, &captured)?;
+    if install::is_copy(&install::known(&mut c.conn, control, &captured)?, name).is_some() {
+        // Whoever calls has confirmed it. Where it stood was another database's place.
+        renew::forget(sync.id, name)?;
+    }
+    let receivers: Vec<String> = sync.members.iter().map(|m| m.db.name.clone()).filter(|n| n != name).collect();
+    let owner = Owner { control, sync: &captured, source: name, receivers: &receivers };
+    install::install(&mut c.conn, &owner, &tables, false)
 }
 
 /// What is wrong with the capture on the checked sources, for validate_sync: faults that a run would mend by itself,

@@ -160,8 +160,8 @@ impl Outpost {
 fn leave(outpost: &Outpost) -> bool {
     let Outpost { control, target, .. } = outpost;
     let opened = Conn::open(target, "bucardo master", guc::connect_timeout().min(CONNECT));
-    match opened.and_then(|mut conn| install::uninstall_control(&mut conn, control)) {
-        Ok(done) => done,
+    match opened.and_then(|mut conn| install::uninstall(&mut conn, control, None)) {
+        Ok(left) => left == 0,
         Err(e) if install::is_missing(&e) => true,
         Err(e) if matches!(e.code, SqlState::LOCK_NOT_AVAILABLE | SqlState::DEADLOCK) => false,
         Err(e) => {

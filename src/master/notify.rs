@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
 
+use super::publish::fail_kicks;
 use super::slot::{Shared, Text, UndoSlot};
 use crate::catalog;
 use crate::error::{Error, Result, SqlState};
@@ -344,18 +345,27 @@ pub fn want_master_unless_stopped() {
     });
 }
 
-/// A master that has started since `stop` was called, and could not see it, ends.
+/// A master that has started since `stop` was called, and could not see it, ends. Where there is none, who has kicked since then
+/// is told.
 fn stop_now(db: u32) {
     let procno = shmem::with(|s| {
-        s.master(db).map_or(-1, |m| {
-            // One that takes capture off, for a DROP EXTENSION in the same transaction, ends by itself.
-            if !m.for_drop {
-                m.wanted = false;
-                m.stop = m.pid != 0;
-                m.generation += 1;
-            }
-            m.procno
-        })
+        let Some(m) = s.master(db) else { return -1 };
+        // One that takes capture off, for a DROP EXTENSION in the same transaction, ends by itself.
+        if !m.for_drop {
+            m.wanted = false;
+            m.stop = m.pid != 0;
+            m.generation += 1;
+        }
+        // What ended it before is no news any more.
+        if std::mem::take(&mut m.fails) {
+            m.trouble = Text::EMPTY;
+        }
+        let (pid, procno) = (m.pid, m.procno);
+        for sync in s.syncs.iter_mut().filter(|y| pid == 0 && y.db == db && y.kicked > y.done) {
+            fail_kicks(sync, SqlState::WRONG_STATE, STOPPED);
+            sync.hint = Text::new(START);
+        }
+        procno
     });
     worker::set_latch(procno);
 }

@@ -3,7 +3,8 @@
 
 use crate::cluster::{Cluster, Stop};
 use crate::compare::literal;
-use crate::footprint::{Footprint, wait_unchanged};
+use crate::footprint::{Footprint, assert_unchanged, wait_unchanged};
+use crate::multi::Plan;
 use crate::net::{CONTROL, Capture, Net};
 use crate::proxy::Proxy;
 use crate::scratch::{output, scratch};
@@ -269,6 +270,23 @@ fn a_call_rolled_back_to_a_savepoint_leaves_nothing_while_the_transaction_goes_o
     control.exec("COMMIT");
     net.on("A").exec("INSERT INTO t (v) VALUES ('x')");
     net.settle(&["t"]);
+}
+
+/// The master is stopped, and takes nothing off.
+#[test]
+fn an_add_sync_that_fails_on_its_second_source_leaves_nothing() {
+    let m = Plan::new(2).start();
+    m.everywhere("CREATE TABLE k (id int PRIMARY KEY)");
+    m.on("B").exec(
+        "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'nothing is made here'; END $$; \
+         CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('CREATE SCHEMA') EXECUTE FUNCTION no()",
+    );
+    m.control().exec("SELECT bucardo.stop()");
+    let before = Footprint::of(&m);
+    let add = "SELECT bucardo.add_sync('s', dbs => 'A:source,B:source', tables => 'public.k')";
+    let error = m.control().expect_error(add, "P0001");
+    assert!(error.full().contains("\"B\"") && error.full().contains("nothing is made here"), "{}", error.full());
+    assert_unchanged(&m, &before, "an add_sync that failed");
 }
 
 /// More than shared memory can note of one transaction, and what does not fit there.

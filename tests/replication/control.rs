@@ -334,6 +334,20 @@ fn a_waiting_kick_outlives_the_master_and_is_told_of_stop_and_removal() {
     assert_eq!(error.sqlstate, "42704");
 }
 
+/// The master is gone before the stop is committed, and who kicks then waits for what becomes of that.
+#[test]
+fn a_kick_that_waits_beside_a_stop_is_told_of_it() {
+    let net = manual_to(1);
+    let (mut stopper, mut kicker, mut control) = (net.control(), net.control(), net.control());
+    stopper.exec("BEGIN; SELECT bucardo.stop()");
+    kicker.send("SELECT bucardo.kick('s', '80s')").unwrap();
+    let waits = format!("SELECT wait_event = 'Extension' FROM pg_stat_activity WHERE pid = {}", kicker.pid);
+    wait_until("the kick to wait", || control.maybe(&waits).is_some_and(|waits| waits == "t"));
+    stopper.exec("COMMIT");
+    let error = kicker.finish().unwrap_err();
+    assert_eq!((error.sqlstate.as_str(), error.hint.as_str()), ("55000", "SELECT bucardo.start();"));
+}
+
 #[test]
 fn a_kid_on_its_way_out_is_given_no_run() {
     let net = manual();
