@@ -35,6 +35,12 @@ struct Kid {
 }
 
 impl Kid {
+    /// Ends it. Should its run be over by then, it is given no other.
+    fn send_home(&mut self) {
+        self.leaving = true;
+        worker::signal(shmem::read(|s| s.kids[self.slot].pid), libc::SIGTERM);
+    }
+
     fn is_old(&self, now: Instant) -> bool {
         self.lifetime.is_some_and(|t| now >= self.started + t)
     }
@@ -143,7 +149,9 @@ impl Kids {
         let idle = |kid: &Kid| {
             kid.job.is_none() && !kid.leaving && !kid.is_old(now) && shmem::read(|s| s.kids[kid.slot].state == KidState::Idle)
         };
-        let Some(kid) = self.kids.iter_mut().find(|kid| idle(kid)) else {
+        // There may be more than by now are wanted: those go.
+        let busy = self.kids.iter().filter(|k| k.job.is_some()).count();
+        let Some(kid) = self.kids.iter_mut().find(|kid| busy < guc::max_kids() && idle(kid)) else {
             self.launch(waiting, now);
             return false;
         };
@@ -221,22 +229,20 @@ impl Kids {
         ends.chain((self.launch_after > now).then_some(self.launch_after)).min()
     }
 
-    /// Sends home kids that had nothing to do for long, or are to be replaced.
+    /// Sends home kids that had nothing to do for long, are to be replaced, or are more than may be.
     pub fn trim(&mut self, now: Instant) {
-        for kid in self.kids.iter_mut().filter(|k| k.job.is_none() && !k.leaving && k.is_old(now)) {
-            kid.leaving = true;
-            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
-        }
-        for kid in self.kids.iter().filter(|k| k.job.is_none() && now >= k.idle_since + IDLE) {
-            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
+        let mut more = self.kids.iter().filter(|k| !k.leaving).count().saturating_sub(guc::max_kids());
+        for kid in self.kids.iter_mut().filter(|k| k.job.is_none() && k.ready && !k.leaving) {
+            if more > 0 || kid.is_old(now) || now >= kid.idle_since + IDLE {
+                more = more.saturating_sub(1);
+                kid.send_home();
+            }
         }
     }
 
     /// Ends the kid that runs the sync; its members roll back.
-    pub fn cancel(&self, sync: i32) {
-        for kid in self.kids.iter().filter(|k| k.job.is_some_and(|(s, _)| s == sync)) {
-            worker::signal(shmem::read(|s| s.kids[kid.slot].pid), libc::SIGTERM);
-        }
+    pub fn cancel(&mut self, sync: i32) {
+        self.kids.iter_mut().filter(|k| k.job.is_some_and(|(s, _)| s == sync)).for_each(Kid::send_home);
     }
 
     /// Asks all kids to end, and hands over what they have reported; call until none is left.

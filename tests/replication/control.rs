@@ -363,6 +363,21 @@ fn a_kid_on_its_way_out_is_given_no_run() {
 }
 
 #[test]
+fn a_kid_whose_sync_was_removed_under_it_is_given_no_run() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 1");
+    net.everywhere(T);
+    net.add_sync("tables => 'public.t', autokick => false");
+    let mut control = net.control();
+    for _ in 0..100 {
+        control.exec("SELECT bucardo.add_sync('z', dbs => 'A,B', tables => 'public.t', autokick => false)");
+        control.exec("SELECT bucardo.kick('z')");
+        control.exec("SELECT bucardo.remove_sync('z')");
+        assert_eq!(control.one("SELECT bucardo.kick('s', '80s')"), "empty");
+    }
+    assert_eq!(control.number("SELECT count(*) FROM bucardo.syncrun WHERE sync = 's' AND error IS NOT NULL"), 0);
+}
+
+#[test]
 fn a_kick_that_goes_without_a_member_that_catches_up_names_it() {
     let net = manual();
     let (mut lock, mut control) = (net.on("B"), net.control());

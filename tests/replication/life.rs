@@ -439,3 +439,35 @@ fn a_source_that_has_lost_all_capture_is_given_it_again() {
     let told = log.lines().filter(|line| line.contains("bucardo: db \"A\"")).count();
     assert!(told <= 1, "told {told} times");
 }
+
+/// Those that are more than may be end when their runs are over, however much there is to do.
+#[test]
+fn fewer_kids_than_before_are_kept_to() {
+    let net = Net::together_with(Capture::Native, 1, "bucardo.max_kids = 4");
+    let mut control = net.control();
+    let tables: Vec<String> = (1..=4).map(|id| format!("t{id}")).collect();
+    for t in &tables {
+        net.everywhere(&format!("CREATE TABLE {t} (id int PRIMARY KEY)"));
+        control.exec(&format!("SELECT bucardo.add_sync('s_{t}', dbs => '{}', tables => 'public.{t}')", net.dbs()));
+    }
+    let change = |id: i32| tables.iter().for_each(|t| net.on("A").exec(&format!("INSERT INTO {t} VALUES ({id})")));
+    let busy = "SELECT count(*) FROM bucardo.activity WHERE kind = 'kid' AND run IS NOT NULL";
+    control.exec("SELECT bucardo.fault_set('kid.before_gather', 'wait', 1000)");
+    change(1);
+    wait_until("four kids to be busy", || control.number(busy) == 4);
+    control.exec("ALTER SYSTEM SET bucardo.max_kids = 1");
+    control.exec("SELECT pg_reload_conf()");
+    wait_until("the setting", || net.control().one("SHOW bucardo.max_kids") == "1");
+    control.exec("SELECT bucardo.ping(); SELECT bucardo.ping()");
+    change(2);
+    control.exec("SELECT bucardo.fault_clear()");
+    wait_until("all but one to go", || control.number("SELECT count(*) FROM bucardo.activity WHERE kind = 'kid'") == 1);
+    tables.iter().for_each(|t| net.wait_equal(t, &["B"]));
+    control.exec("SELECT bucardo.fault_set('kid.before_gather', 'wait', 1000)");
+    change(3);
+    let waits = "SELECT count(*) FROM bucardo.status WHERE last_error LIKE '%waits for a free kid%'";
+    wait_until("three syncs to wait", || control.number(waits) == 3);
+    assert_eq!(control.number(busy), 1);
+    control.exec("SELECT bucardo.fault_clear()");
+    tables.iter().for_each(|t| net.wait_equal(t, &["B"]));
+}
