@@ -33,7 +33,10 @@ SELECT s.name AS sync,
        bad.ended AS last_bad,
        coalesce(asleep.why, CASE WHEN m.running THEN live.error ELSE m.trouble END, bad.error) AS last_error,
        CASE WHEN m.running AND s.status = 'active' AND NOT s.paused AND asleep.why IS NULL THEN live.next_try END AS next_try,
-       CASE WHEN m.running THEN live.doubt END AS warning
+       CASE WHEN NOT m.running THEN NULL
+            WHEN live.sync IS NULL AND m.no_room THEN 'this server has no room for the state of further syncs: what is shown is of its last run, and it cannot be kicked'
+            ELSE live.doubt
+       END AS warning
   FROM bucardo.sync s
  CROSS JOIN bucardo.master_state() m
   LEFT JOIN bucardo.asleep ON asleep.sync = s.name
@@ -42,7 +45,7 @@ SELECT s.name AS sync,
   LEFT JOIN LATERAL (SELECT r.state FROM bucardo.syncrun r WHERE r.sync = s.name AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) last ON true
   LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'good' AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) good ON true
   LEFT JOIN LATERAL (SELECT r.* FROM bucardo.syncrun r WHERE r.sync = s.name AND r.state = 'bad' AND r.started >= s.created ORDER BY r.run DESC LIMIT 1) bad ON true;
-COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try, and what makes its decisions doubtful.';
+COMMENT ON VIEW bucardo.status IS 'Each sync: its state now, its last good run, and its last error with the time of the next try, and what makes its decisions, or this row, doubtful.';
 CREATE INDEX syncrun_state ON bucardo.syncrun (sync, state, run DESC);
 
 CREATE VIEW bucardo.activity AS

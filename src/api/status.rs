@@ -175,18 +175,22 @@ fn sync_state() -> TableIterator<
     }))
 }
 
-/// Whether the master runs, and why not if it cannot; for the view `bucardo.status`.
+/// Whether the master runs, and why not if it cannot; whether there is no room for the live state of further syncs. For the
+/// view `bucardo.status`.
 #[pg_extern]
-fn master_state() -> TableIterator<'static, (name!(running, bool), name!(trouble, Option<String>))> {
+fn master_state() -> TableIterator<'static, (name!(running, bool), name!(trouble, Option<String>), name!(no_room, bool))> {
     let row = match shmem::is_loaded() {
-        false => (false, Some("bucardo is not in shared_preload_libraries".to_string())),
+        false => (false, Some("bucardo is not in shared_preload_libraries".to_string()), false),
         true => {
             let db = shmem::my_database();
-            shmem::read(|s| match s.masters.iter().find(|m| m.db == db) {
-                // A master that was started for a DROP only serves nobody.
-                Some(m) if m.pid != 0 => (!m.for_drop, None),
-                Some(m) if !m.trouble.is_empty() => (false, Some(m.trouble.get().to_string())),
-                _ => (false, s.crowded.then(|| CROWDED.to_string())),
+            shmem::read(|s| {
+                let no_room = s.syncs.iter().all(|y| y.db != 0);
+                match s.masters.iter().find(|m| m.db == db) {
+                    // A master that was started for a DROP only serves nobody.
+                    Some(m) if m.pid != 0 => (!m.for_drop, None, no_room),
+                    Some(m) if !m.trouble.is_empty() => (false, Some(m.trouble.get().to_string()), no_room),
+                    _ => (false, s.crowded.then(|| CROWDED.to_string()), no_room),
+                }
             })
         }
     };

@@ -407,7 +407,8 @@ fn a_server_that_is_being_upgraded_has_no_workers() {
 #[test]
 fn a_member_whose_listing_cannot_be_read_does_not_end_the_master() {
     let net = Net::together(Capture::Plain, 1).with_table(T, "public.t");
-    let no_listing = "CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text LANGUAGE sql AS $$ SELECT 'none' $$";
+    let no_listing =
+        "CREATE OR REPLACE FUNCTION bucardo.capture_listing(p_control text) RETURNS text LANGUAGE sql AS $$ SELECT 'none' $$";
     net.on("A").exec(no_listing);
     net.on("B").exec(&format!("CREATE SCHEMA bucardo; {no_listing}"));
     let mut control = net.control();

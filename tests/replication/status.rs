@@ -169,3 +169,21 @@ fn a_run_that_a_drop_has_ended_which_came_to_nothing_is_followed_by_another() {
     assert!(matches!(net.kick().as_str(), "good" | "empty"));
     net.assert_equal("t");
 }
+
+/// There is room for 512 in all; more run, and their status says that it does not know how.
+#[test]
+fn syncs_beyond_the_room_for_their_state_say_so() {
+    let net = manual(Net::together(Capture::Native, 1));
+    let mut control = net.control();
+    control.exec("SELECT bucardo.pause('s')");
+    control.exec(
+        "INSERT INTO bucardo.sync OVERRIDING SYSTEM VALUE SELECT (jsonb_populate_record(s, jsonb_build_object('id', s.id + g, 'name', s.name || g))).* \
+         FROM bucardo.sync s, generate_series(1, 520) g",
+    );
+    control.exec("SELECT bucardo.reload()");
+    let told = "SELECT count(*) FROM bucardo.status WHERE warning LIKE 'this server has no room%'";
+    wait_until("nine to have no room", || control.number(told) == 9);
+    control.exec("DELETE FROM bucardo.sync WHERE name <> 's'; SELECT bucardo.reload(); SELECT bucardo.resume('s')");
+    assert_eq!(net.kick(), "empty");
+    assert_eq!(control.number(told), 0);
+}
