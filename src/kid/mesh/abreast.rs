@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::deliver::{Common, excluded};
+use super::keep::Kept;
 use super::offer::Offer;
 use super::settle::Settlement;
 use super::{Broken, Mesh};
@@ -30,7 +31,7 @@ impl Mesh<'_> {
     pub(super) fn stage_abreast(
         &mut self,
         settlements: &HashMap<i32, Settlement>,
-        kept: &HashMap<(usize, i32), String>,
+        kept: &Kept,
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<HashSet<(usize, i32)>, Broken> {

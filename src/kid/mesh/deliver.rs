@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::contend::{FewRows, Key};
+use super::keep::Kept;
 use super::offer::Offer;
 use super::record::Stand;
 use super::settle::{Settlement, Written};
@@ -46,7 +47,7 @@ impl Mesh<'_> {
         &mut self,
         at: usize,
         few: &FewRows,
-        (settlements, kept): (&HashMap<i32, Settlement>, &HashMap<(usize, i32), String>),
+        (settlements, kept): (&HashMap<i32, Settlement>, &Kept),
         there: &HashSet<(usize, i32)>,
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
@@ -122,7 +123,7 @@ impl Mesh<'_> {
     /// Carries TRUNCATEs to the members that have not got them. What such a member has changed itself, and does not keep
     /// to itself, survives; so a source is emptied by DELETE, unless its writers were locked out before the snapshot:
     /// TRUNCATE would take rows along that came after it.
-    pub(super) fn truncate(&mut self, relation: i32, kept: &HashMap<(usize, i32), String>) -> Result<(), Broken> {
+    pub(super) fn truncate(&mut self, relation: i32, kept: &Kept) -> Result<(), Broken> {
         let late = self.late(relation);
         let towards = bits::union(self.offers.iter().flatten().filter_map(|o| o.truncated.get(&relation)).map(|t| t.towards));
         let towards = towards & !late;
@@ -159,13 +160,7 @@ impl Mesh<'_> {
 
     /// The statement for the keys that a member has changed itself and does not keep to itself; of those, if one is given, that
     /// this other one (by place) has not got: who has got them has, if any, newer rows of them.
-    pub(super) fn own_keys(
-        &self,
-        at: usize,
-        relation: i32,
-        other: Option<usize>,
-        kept: &HashMap<(usize, i32), String>,
-    ) -> Result<Option<String>, Broken> {
+    pub(super) fn own_keys(&self, at: usize, relation: i32, other: Option<usize>, kept: &Kept) -> Result<Option<String>, Broken> {
         if !self.changed(relation).contains(&at) {
             return Ok(None);
         }
@@ -266,7 +261,7 @@ impl Common {
 }
 
 /// The tables of the keys that a source keeps to itself, by relation.
-pub(super) fn excluded(at: usize, kept: &HashMap<(usize, i32), String>) -> HashMap<i32, String> {
+pub(super) fn excluded(at: usize, kept: &Kept) -> HashMap<i32, String> {
     kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect()
 }
 

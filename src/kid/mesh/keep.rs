@@ -1,6 +1,8 @@
 //! What is noted at the sources while conflicts are decided, in tables of theirs: which keys a source keeps to itself, and
 //! which of its changes are settled.
 
+use std::collections::HashMap;
+
 use super::contend::Key;
 use super::offer::Settled;
 use super::open::keys_json;
@@ -9,6 +11,9 @@ use super::{Broken, Errand, Mesh};
 use crate::error::Error;
 use crate::ident::text_array;
 use crate::libpq::Conn;
+
+/// The tables of the keys that sources keep to themselves, by the source's place and the relation.
+pub(super) type Kept = HashMap<(usize, i32), String>;
 
 impl Mesh<'_> {
     /// A table of the changes of a relation that are handled already, on the source that has some.

@@ -2,8 +2,7 @@
 //! receiver first, then all that changes is deleted there, then rows that only a receiver has make room, and only then is
 //! anything inserted. Slower, and taken only after a receiver has refused a value.
 
-use std::collections::HashMap;
-
+use super::keep::Kept;
 use super::settle::Decision;
 use super::{Broken, Mesh};
 use crate::kid::report::Progress;
@@ -26,7 +25,7 @@ impl Mesh<'_> {
     pub(super) fn send_thoroughly(
         &mut self,
         relation: i32,
-        kept: &HashMap<(usize, i32), String>,
+        kept: &Kept,
         progress: &mut Progress,
     ) -> Result<Vec<Decision>, Broken> {
         let name = self.relation_name(relation);
@@ -74,13 +73,7 @@ impl Mesh<'_> {
     }
 
     /// Brings one source's rows of a relation into staging tables of all others.
-    fn stage(
-        &mut self,
-        at: usize,
-        relation: i32,
-        kept: &HashMap<(usize, i32), String>,
-        staged: &mut Vec<Staged>,
-    ) -> Result<(), Broken> {
+    fn stage(&mut self, at: usize, relation: i32, kept: &Kept, staged: &mut Vec<Staged>) -> Result<(), Broken> {
         let excluded = kept.get(&(at, relation)).map(|t| (relation, t.clone())).into_iter().collect();
         let from = self.members[at].index;
         self.with_source(at, excluded, |pass, work, source, others| {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::keep::Kept;
 use super::offer::Offer;
 use super::settle::Written;
 use super::{Broken, Mesh};
@@ -82,12 +83,7 @@ impl Mesh<'_> {
     }
 
     /// Copies a whole table where that is wanted.
-    pub(super) fn copy_whole(
-        &mut self,
-        relation: i32,
-        kept: &HashMap<(usize, i32), String>,
-        progress: &mut Progress,
-    ) -> Result<(), Broken> {
+    pub(super) fn copy_whole(&mut self, relation: i32, kept: &Kept, progress: &mut Progress) -> Result<(), Broken> {
         let Some((at, sure, if_empty)) = self.model(relation) else { return Ok(()) };
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(()) };
         let columns = table.travelling();
