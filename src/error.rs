@@ -110,6 +110,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     const NOT_NULL: SqlState = SqlState(*b"23502");
+    const FOREIGN_KEY: SqlState = SqlState(*b"23503");
     const CHECK: SqlState = SqlState(*b"23514");
     const CHECK_OPTION: SqlState = SqlState(*b"44000");
 
@@ -160,9 +161,17 @@ impl Error {
         self
     }
 
-    /// Whether it is about a row and does not say which.
+    /// Whether it is about a row and does not say which: the server tells the key of one that breaks a constraint between rows,
+    /// in its own language.
     pub fn is_of_some_row(&self) -> bool {
-        self.of_some_row && !self.detail.as_ref().is_some_and(|detail| detail.starts_with("Key ("))
+        let between = matches!(self.code, SqlState::UNIQUE_VIOLATION | SqlState::EXCLUSION_VIOLATION | Self::FOREIGN_KEY);
+        self.of_some_row && !self.detail.as_ref().is_some_and(|detail| between || detail.starts_with("Key ("))
+    }
+
+    /// Forgets the values of the row that was refused.
+    pub fn without_row(mut self) -> Self {
+        self.row = None;
+        self
     }
 
     /// Puts where it happened before the message: `member "B": …`.

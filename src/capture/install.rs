@@ -220,14 +220,16 @@ pub fn uninstall(conn: &mut Conn, control: &str, sync: Option<&str>) -> Result<i
 /// Takes off again what a call has put somewhere that has failed elsewhere. What is busy or away by now is left to the master.
 pub fn take_back(conn: &mut Conn, control: &str, sync: &str) {
     let mut tries = 0;
-    while let Ok(left) = uninstall(conn, control, Some(sync))
-        && left != 0
-        && tries < TRIES
-    {
-        if left > 0 {
-            tries += 1;
-            latch::wait(None, Some(PAUSE));
+    while tries < TRIES {
+        match uninstall(conn, control, Some(sync)) {
+            Ok(0) => return,
+            Ok(left) if left < 0 => continue,
+            Ok(_) => {}
+            Err(error) if error.code == SqlState::LOCK_NOT_AVAILABLE => {}
+            Err(_) => return,
         }
+        tries += 1;
+        latch::wait(None, Some(PAUSE));
     }
 }
 

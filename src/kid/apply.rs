@@ -205,8 +205,10 @@ impl<'a> Pass<'a> {
         let binary = self.is_binary(item, receivers);
         if self.goes_straight(item, receivers) {
             let into = |r: &Receiver| item.writing(r).map(|w| w.copy_straight(binary)).unwrap_or_default();
+            let alive: Vec<bool> = receivers.iter().map(|r| r.failed.is_none()).collect();
             stream(source, &item.reading().fresh(&self.window, binary), receivers, &item.name, into)?;
-            for receiver in receivers.iter_mut() {
+            // What others have failed with before is not about this table.
+            for (receiver, _) in receivers.iter_mut().zip(alive).filter(|(_, alive)| *alive) {
                 let key = receiver.table(item.change.relation).map(|t| t.begins_with(&item.change.key)).unwrap_or_default();
                 receiver.failed = receiver.failed.take().map(|error| error.with_key(&key).of_some_row());
                 receiver.counts.upserts += if receiver.failed.is_none() { receiver.copied } else { 0 };

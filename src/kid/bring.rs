@@ -56,7 +56,8 @@ impl Pass<'_> {
         // By a walk, statements of one row that come later would go along the whole index.
         statements.extend(settings(Join::Free));
         let key = writing.table.begins_with(writing.key);
-        let searched = self.care.named.then(|| Staged { table: writing.stage_name(), key: writing.key.to_vec() });
+        let searched =
+            (self.care.named && !item.change.whole).then(|| Staged { table: writing.stage_name(), key: writing.key.to_vec() });
         Ok(Bringing { relation: item.name.clone(), key, before, statements, deletes, silent, walks_at, searched })
     }
 }
@@ -100,7 +101,7 @@ impl Bringing {
         let error = error.with_key(&self.key).of_some_row();
         let searched = self.searched.as_ref().filter(|_| error.is_of_some_row());
         // An error that is met on the way is no news.
-        match searched.and_then(|staged| culprit::find(conn, staged, self.own()).ok().flatten()) {
+        match searched.and_then(|staged| culprit::find(conn, staged, self.own(), error.code).ok().flatten()) {
             Some(key) => error.at(format_args!("{} {key}", self.relation)),
             None => error.at(&self.relation),
         }

@@ -137,7 +137,7 @@ impl<'a> Handfuls<'a> {
                     here
                 });
                 receiver.failed = Some(match failed {
-                    Some(one) => error.at(format_args!("{} {}", one.item.name, one.key_of(at, receiver))),
+                    Some(one) => error.without_row().at(format_args!("{} {}", one.item.name, one.key_of(at, receiver))),
                     None => other(error, at),
                 });
                 None

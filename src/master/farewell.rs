@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::controller::Job;
 use super::main::{Master, extension_here};
 use super::notify;
-use super::removal::conninfo_of;
+use super::removal::{RemovalStep, conninfo_of};
 use super::slot::Report;
 use crate::capture::install;
 use crate::catalog::cleanup::{self, Cleanup};
@@ -61,6 +61,12 @@ impl Master {
         let mut all: Vec<Outpost> = self.members.drain(..).map(member).collect();
         for Cleanup { control, db, conninfo, .. } in self.waiting.drain(..) {
             all.extend(Outpost::at(control, db, conninfo));
+        }
+        // What came to nothing, and stands nowhere else.
+        for removal in std::mem::take(&mut self.removals).into_values() {
+            if let RemovalStep::Forget { control, .. } = removal.step {
+                all.extend(Outpost::at(control, removal.watcher.target.name.clone(), removal.conninfo));
+            }
         }
         let mut seen = HashSet::new();
         all.retain(|o| seen.insert((o.control.clone(), o.conninfo.clone())));

@@ -131,7 +131,10 @@ fn keep(masters: &mut HashMap<u32, Started>, troubles: &mut HashMap<u32, Trouble
                 trouble.failures += 1;
                 trouble.next_try = Some(now + Duration::from_secs(1));
                 wait = Some(Duration::from_secs(1));
-                shmem::with(|s| s.masters[slot].trouble = Text::new(CROWDED));
+                shmem::with(|s| {
+                    s.masters[slot].trouble = Text::new(CROWDED);
+                    s.masters[slot].fails = false;
+                });
             }
         }
     }

@@ -108,8 +108,12 @@ pub extern "C-unwind" fn bucardo_master_main(argument: pg_sys::Datum) {
     match xact::caught(|| Master::new(slot, db)) {
         Ok(Some(mut master)) => loop {
             if let Err(error) = xact::caught(|| master.turn()) {
-                // Start anew from the catalog; the launcher waits longer each time.
-                failed(slot, &error);
+                // The extension may have been dropped meanwhile: this process alone knows who must be told. Otherwise the next
+                // one starts anew from the catalog; the launcher waits longer each time.
+                match xact::caught(extension_here) {
+                    Ok(false) => xact::caught(|| master.farewell()).unwrap_or_else(|error| failed(slot, &error)),
+                    _ => failed(slot, &error),
+                }
             }
         },
         Ok(None) => {

@@ -8,7 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSubXactCallbackEvent, PgXactCallbackEvent, register_subxact_callback, register_xact_callback};
 
 use super::publish::fail_kicks;
-use super::slot::{Shared, Text, UndoSlot};
+use super::slot::{MasterSlot, Shared, Text, UndoSlot};
 use crate::catalog;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::hook::Statement;
@@ -70,7 +70,7 @@ fn rolled_back(subtransaction: u32) {
         undone.iter().for_each(|at| s.undo[*at].owner = 0);
         s.master(db).map_or(-1, |master| {
             if released {
-                master.held_by = 0;
+                release(master);
             }
             master.generation += 1;
             master.procno
@@ -102,7 +102,7 @@ fn ended() {
         }
         s.master(db).map_or(-1, |master| {
             if holding {
-                master.held_by = 0;
+                release(master);
             }
             if unnoted {
                 master.unnoted = master.unnoted.saturating_sub(1);
@@ -113,6 +113,13 @@ fn ended() {
         })
     });
     worker::set_latch(procno);
+}
+
+/// Lets the master go on, unless another DROP EXTENSION holds it back by now.
+fn release(master: &mut MasterSlot) {
+    if master.held_by == worker::me().0 {
+        master.held_by = 0;
+    }
 }
 
 /// Tells this database's master, when the transaction commits, that the catalog changed. Harmless when not preloaded.
@@ -322,7 +329,12 @@ pub fn want_master_at_commit() {
     register_xact_callback(PgXactCallbackEvent::Commit, || {
         let db = shmem::my_database();
         // Why the last one did not work is no news any more.
-        shmem::with(|s| s.master(db).map(|m| m.trouble = Text::EMPTY));
+        shmem::with(|s| {
+            s.master(db).map(|m| {
+                m.trouble = Text::EMPTY;
+                m.fails = false;
+            })
+        });
         super::launcher::want(std::iter::once(db));
     });
 }

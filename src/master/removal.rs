@@ -21,6 +21,8 @@ use crate::pg::{shmem, xact};
 pub(super) struct Removal {
     pub(super) watcher: Watcher,
     pub(super) cleanup: Option<i64>,
+    /// How the place is reached, as it was said.
+    pub(super) conninfo: String,
     pub(super) step: RemovalStep,
     pub(super) again_at: Option<Instant>,
 }
@@ -44,11 +46,11 @@ pub(super) enum RemovalStep {
 
 impl Master {
     /// Begins to take something off a member, or off a place where one was.
-    fn remove(&mut self, target: Target, step: RemovalStep, cleanup: Option<i64>, now: Instant) {
+    fn remove(&mut self, (target, conninfo): (Target, String), step: RemovalStep, cleanup: Option<i64>, now: Instant) {
         let token = self.next_token;
         self.next_token += 1;
         let watcher = Watcher::for_upkeep(target, now);
-        self.removals.insert(token, Removal { watcher, cleanup, step, again_at: Some(now) });
+        self.removals.insert(token, Removal { watcher, cleanup, conninfo, step, again_at: Some(now) });
     }
 
     /// Takes up what committed transactions have left to do.
@@ -62,7 +64,7 @@ impl Master {
             }
             if let Ok(info) = conninfo_of(conninfo) {
                 let step = RemovalStep::Forget { control: control.clone(), sync: sync.clone() };
-                self.remove(Target { name: db.clone(), info }, step, Some(*id), now);
+                self.remove((Target { name: db.clone(), info }, conninfo.clone()), step, Some(*id), now);
             }
         }
         self.waiting = waiting;
@@ -86,7 +88,7 @@ impl Master {
                     continue;
                 }
                 let step = RemovalStep::Forget { control: self.control.clone(), sync: Some(sync) };
-                self.remove(Target { name, info }, step, None, Instant::now());
+                self.remove((Target { name, info }, conninfo), step, None, Instant::now());
             }
         }
     }
@@ -100,7 +102,7 @@ impl Master {
         }
         for db in xact::transaction(catalog::db::load_all)?.into_iter().filter(|db| db.active) {
             if !self.sources.contains_key(&db.name) {
-                self.remove(db.target, RemovalStep::List, None, now);
+                self.remove((db.target, db.conninfo), RemovalStep::List, None, now);
             }
         }
         Ok(())
@@ -195,7 +197,7 @@ impl Master {
         wanted_again.into_iter().try_for_each(|token| self.give_up(token))
     }
 
-    /// The statement that takes a sync's capture off a place where a call has put it that came to nothing. That place may be
+    /// The statement that takes a sync's capture off a place where it is not wanted as far as is known. That place may be
     /// a source of the sync by another conninfo: which databases those are, the statement looks for itself.
     fn forget_unless_source(&self, control: &str, capture: &str) -> String {
         let sync = self.entries.values().map(|e| &e.sync).find(|s| s.capture_name() == capture);
@@ -218,7 +220,7 @@ impl Master {
     /// Gives the watchers the statements of the removals that are due.
     pub(super) fn send_removals(&mut self, now: Instant) {
         let statement = |removal: &Removal| match &removal.step {
-            RemovalStep::Forget { control, sync: Some(sync) } if removal.cleanup.is_none() => {
+            RemovalStep::Forget { control, sync: Some(sync) } if *control == self.control => {
                 self.forget_unless_source(control, sync)
             }
             RemovalStep::Forget { control, sync } => upkeep::forget_sql(control, sync.as_deref()),

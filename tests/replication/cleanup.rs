@@ -131,6 +131,22 @@ fn drop_extension_that_was_stopped_while_a_removal_waits() {
     dropped_while_a_removal_waits("SELECT bucardo.stop()");
 }
 
+/// Two want to drop it, and the first of them thinks better of it, when the second waits already.
+#[test]
+fn drop_extension_twice_of_which_one_is_rolled_back() {
+    for back in ["ROLLBACK", "ROLLBACK TO before"] {
+        let net = Net::together(Capture::Plain, 1).with_table("CREATE TABLE k (id int PRIMARY KEY)", "public.k");
+        let (mut first, mut second, mut a) = (net.control(), net.control(), net.on("A"));
+        first.exec("BEGIN; SAVEPOINT before; DROP EXTENSION bucardo");
+        second.send("DROP EXTENSION bucardo").unwrap();
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DROP EXTENSION%'";
+        wait_until("the second to wait", || a.number(waits) == 1);
+        first.exec(back);
+        second.finish().unwrap();
+        wait_until("capture to be gone", || a.number(OURS) == 0);
+    }
+}
+
 /// The master has hardly heard of what was added last.
 #[test]
 fn drop_extension_right_after_a_sync_was_added() {

@@ -49,3 +49,20 @@ fn one_of_many_rows_of_two_sources_is_named() {
     m.on("A").exec("UPDATE t SET secret = 'known' WHERE id = 2345");
     m.drain_equal(&["t"]);
 }
+
+/// A trigger that refuses the statement, whatever rows it is of: no row is blamed.
+#[test]
+fn no_row_is_named_where_none_is_to_blame() {
+    let net = Net::together(Capture::Native, 2).with_table(T, "public.t");
+    net.on("B").exec(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'none at all'; END$$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON t EXECUTE FUNCTION refuse(); ALTER TABLE t ENABLE ALWAYS TRIGGER refuse",
+    );
+    net.on("A").exec(ROWS);
+    net.wait_equal("t", &["C"]);
+    net.wait_state("bad");
+    let error = net.last_error();
+    assert!(error.contains("public.t: none at all") && !error.contains("(region, id)"), "{error}");
+    net.on("B").exec("DROP TRIGGER refuse ON t");
+    net.settle(&["t"]);
+}
