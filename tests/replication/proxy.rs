@@ -32,6 +32,7 @@ struct Line {
     /// Both ends of each connection that lives, by its number.
     live: Mutex<HashMap<usize, [UnixStream; 2]>>,
     count: AtomicUsize,
+    refused: AtomicUsize,
 }
 
 fn socket(folder: &Path, port: u16) -> PathBuf {
@@ -46,7 +47,7 @@ impl Proxy {
         // The servers run as another user when this process is root.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).expect("the socket is ours");
         let (mode, live, count) = (AtomicU8::new(OPEN), Mutex::default(), AtomicUsize::new(0));
-        let line = Line { mode, server: socket(cluster.folder(), port), live, count };
+        let line = Line { mode, server: socket(cluster.folder(), port), live, count, refused: AtomicUsize::new(0) };
         let proxy = Proxy { folder, port, line: Arc::new(line) };
         let line = proxy.line.clone();
         std::thread::spawn(move || accept(&listener, &line));
@@ -66,6 +67,11 @@ impl Proxy {
     pub fn cut(&self) {
         self.line.mode.store(CUT, Ordering::SeqCst);
         self.line.hang_up();
+    }
+
+    /// How many connections were refused while it was cut.
+    pub fn refused(&self) -> usize {
+        self.line.refused.load(Ordering::SeqCst)
     }
 
     pub fn stall(&self) {
@@ -103,7 +109,7 @@ fn accept(listener: &UnixListener, line: &Arc<Line>) {
     while let Ok((client, _)) = listener.accept() {
         match line.mode() {
             OVER => return,
-            CUT => continue,
+            CUT => _ = line.refused.fetch_add(1, Ordering::SeqCst),
             _ => drop(connect(client, line)),
         }
     }
