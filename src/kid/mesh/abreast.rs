@@ -2,7 +2,7 @@
 //! members at the same time: a source has but one connection, so otherwise each would be read while it receives nothing. They
 //! are held in memory between the two; what is too much for that goes one source after the other, by `deliver`. It only stages.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::deliver::{Common, excluded};
@@ -25,6 +25,9 @@ const PART: usize = 4;
 
 /// What one source has of a relation: its place, the pass, and the change.
 type Given<'a> = (usize, &'a Pass<'a>, &'a Work<'a>);
+
+/// How a source is read: the statement, whether its rows come in binary, the range that holds all their keys.
+type Way = (String, bool, Option<Range>);
 
 impl Mesh<'_> {
     /// Stages the relations of which several sources have many rows. Which of them, each with the source's place.
@@ -89,10 +92,10 @@ impl Mesh<'_> {
         Ok(done)
     }
 
-    /// For each relation that is worth it: the sources that have many rows of it to send, each with the place of the change in
-    /// its offer.
-    fn shared(&self, settlements: &HashMap<i32, Settlement>) -> Vec<HashMap<usize, usize>> {
-        let mut shared: HashMap<i32, HashMap<usize, usize>> = HashMap::new();
+    /// For each relation that is worth it: the sources that have many rows of it to send, in their order, each with the place of
+    /// the change in its offer.
+    fn shared(&self, settlements: &HashMap<i32, Settlement>) -> Vec<BTreeMap<usize, usize>> {
+        let mut shared: BTreeMap<i32, BTreeMap<usize, usize>> = BTreeMap::new();
         for at in self.sources() {
             for (nth, change) in self.offers[at].iter().flat_map(|o| &o.changes).enumerate() {
                 let silent = settlements.get(&change.relation).is_some_and(|s| s.silent.contains(&at));
@@ -102,9 +105,7 @@ impl Mesh<'_> {
             }
         }
         shared.retain(|relation, of| of.len() > 1 && self.total(*relation) <= MOST && !self.is_few(*relation));
-        let mut shared: Vec<_> = shared.into_iter().collect();
-        shared.sort_unstable_by_key(|(relation, _)| *relation);
-        shared.into_iter().map(|(_, of)| of).collect()
+        shared.into_values().collect()
     }
 }
 
@@ -125,7 +126,7 @@ fn stage(given: &[Given<'_>], members: &mut [Receiver], staged: &mut Vec<(usize,
     for (at, pass, item) in given {
         members[*at].attempt_on(&item.name, |conn| pass.ask(item, conn));
     }
-    let mut ways: HashMap<usize, (String, bool, Option<Range>)> = HashMap::new();
+    let mut ways: HashMap<usize, Way> = HashMap::new();
     for (at, pass, item) in given {
         let binary = pass.is_binary(item, members);
         let way = members[*at].attempt_on(&item.name, |conn| pass.answered(item, binary, conn));
@@ -144,11 +145,7 @@ fn stage(given: &[Given<'_>], members: &mut [Receiver], staged: &mut Vec<(usize,
 }
 
 /// Reads all sources at the same time: the rows by place, but of those that failed. None: too much.
-fn fetch(
-    given: &[Given<'_>],
-    ways: &HashMap<usize, (String, bool, Option<Range>)>,
-    members: &mut [Receiver],
-) -> Option<HashMap<usize, Vec<u8>>> {
+fn fetch(given: &[Given<'_>], ways: &HashMap<usize, Way>, members: &mut [Receiver]) -> Option<HashMap<usize, Vec<u8>>> {
     let most = guc::kid_work_mem() as usize * 1024 / PART;
     let (mut places, mut asked) = (Vec::new(), Vec::new());
     for (at, receiver) in members.iter_mut().enumerate() {
@@ -164,12 +161,7 @@ fn fetch(
 }
 
 /// Has every member take in what the others have given, all at the same time.
-fn send(
-    given: &[Given<'_>],
-    ways: &HashMap<usize, (String, bool, Option<Range>)>,
-    rows: &HashMap<usize, Vec<u8>>,
-    members: &mut [Receiver],
-) {
+fn send(given: &[Given<'_>], ways: &HashMap<usize, Way>, rows: &HashMap<usize, Vec<u8>>, members: &mut [Receiver]) {
     // In each turn every member takes from one source, as long as there are others.
     for turn in 0..given.len() {
         let (mut places, mut orders) = (Vec::new(), Vec::new());
