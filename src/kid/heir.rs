@@ -15,7 +15,7 @@ use crate::pg::{spi, xact};
 
 /// The sources but for the given ones that have brought something to a member, and in which run they did last.
 const LEFT: &str = "SELECT source, run FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3 \
-    AND source <> ALL ($4::pg_catalog.text[])";
+    AND source <> member AND source <> ALL ($4::pg_catalog.text[])";
 const FORGET: &str = "DELETE FROM bucardo.capture_progress WHERE control = $1 AND sync = $2 AND member = $3 \
     AND source <> ALL ($4::pg_catalog.text[])";
 /// Whether all members have got what the source had up to a run.

@@ -101,7 +101,7 @@ impl<'a> Reading<'a> {
 
     /// The keys of the window, each once, with the time of its last change (microseconds since 1970), the members towards
     /// which it is pending, and whether nobody has won it yet. `settled`: a table of changes that count no more, but for
-    /// the members that are `open` there. The time goes through a float number, which is many times cheaper than a numeric
+    /// the members that are `open` there; of those that are `known` the others have what has won. The time goes through a float number, which is many times cheaper than a numeric
     /// one and exact to the microsecond for two centuries.
     fn timed(&self, condition: &str, time: &str, to: &str, settled: Option<&str>) -> String {
         let plain = self.keys("");
@@ -109,9 +109,9 @@ impl<'a> Reading<'a> {
         let (towards, held, left_out) = match settled {
             Some(settled) => (
                 "d.towards & coalesce(h.open, -1)",
-                "bool_and(h.open IS NOT NULL)",
+                "bool_and(NOT coalesce(h.known, true))",
                 format!(
-                    " CROSS JOIN LATERAL (SELECT bit_and(s.open) AS open FROM {settled} s \
+                    " CROSS JOIN LATERAL (SELECT bit_and(s.open) AS open, bool_and(s.known) AS known FROM {settled} s \
                      WHERE {} AND d.xid < s.ended AND d.xid <> ALL (s.running)) h WHERE h.open IS NULL OR h.open & d.towards <> 0",
                     self.same("d.", "s.")
                 ),
@@ -152,11 +152,11 @@ impl<'a> Reading<'a> {
     }
 
     /// Keys out of parameters: for each key column the texts of its values, as an array; then `more` values for each row,
-    /// which must be a number, an array of numbers, and a number.
+    /// which must be a number, an array of numbers, a number, and a boolean.
     pub fn typed_keys(&self, more: usize) -> String {
         let n = self.key.len();
-        let kinds = ["int8", "int8[]", "int8"];
-        let further = list(more.min(3), |i| format!(", ${}::pg_catalog.{}", n + i + 1, kinds[i]), "");
+        let kinds = ["int8", "int8[]", "int8", "bool"];
+        let further = list(more.min(kinds.len()), |i| format!(", ${}::pg_catalog.{}", n + i + 1, kinds[i]), "");
         format!(
             "SELECT {}{further} FROM unnest({}) u({})",
             list(n, |i| format!("u.t{}::{}", i + 1, self.key_type(i)), ", "),

@@ -5,6 +5,7 @@
 //! may depend on the clock beyond that order.
 
 mod abreast;
+mod alone;
 mod away;
 mod basic;
 mod cascade;

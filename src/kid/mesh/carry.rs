@@ -6,15 +6,16 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::offer::Settled;
+use super::offer::{self, Settled};
 use super::open::Begun;
-use super::record::{self, Doubt, Stood};
+use super::record::{self, Decided, Doubt, Stood};
 use super::settle::{Settlement, Written};
 use super::{Broken, Mesh};
-use crate::ident::quote_ident;
+use crate::catalog::sync::{Member, Role};
+use crate::ident::{quote_ident, text_array};
 use crate::kid::bits;
 use crate::kid::gather::window;
-use crate::kid::statements::list;
+use crate::kid::statements::{Window, list};
 
 /// How many recorded keys a source is asked about at once.
 const KEYS: usize = 10_000;
@@ -24,12 +25,41 @@ const KEYS: usize = 10_000;
 pub(super) struct Carried {
     /// Rows that members need, by relation.
     rows: HashMap<i32, Vec<Written>>,
-    /// Changes that have lost: the source's place, the relation, the snapshot of that run, the keys.
-    lost: Vec<(usize, i32, String, Vec<Vec<String>>)>,
+    /// Changes that are handled for good.
+    lost: Vec<Lost>,
     /// Runs of which nobody has anything.
     void: Vec<i64>,
     /// Runs that everybody has when this one has committed.
     taken: Vec<i64>,
+}
+
+/// Changes of a source (by place) that have lost in a run that died, or that nobody has won in it.
+struct Lost {
+    at: usize,
+    relation: i32,
+    /// Of that run.
+    snapshot: String,
+    keys: Vec<Vec<String>>,
+    /// The names of those against which they still contend.
+    open: Vec<String>,
+}
+
+/// What becomes of a source's change of a key about which a run that died has decided.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Fate {
+    Lost,
+    /// Nobody has won.
+    Open,
+    /// All write another row, which it brings to whoever waits for it.
+    Made,
+}
+
+/// What a run that died has decided, as far as its tables and keys are there still.
+struct Recorded {
+    decided: Vec<(i32, Vec<String>, Decided)>,
+    made: Vec<(i32, Vec<String>, Value, Vec<String>)>,
+    /// The keys of these.
+    made_keys: HashSet<(i32, Vec<String>)>,
 }
 
 impl Carried {
@@ -37,9 +67,9 @@ impl Carried {
         self.rows.contains_key(&relation)
     }
 
-    /// Whether sources must note that they took part, also those that get nothing.
+    /// Whether sources need not note that they took part, where they get nothing.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.lost.is_empty()
+        self.rows.is_empty() && self.lost.is_empty() && self.taken.is_empty()
     }
 
     pub fn keys(&self, relation: i32) -> HashSet<Vec<String>> {
@@ -79,17 +109,26 @@ impl Mesh<'_> {
             let (have, lack): (Vec<usize>, Vec<usize>) = here.iter().partition(|at| has(at));
             if have.is_empty() && !away {
                 self.carried.void.push(doubt.run);
-            } else if lack.is_empty() && !away {
-                // At once: one that is added later has not got it, and that is no reason to carry it out over what is newer.
-                record::end_doubt(&sync, &[doubt.run])?;
-            } else if !lack.is_empty() {
+                continue;
+            }
+            let lags = self.who_lags(&doubt, &have);
+            if lack.is_empty() && lags.is_empty() {
+                if !away {
+                    // At once: one that is added later has not got it, and that is no reason to carry it out over what is newer.
+                    record::end_doubt(&sync, &[doubt.run])?;
+                }
+                continue;
+            }
+            let recorded = self.recorded(&doubt)?;
+            self.acknowledge(&doubt, &recorded, &lags);
+            if !lack.is_empty() {
                 record::close(&sync, &doubt)?;
                 let had = |at: &usize| self.has_what_it_had(*at, begun, &doubt);
                 let (lack, anew) = lack.into_iter().partition(had);
-                self.carry(&doubt, lack, anew)?;
-                if !away {
-                    self.carried.taken.push(doubt.run);
-                }
+                self.carry(&doubt, recorded, lack, anew);
+            }
+            if !away {
+                self.carried.taken.push(doubt.run);
             }
         }
         Ok(())
@@ -111,55 +150,110 @@ impl Mesh<'_> {
         noted.is_none_or(|noted| self.still_has(at, &here, &noted, rewound))
     }
 
+    /// Of the sources (by place) that have what a run has decided, those whose changes others that have it, as bits, were not
+    /// served up to that run: they have carried it out from the record.
+    fn who_lags(&self, doubt: &Doubt, have: &[usize]) -> Vec<(usize, u64)> {
+        let lags = |at: &usize| {
+            let seen = window(&doubt.sources.get(self.name(*at))?.snapshot);
+            let behind = |(index, served): &&(usize, Window)| {
+                have.iter().any(|other| self.members[*other].index == *index) && !offer::covers(&seen, served)
+            };
+            let behind = bits::of(self.offers[*at].iter().flat_map(|o| &o.windows).filter(behind).map(|(index, _)| *index));
+            (behind != 0).then_some((*at, behind))
+        };
+        have.iter().filter_map(lags).collect()
+    }
+
+    /// Who has carried a decision out knows the change that has won, and all that were merged: what was written there since
+    /// does not contend with these once more.
+    fn acknowledge(&mut self, doubt: &Doubt, recorded: &Recorded, lags: &[(usize, u64)]) {
+        for (at, behind) in lags {
+            let name = self.name(*at).to_string();
+            let Some(snapshot) = doubt.sources.get(&name).map(|s| s.snapshot.clone()) else { continue };
+            let mut keys: HashMap<i32, Vec<Vec<String>>> = HashMap::new();
+            for (relation, key) in &recorded.made_keys {
+                keys.entry(*relation).or_default().push(key.clone());
+            }
+            for (relation, key, _) in recorded.decided.iter().filter(|(_, _, d)| d.winner.as_ref() == Some(&name)) {
+                keys.entry(*relation).or_default().push(key.clone());
+            }
+            for (relation, keys) in keys {
+                self.settle_at(*at, relation, Settled { snapshot: window(&snapshot), keys, open: !behind, known: true });
+            }
+        }
+    }
+
+    /// Has this run take changes of a source as handled.
+    fn settle_at(&mut self, at: usize, relation: i32, settled: Settled) {
+        if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
+            && let Some(offer) = &mut self.offers[at]
+        {
+            offer.settled.entry(oid).or_default().push(settled);
+        }
+    }
+
+    /// What a run has decided, with the keys as this one names them.
+    fn recorded(&mut self, doubt: &Doubt) -> Result<Recorded, Broken> {
+        let keys = self.recorded_keys(&doubt.made.iter().map(|m| (m.relation.as_str(), &m.key)).collect::<Vec<_>>())?;
+        let made = doubt.made.iter().zip(keys);
+        let made: Vec<_> =
+            made.filter_map(|(m, found)| found.map(|(r, key)| (r, key, m.row.clone(), m.cleared.clone()))).collect();
+        let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
+        let decided = record::decided(&self.plan.sync.name, doubt, &here)?;
+        let keys = self.recorded_keys(&decided.iter().map(|d| (d.relation.as_str(), &d.key)).collect::<Vec<_>>())?;
+        let decided = decided.into_iter().zip(keys);
+        let decided = decided.filter_map(|(d, found)| found.map(|(relation, key)| (relation, key, d))).collect();
+        Ok(Recorded { decided, made_keys: made.iter().map(|(r, key, ..)| (*r, key.clone())).collect(), made })
+    }
+
     /// Takes over what a run has decided, for the sources that lack it, and for the targets, which cannot tell. `anew`: sources
     /// that lack it and have lost commits.
-    fn carry(&mut self, doubt: &Doubt, lack: Vec<usize>, anew: Vec<usize>) -> Result<(), Broken> {
+    fn carry(&mut self, doubt: &Doubt, recorded: Recorded, lack: Vec<usize>, anew: Vec<usize>) {
         let towards = {
             let needs = |at: &usize| lack.contains(at) || anew.contains(at) || self.offers[*at].is_none();
             bits::union((0..self.members.len()).filter(needs).map(|at| self.members[at].bit()))
         };
-        let mut rows: Vec<(i32, Written)> = Vec::new();
-        let written = |key: Vec<String>, row: &Value, cleared: &[String]| {
+        let written = |key: Vec<String>, row: &Value, cleared: Vec<String>, of: Option<usize>| {
             let row = Some(row).filter(|row| !row.is_null()).map(Value::to_string);
             // It may be an orphan's, and who has noted that has maybe not committed it.
-            let unasked = row.is_none() || !cleared.is_empty();
-            Written { key, row, cleared: cleared.to_vec(), towards, unasked }
+            let unasked = of.is_none() && (row.is_none() || !cleared.is_empty());
+            Written { key, row, cleared, towards, unasked, of }
         };
-        let keys = self.recorded_keys(&doubt.made.iter().map(|m| (m.relation.as_str(), &m.key)).collect::<Vec<_>>())?;
-        for (made, found) in doubt.made.iter().zip(keys) {
-            rows.extend(found.map(|(relation, key)| (relation, written(key, &made.row, &made.cleared))));
+        let Recorded { decided, made, made_keys } = recorded;
+        for (relation, key, row, cleared) in made {
+            self.carried.rows.entry(relation).or_default().push(written(key, &row, cleared, None));
         }
-        let made: HashSet<(i32, Vec<String>)> = rows.iter().map(|(relation, one)| (*relation, one.key.clone())).collect();
-        let mut lost: HashMap<(usize, i32), Vec<Vec<String>>> = HashMap::new();
-        let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
-        let decided = record::decided(&self.plan.sync.name, doubt, &here)?;
-        let keys = self.recorded_keys(&decided.iter().map(|d| (d.relation.as_str(), &d.key)).collect::<Vec<_>>())?;
-        for (decision, found) in decided.into_iter().zip(keys) {
-            let Some((relation, key)) = found else { continue };
-            for at in lack.iter().filter(|at| decision.lost.iter().any(|name| name == self.name(**at))) {
-                lost.entry((*at, relation)).or_default().push(key.clone());
+        let mut fates: HashMap<(usize, i32, Fate), Vec<Vec<String>>> = HashMap::new();
+        for (relation, key, decision) in decided {
+            let is_made = made_keys.contains(&(relation, key.clone()));
+            let fate = match decision.winner {
+                _ if is_made => Fate::Made,
+                Some(_) => Fate::Lost,
+                None => Fate::Open,
+            };
+            // Whatever a source had done to the key by then: it was decided about, or known to who contended.
+            for at in lack.iter().filter(|at| is_made || decision.winner.as_deref() != Some(self.name(**at))) {
+                fates.entry((*at, relation, fate)).or_default().push(key.clone());
             }
             // The winner is away: its row is taken from the record.
-            if let Some(row) = decision.away
-                && !made.contains(&(relation, key.clone()))
-            {
-                rows.push((relation, written(key, &row, &[])));
+            if let Some(row) = decision.away.filter(|_| !is_made) {
+                let of = self.plan.sync.members.iter().position(|m| decision.winner.as_ref() == Some(&m.db.name));
+                self.carried.rows.entry(relation).or_default().push(written(key, &row, Vec::new(), of));
             }
         }
-        for ((at, relation), keys) in lost {
-            let Some(snapshot) = doubt.sources.get(self.name(at)).map(|s| s.snapshot.clone()) else { continue };
-            if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
-                && let Some(offer) = &mut self.offers[at]
-            {
-                let settled = Settled { snapshot: window(&snapshot), keys: keys.clone(), open: 0 };
-                offer.settled.entry(oid).or_default().push(settled);
-                self.carried.lost.push((at, relation, snapshot, keys));
+        let absent = |m: &Member| !doubt.sources.contains_key(&m.db.name);
+        for ((at, relation, fate), keys) in fates {
+            let name = self.name(at).to_string();
+            let Some(snapshot) = doubt.sources.get(&name).map(|s| s.snapshot.clone()) else { continue };
+            // As in `note_lost`: those that were away contend with it, and its own name says that nobody has won.
+            let contends = |m: &Member| fate == Fate::Open && m.role == Role::Source && (absent(m) || m.db.name == name);
+            let open = bits::where_member(&self.plan.sync, contends);
+            let names = self.plan.sync.members.iter().filter(|m| contends(m)).map(|m| m.db.name.clone()).collect();
+            self.settle_at(at, relation, Settled { snapshot: window(&snapshot), keys: keys.clone(), open, known: false });
+            if fate != Fate::Made {
+                self.carried.lost.push(Lost { at, relation, snapshot, keys, open: names });
             }
         }
-        for (relation, one) in rows {
-            self.carried.rows.entry(relation).or_default().push(one);
-        }
-        Ok(())
     }
 
     /// Relations and keys as they are recorded, as this run names them; None: they are not there any more.
@@ -211,8 +305,8 @@ impl Mesh<'_> {
     /// Notes at the sources what has lost in runs that died, as if they had committed them.
     pub(super) fn note_carried(&mut self) -> Result<(), Broken> {
         let lost = std::mem::take(&mut self.carried.lost);
-        for (at, relation, snapshot, keys) in &lost {
-            self.note_settled(*at, *relation, snapshot, keys, "{}");
+        for Lost { at, relation, snapshot, keys, open } in &lost {
+            self.note_settled(*at, *relation, snapshot, keys, &text_array(open.iter().map(String::as_str).collect::<Vec<_>>()));
         }
         self.carried.lost = lost;
         self.run_errands()

@@ -29,7 +29,9 @@ impl Mesh<'_> {
         for at in 0..self.members.len() {
             let me = self.name(at).to_string();
             let is_source = self.offers[at].is_some();
-            let gives = |s: &&usize| is_source && **s != at && self.offers[**s].as_ref().is_some_and(|o| all || o.has_news());
+            // One that is alone notes of itself that it took part.
+            let other = |s: usize| s != at || (all && sources.len() == 1);
+            let gives = |s: &&usize| is_source && other(**s) && self.offers[**s].as_ref().is_some_and(|o| all || o.has_news());
             let from: Vec<usize> = sources.iter().filter(gives).copied().collect();
             let offers: Vec<_> = from.iter().filter_map(|s| self.offers[*s].as_ref()).collect();
             let names = text_array(from.iter().map(|s| self.name(*s)).collect::<Vec<_>>());

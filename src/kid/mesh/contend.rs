@@ -306,16 +306,17 @@ impl Mesh<'_> {
     }
 
     /// The keys of a relation for which a source's truncation, by its place in the sync, is settled, with the members against
-    /// which it still contends, as bits.
-    fn lost_truncation(&self, source: usize, relation: i32) -> HashMap<Vec<String>, u64> {
+    /// which it still contends, as bits, and whether the others know it.
+    fn lost_truncation(&self, source: usize, relation: i32) -> LostTruncation {
         let mark = self.place(source).and_then(|at| Some((at, self.offers[at].as_ref()?.truncated.get(&relation)?)));
-        let Some((at, mark)) = mark else { return HashMap::new() };
+        let Some((at, mark)) = mark else { return LostTruncation::new() };
         let settled = self.settled_of(at, relation).into_iter().flatten();
         let after = settled.filter(|entry| !mark.xids.iter().any(|xid| entry.snapshot.holds(*xid)));
-        let mut lost: HashMap<Vec<String>, u64> = HashMap::new();
+        let mut lost = LostTruncation::new();
         let present = self.present();
-        for (key, open) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open & present))) {
-            lost.entry(key.clone()).and_modify(|bits| *bits &= open).or_insert(open);
+        for (key, open, known) in after.flat_map(|entry| entry.keys.iter().map(|key| (key, entry.open & present, entry.known))) {
+            let (all, by_all) = lost.entry(key.clone()).or_insert((u64::MAX, true));
+            (*all, *by_all) = (*all & open, *by_all && known);
         }
         lost
     }
@@ -388,6 +389,9 @@ impl Mesh<'_> {
     }
 }
 
+/// By key, the members against which a truncation still contends, or to which it still goes, as bits; and whether the others know it.
+type LostTruncation = HashMap<Vec<String>, (u64, bool)>;
+
 /// A search for the contended keys of a relation, of which a part is fetched at a time.
 #[derive(Default)]
 pub(super) struct Search {
@@ -395,7 +399,7 @@ pub(super) struct Search {
     marks: Vec<KeyChange>,
     /// Keys for which the truncation of a source, by its place in the sync, has lost already; and those for which it still
     /// contends with somebody.
-    lost: HashMap<usize, HashMap<Vec<String>, u64>>,
+    lost: HashMap<usize, LostTruncation>,
     /// Keys that runs which died have left: of these also what one source alone has changed.
     pub carried: HashSet<Vec<String>>,
     way: Way,
@@ -445,20 +449,20 @@ impl Default for Way {
 
 impl Contended {
     /// Adds the truncations, which concern every key.
-    fn add_marks(&mut self, marks: &[KeyChange], lost: &HashMap<usize, HashMap<Vec<String>, u64>>) {
+    fn add_marks(&mut self, marks: &[KeyChange], lost: &HashMap<usize, LostTruncation>) {
         for mark in marks {
             let open = lost.get(&mark.source).and_then(|keys| keys.get(&*self.key)).copied();
-            if let Some(open) = open {
+            if let Some((open, known)) = open {
                 let towards = mark.towards & open;
                 match self.changes.iter_mut().find(|c| c.source == mark.source) {
-                    Some(own) if own.held => {
+                    Some(own) if own.held || known => {
                         own.at = own.at.max(mark.at);
                         own.towards |= towards;
                     }
                     // What the source has done to the key since says all.
                     Some(_) => {}
                     None if towards == 0 => {}
-                    None => self.changes.push(KeyChange { towards, held: true, ..*mark }),
+                    None => self.changes.push(KeyChange { towards, held: !known, ..*mark }),
                 }
                 continue;
             }

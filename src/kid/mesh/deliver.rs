@@ -199,7 +199,7 @@ impl Mesh<'_> {
                 let receiver = &mut self.members[at];
                 let answers = receiver.attempt_on(&name, |conn| conn.pipeline_collect()).unwrap_or_default();
                 let mut answers = answers.iter().map(Rows::affected);
-                for one in mine {
+                for one in &mine {
                     let statements = if one.cleared.is_empty() { whole } else { cleared };
                     let (counter, n) = match one.row {
                         Some(_) => (&mut receiver.counts.upserts, answers.by_ref().take(statements).sum::<u64>()),
@@ -209,6 +209,7 @@ impl Mesh<'_> {
                     changed.extend((n > 0).then(|| (one.key.as_slice().into(), None)));
                 }
                 self.note_written(at, relation, &changed);
+                self.keep_for_others(at, relation, &mine);
             }
         }
         self.check()

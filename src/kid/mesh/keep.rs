@@ -23,7 +23,7 @@ impl Mesh<'_> {
         }
         let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
         // Who is away contends with nobody now.
-        self.table_of_settled(at, relation, |entry| entry.open & present)
+        self.table_of_settled(at, relation, |entry| if entry.known { entry.open } else { entry.open & present })
     }
 
     /// The same, each with what `open` says of it.
@@ -39,13 +39,14 @@ impl Mesh<'_> {
         let n = self.key_of(relation).len();
         let create = format!(
             "CREATE TEMP TABLE IF NOT EXISTS {name} ON COMMIT DROP AS SELECT {columns}, 0::pg_catalog.int8 AS ended, \
-             '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
+             '{{}}'::pg_catalog.int8[] AS running, 0::pg_catalog.int8 AS open, true AS known FROM {} t WITH NO DATA; TRUNCATE pg_temp.{name}",
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
         for entry in settled {
             let open = (open(&entry) as i64).to_string();
-            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str()];
+            let known = if entry.known { "t" } else { "f" };
+            let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str(), known];
             // Those of another key than the table has now mean nothing any more.
             let keys: Vec<&Vec<String>> = entry.keys.iter().filter(|k| k.len() == n).collect();
             self.insert_keys(at, relation, &name, n, &keys, &more)?;
@@ -128,14 +129,18 @@ impl Mesh<'_> {
             self.members[at].attempt(|conn| conn.query(&create));
             self.kept.insert((at, relation));
             if let Some(settled) = settled {
-                // Settled, and not changed since.
+                // Settled, and not changed since; of what some know only what nobody else waits for.
                 let sql = self.with_work(at, relation, |w, offer| {
                     let reading = w.reading();
-                    let again = reading.changes(&offer.union(), "d.at", "0::pg_catalog.int8", Some(&settled));
+                    let since = |to: &str| {
+                        let again = reading.changes(&offer.union(), "d.at", to, Some(&settled));
+                        format!("EXISTS (SELECT FROM ({again}) d WHERE {})", reading.same("d.", "s."))
+                    };
                     format!(
-                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
+                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT CASE WHEN s.known THEN {} ELSE {} END",
                         reading.keys("s."),
-                        reading.same("d.", "s.")
+                        since(&offer.towards()),
+                        since("0::pg_catalog.int8"),
                     )
                 })?;
                 self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));

@@ -29,13 +29,16 @@ pub struct Truncated {
     pub elsewhere: bool,
 }
 
-/// Changes that lost a conflict and are handled for everybody.
+/// Changes that are handled: those that lost a conflict, for everybody; those that nobody has won, but for some; and those that
+/// some have got otherwise than by a run that served them.
 #[derive(Clone, Debug)]
 pub struct Settled {
     pub snapshot: Window,
     pub keys: Vec<Vec<String>>,
-    /// The members against which they still contend, as bits.
+    /// The members against which they still contend, or to which they still go, as bits.
     pub open: u64,
+    /// Whether the others know them, as if they had been served: else they stay where they are.
+    pub known: bool,
 }
 
 /// What a source has for the others.
@@ -160,7 +163,7 @@ impl<'a> Pass<'a> {
 }
 
 /// Whether a window holds all that another one holds.
-fn covers(window: &Window, other: &Window) -> bool {
+pub(super) fn covers(window: &Window, other: &Window) -> bool {
     let number = |w: &Window| w.xmax.parse::<i64>().unwrap_or(0);
     number(window) <= number(other) && other.running().all(|xid| window.holds(xid))
 }

@@ -386,7 +386,7 @@ fn settled(rows: &Rows, sync: &Sync) -> Result<HashMap<u32, Vec<Settled>>> {
             .map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))?;
         let open = strings(rows.get(row, 3))?;
         let open = bits::where_member(sync, |m| open.contains(&m.db.name));
-        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open };
+        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open, known: false };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
     }
     Ok(all)

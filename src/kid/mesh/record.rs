@@ -186,15 +186,15 @@ pub struct Made {
 pub struct Decided {
     pub relation: String,
     pub key: Map<String, Value>,
-    /// The sources whose changes have lost.
-    pub lost: Vec<String>,
+    /// None: nobody has won, or another row is written everywhere.
+    pub winner: Option<String>,
     /// The row of a winner that is away, null if it has deleted it. None: it is not, or its row is not known.
     pub away: Option<Value>,
 }
 
 /// The decisions of a run. `here`: the sources that are not away.
 pub fn decided(sync: &str, doubt: &Doubt, here: &[String]) -> Result<Vec<Decided>> {
-    let sql = "SELECT relation, key::text, ARRAY(SELECT k FROM pg_catalog.jsonb_object_keys(rows) k WHERE k IS DISTINCT FROM winner), \
+    let sql = "SELECT relation, key::text, winner, \
         CASE WHEN winner <> ALL ($4::text[]) AND NOT coalesce(rows->winner ? 'bucardo_image', false) THEN (rows->winner)::text END FROM bucardo.conflict \
         WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
     let unread = |e: serde_json::Error| Error::internal(format!("a conflict cannot be read: {e}"));
@@ -203,7 +203,7 @@ pub fn decided(sync: &str, doubt: &Doubt, here: &[String]) -> Result<Vec<Decided
         spi::select(sql, &args, |row| {
             let key = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
             let away = row.opt::<String>(4)?.map(|row| serde_json::from_str(&row)).transpose().map_err(unread)?;
-            Ok(Decided { relation: row.get(1)?, key, lost: row.get::<Vec<String>>(3)?, away })
+            Ok(Decided { relation: row.get(1)?, key, winner: row.opt(3)?, away })
         })
     })
 }

@@ -63,7 +63,8 @@ impl Mesh<'_> {
         let slots: Option<Vec<usize>> = key.iter().map(|k| Some(captured.iter().position(|c| c == k)? + 1)).collect();
         let Some(slots) = slots.filter(|s| s.len() == captured.len()) else { return Ok(Vec::new()) };
         // What nobody has won stays as it is.
-        let lost = self.table_of_settled(at, relation, |entry| if entry.open & own == 0 { u64::MAX } else { 0 })?;
+        let lost =
+            self.table_of_settled(at, relation, |entry| if entry.known || entry.open & own == 0 { u64::MAX } else { 0 })?;
         let news = self.news();
         let reading = Reading {
             source: &table,

@@ -2,6 +2,8 @@
 //! of what was decided: for members that are away, or fail, where no source has it to send, and for further syncs. It must
 //! never be captured where a source has it to send anyway, nor so that it contends with what was written knowing it.
 
+use std::collections::BTreeMap;
+
 use super::Mesh;
 use super::contend::Key;
 use super::decide::KeyChange;
@@ -24,12 +26,15 @@ pub(super) struct Written {
     pub towards: u64,
     /// Whether the run does it unasked: no source has changed the key, so that none has anything to send to who is away.
     pub unasked: bool,
+    /// The source, by its place in the sync, that is away and has it to send. Where it never comes back, who gets the row now has it
+    /// for those that do not.
+    pub of: Option<usize>,
 }
 
 impl Written {
     /// What all need.
     pub fn everywhere(key: Vec<String>, row: Option<String>) -> Self {
-        Self { key, row, cleared: Vec::new(), towards: u64::MAX, unasked: false }
+        Self { key, row, cleared: Vec::new(), towards: u64::MAX, unasked: false, of: None }
     }
 }
 
@@ -147,6 +152,23 @@ impl Mesh<'_> {
         let passes_on = self.passes_on(at, relation).filter(|_| !keys.is_empty());
         let (Some(oid), Some(origin)) = (passes_on, self.origin_for(at)) else { return };
         self.note_keys(at, relation, oid, keys, &origin, "");
+    }
+
+    /// Has one source keep what it gets of one that is away, as [`Mesh::relayed`] has what is got of others: two that kept it would
+    /// contend with each other for the same row.
+    pub(super) fn keep_for_others(&mut self, at: usize, relation: i32, written: &[&Written]) {
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid).filter(|_| self.offers[at].is_some()) else {
+            return;
+        };
+        let mut keys: BTreeMap<usize, Vec<Noted>> = BTreeMap::new();
+        let sources = self.sources();
+        let keeps = |one: &Written| sources.iter().find(|s| one.towards & self.members[**s].bit() != 0) == Some(&at);
+        for (of, key) in written.iter().filter(|one| keeps(one)).filter_map(|one| Some((one.of?, &one.key))) {
+            keys.entry(of).or_default().push((key.as_slice().into(), None));
+        }
+        for (of, keys) in keys {
+            self.note_keys(at, relation, oid, &keys, &origin::kept(&self.origin(of)), "");
+        }
     }
 
     /// The same for rows that the run has removed there, by their keys as JSON.

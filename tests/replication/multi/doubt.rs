@@ -22,11 +22,11 @@ fn apart(code: &str) -> Multi {
 }
 
 /// Changes meet in one run, whose kid stands still when the first member, A, has committed and the others have not.
-fn die_after_the_first_commit(m: &Multi, changes: &[(&str, &str)]) {
+pub(super) fn die_after_the_first_commit(m: &Multi, changes: &[(&str, &str)]) {
     stand_after_the_commit_of("A", m, changes);
 }
 
-fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
+pub(super) fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
     m.rest();
     m.changes(changes);
     let passed = || m.control().number("SELECT bucardo.fault_hits('kid.between_commits')");
@@ -40,7 +40,7 @@ fn stand_after_the_commit_of(first: &str, m: &Multi, changes: &[(&str, &str)]) {
     );
 }
 
-fn kill_the_kid(m: &Multi) {
+pub(super) fn kill_the_kid(m: &Multi) {
     m.control().exec("SELECT count(pg_terminate_backend(pid, 30000)) FROM bucardo.activity WHERE kind = 'kid'");
     m.control().exec("SELECT bucardo.fault_clear()");
 }
