@@ -30,6 +30,7 @@ impl SqlState {
     pub const IN_USE: Self = Self(*b"2BP01");
     pub const WRONG_STATE: Self = Self(*b"55000");
     pub const READ_ONLY: Self = Self(*b"25006");
+    pub const NO_SUCH_CHARACTER: Self = Self(*b"22021");
     pub const LOCK_NOT_AVAILABLE: Self = Self(*b"55P03");
     pub const OBJECT_IN_USE: Self = Self(*b"55006");
     pub const INSUFFICIENT_RESOURCES: Self = Self(*b"53000");

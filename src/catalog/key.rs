@@ -37,6 +37,7 @@ pub fn lost(here: &Column, there: &Column) -> Option<&'static str> {
     let fewer = || scale(there).is_some_and(|there| scale(here).is_none_or(|here| there < here));
     let rounds = match (from, to) {
         (TEXT | VARCHAR | BPCHAR, NAME) => return Some("a name is cut off after 63 bytes"),
+        (from, CHAR) if from != CHAR => return Some("it is cut off after one byte"),
         (TIMETZ, TIME) => return Some("it has no time zone"),
         (NUMERIC, FLOAT4 | FLOAT8) => digits(here).is_none_or(|digits| digits > if to == FLOAT8 { 15 } else { 6 }),
         (FLOAT8, FLOAT4) | (INT4, FLOAT4) | (INT8, FLOAT4 | FLOAT8) => true,
@@ -125,6 +126,8 @@ mod tests {
             ((TIMESTAMP, "timestamp(3) without time zone"), (TIMESTAMP, "timestamp(0) without time zone")),
             ((TIMETZ, "time with time zone"), (TIME, "time without time zone")),
             ((TEXT, "text"), (NAME, "name")),
+            ((TEXT, "text"), (CHAR, "\"char\"")),
+            ((INT4, "integer"), (CHAR, "\"char\"")),
         ];
         for ((from, name), (to, narrow)) in rounded {
             assert!(lost(&column(from, name), &column(to, narrow)).is_some(), "{name} to {narrow}");

@@ -1,6 +1,8 @@
 //! A member's part that failed: what is said of it, what is forgotten for it, and what becomes of its connection. Whether
 //! it is tried again `retry` decides.
 
+use std::time::Duration;
+
 use super::apply::Receiver;
 use super::members::Pool;
 use super::plan::Plan;
@@ -8,6 +10,8 @@ use super::report::Progress;
 use super::retry::{self, Tries};
 use crate::error::{Error, SqlState};
 use crate::pg::latch;
+
+const STANDS_BY: Duration = Duration::from_millis(50);
 
 /// A member's part that failed.
 pub struct Failure {
@@ -25,6 +29,12 @@ pub fn again(tries: &mut Tries) {
     }
 }
 
+/// Lets whoever holds a lock go on, before a run that waits for it however long tries again: a trigger may ask for one without
+/// waiting.
+pub fn stand_by() {
+    latch::wait(None, Some(STANDS_BY));
+}
+
 /// What was seen of the tables may be the reason: look again before the next attempt.
 pub fn forget(plan: &mut Plan, error: &Error) {
     if !retry::is_away(error.code) && !matches!(error.code, SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK) {
@@ -32,9 +42,12 @@ pub fn forget(plan: &mut Plan, error: &Error) {
     }
 }
 
-/// Says what a lock time-out means.
+/// Says what a lock time-out means, and bytes that are no text.
 pub fn explained(error: Error) -> Error {
     match error.code {
+        SqlState::NO_SUCH_CHARACTER if error.hint.is_none() => {
+            error.hint("Texts travel as UTF-8 between several sources: in a database without an encoding (SQL_ASCII), too, they must be that.")
+        }
         SqlState::LOCK_NOT_AVAILABLE => {
             error.hint("Another transaction there holds a lock on it; it is served as soon as that ends.")
         }

@@ -78,6 +78,7 @@ fn one_round(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, prog
             Err(Failure { error, fresh, .. }) => {
                 failure::forget(plan, &error);
                 if plan.waits_on(&error) {
+                    failure::stand_by();
                     continue;
                 }
                 match tries.take(&error, fresh, plan.patient) {
@@ -98,6 +99,7 @@ fn one_round(plan: &mut Plan, pool: &mut Pool, source: usize, members: u64, prog
         for Failure { index, error, fresh } in failures {
             failure::forget(plan, &error);
             if plan.waits_on(&error) {
+                failure::stand_by();
                 todo |= 1 << index;
                 continue;
             }

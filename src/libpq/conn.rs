@@ -319,7 +319,8 @@ impl Params {
     /// Copies the values, because text parameters must end with a NUL; one inside would end them there.
     pub(super) fn new(values: &[Option<&[u8]>]) -> Result<Self> {
         let c_value = |v: &[u8]| {
-            CString::new(v).map_err(|_| Error::new(SqlState(*b"22021"), "a value for a statement must not contain a null byte"))
+            CString::new(v)
+                .map_err(|_| Error::new(SqlState::NO_SUCH_CHARACTER, "a value for a statement must not contain a null byte"))
         };
         let terminated = values.iter().map(|v| v.map(c_value).transpose()).collect::<Result<Vec<Option<CString>>>>()?;
         Ok(Self {

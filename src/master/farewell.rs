@@ -58,7 +58,8 @@ impl Master {
     pub(super) fn outposts(&mut self) -> Vec<Outpost> {
         let control = self.control.clone();
         let member = |db: Db| Outpost { control: control.clone(), conninfo: db.conninfo, target: db.target };
-        let mut all: Vec<Outpost> = self.members.drain(..).map(member).collect();
+        let mut all = std::mem::take(&mut self.unleft);
+        all.extend(self.members.drain(..).map(member));
         for Cleanup { control, db, conninfo, .. } in self.waiting.drain(..) {
             all.extend(Outpost::at(control, db, conninfo));
         }
@@ -116,8 +117,13 @@ impl Master {
         outposts.sort_by_key(|o| self.sources.get(&o.target.name).is_some_and(|s| s.watcher.trouble().is_some()));
         loop {
             outposts.retain(|outpost| !leave(outpost));
-            if extension_here()? {
-                return self.hand_over(outposts);
+            match extension_here() {
+                Ok(false) => {}
+                Ok(true) => return self.hand_over(outposts),
+                Err(error) => {
+                    self.unleft = outposts;
+                    return Err(error);
+                }
             }
             if outposts.is_empty() {
                 break;
@@ -143,7 +149,10 @@ impl Master {
     pub(super) fn hand_over(&mut self, outposts: Vec<Outpost>) -> Result<()> {
         self.end_kids();
         let leave = |o: &Outpost| cleanup::add(&o.control, &o.target.name, &o.conninfo, None);
-        xact::transaction(|| outposts.iter().try_for_each(leave))?;
+        if let Err(error) = xact::transaction(|| outposts.iter().try_for_each(leave)) {
+            self.unleft = outposts;
+            return Err(error);
+        }
         shmem::with(|s| {
             s.keep_syncs(self.db, &[]);
             let master = &mut s.masters[self.slot];

@@ -9,7 +9,7 @@ use pgrx::pg_guard;
 use pgrx::pg_sys;
 
 use super::controller::{Controller, Job};
-use super::farewell::{self, DropAwaited};
+use super::farewell::{self, DropAwaited, Outpost};
 use super::identity;
 use super::kids::Kids;
 use super::notify;
@@ -73,6 +73,8 @@ pub(super) struct Master {
     pub(super) entries: HashMap<i32, Entry>,
     pub(super) sources: HashMap<String, Source>,
     pub(super) removals: HashMap<u64, Removal>,
+    /// Where a farewell that failed has still to go.
+    pub(super) unleft: Vec<Outpost>,
     pub(super) next_token: u64,
     pub(super) kids: Kids,
     /// What kids have reported that were ended for a DROP: should that come to nothing, it counts.
@@ -206,6 +208,7 @@ impl Master {
             entries: HashMap::new(),
             sources: HashMap::new(),
             removals: HashMap::new(),
+            unleft: Vec::new(),
             next_token: FIRST_REMOVAL,
             kids: Kids::new(db, database, now),
             ended: Vec::new(),

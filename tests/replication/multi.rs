@@ -65,6 +65,7 @@ pub struct Plan {
     clock: Clock,
     capture: Capture,
     settings: &'static str,
+    databases: &'static str,
 }
 
 pub struct Multi {
@@ -75,7 +76,15 @@ pub struct Multi {
 impl Plan {
     /// So many sources and one target, on the control server, commit times kept, plain capture.
     pub fn new(sources: usize) -> Plan {
-        Plan { sources, targets: 1, place: Place::Together, clock: Clock::Commit, capture: Capture::Plain, settings: "" }
+        Plan {
+            sources,
+            targets: 1,
+            place: Place::Together,
+            clock: Clock::Commit,
+            capture: Capture::Plain,
+            settings: "",
+            databases: "",
+        }
     }
 
     pub fn targets(self, targets: usize) -> Plan {
@@ -98,6 +107,11 @@ impl Plan {
     /// Further settings of every server.
     pub fn settings(self, settings: &'static str) -> Plan {
         Plan { settings, ..self }
+    }
+
+    /// Further options of the members' databases.
+    pub fn databases(self, databases: &'static str) -> Plan {
+        Plan { databases, ..self }
     }
 
     pub fn start(self) -> Multi {
@@ -128,7 +142,7 @@ impl Plan {
             let settings = format!("shared_preload_libraries = 'bucardo'\n{}", self.server_settings());
             net.servers.push(Cluster::start(&name.to_lowercase(), &settings));
         }
-        net.add_member(name, server, "");
+        net.add_member(name, server, self.databases);
         if self.capture == Capture::Native && (name == "A" || name == "B") {
             net.on(name).exec("CREATE EXTENSION bucardo");
         }

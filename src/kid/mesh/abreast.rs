@@ -92,19 +92,19 @@ impl Mesh<'_> {
         Ok(done)
     }
 
-    /// For each relation that is worth it: the sources that have many rows of it to send, in their order, each with the place of
+    /// For each relation that is worth it, in their order: the sources that have many rows of it to send, in their order, each with the place of
     /// the change in its offer.
     fn shared(&self, settlements: &HashMap<i32, Settlement>) -> Vec<BTreeMap<usize, usize>> {
-        let mut shared: BTreeMap<i32, BTreeMap<usize, usize>> = BTreeMap::new();
+        let mut shared: BTreeMap<(usize, i32), BTreeMap<usize, usize>> = BTreeMap::new();
         for at in self.sources() {
             for (nth, change) in self.offers[at].iter().flat_map(|o| &o.changes).enumerate() {
                 let silent = settlements.get(&change.relation).is_some_and(|s| s.silent.contains(&at));
                 if change.changes > 0 && !silent && !self.plan.too_wide.contains(&change.relation) {
-                    shared.entry(change.relation).or_default().insert(at, nth);
+                    shared.entry((change.order, change.relation)).or_default().insert(at, nth);
                 }
             }
         }
-        shared.retain(|relation, of| of.len() > 1 && self.total(*relation) <= MOST && !self.is_few(*relation));
+        shared.retain(|(_, relation), of| of.len() > 1 && self.total(*relation) <= MOST && !self.is_few(*relation));
         shared.into_values().collect()
     }
 }

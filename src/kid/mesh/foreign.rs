@@ -9,14 +9,14 @@ use serde_json::{Map, Value};
 
 use super::settle::{Decision, Written};
 use super::{Broken, Mesh};
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use crate::ident::quote_ident;
 use crate::kid::shape::{self, ForeignKey, Table};
 use crate::kid::statements::{Join, key_object, list};
 use crate::libpq::Rows;
 
-/// How often what was removed may leave others without a parent.
-const DEPTH: usize = 50;
+/// How often what was removed may leave others without a parent: a chain of rows that refer to each other goes link by link.
+const DEPTH: usize = 10_000;
 
 /// A question to one source: which rows have no parent.
 struct Question {
@@ -101,7 +101,8 @@ impl Mesh<'_> {
                 decisions.push(decision);
             }
         }
-        Ok(decisions)
+        let error = Error::new(SqlState::WRONG_STATE, format!("after {DEPTH} times there are still rows without a parent"));
+        Err(error.hint("See whether a trigger that is ENABLE ALWAYS stores them anew.").into())
     }
 
     /// The questions to a source: about the rows that it has changed itself; about those that refer to parents which it has

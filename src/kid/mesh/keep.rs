@@ -129,19 +129,22 @@ impl Mesh<'_> {
             self.members[at].attempt(|conn| conn.query(&create));
             self.kept.insert((at, relation));
             if let Some(settled) = settled {
+                let knows = self.settled_of(at, relation).into_iter().flatten().any(|entry| entry.known);
                 // Settled, and not changed since; of what some know only what nobody else waits for.
                 let sql = self.with_work(at, relation, |w, offer| {
                     let reading = w.reading();
-                    let since = |to: &str| {
+                    let quiet = |known: &str, to: &str| {
                         let again = reading.changes(&offer.union(), "d.at", to, Some(&settled));
-                        format!("EXISTS (SELECT FROM ({again}) d WHERE {})", reading.same("d.", "s."))
+                        format!(
+                            "SELECT {} FROM {settled} s WHERE {known} AND NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
+                            reading.keys("s."),
+                            reading.same("d.", "s.")
+                        )
                     };
-                    format!(
-                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT CASE WHEN s.known THEN {} ELSE {} END",
-                        reading.keys("s."),
-                        since(&offer.towards()),
-                        since("0::pg_catalog.int8"),
-                    )
+                    let lost = quiet("NOT s.known", "0::pg_catalog.int8");
+                    // With a join of its own: what stands in an OR is looked for row by row.
+                    let known = if knows { format!(" UNION ALL {}", quiet("s.known", &offer.towards())) } else { String::new() };
+                    format!("INSERT INTO pg_temp.{name} {lost}{known}")
                 })?;
                 self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
             }

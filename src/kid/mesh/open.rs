@@ -62,7 +62,11 @@ impl<'a> Mesh<'a> {
         let (mut opened, mut failures) = plan.open(pool, todo, progress);
         // All are asked as receivers: an error is one of theirs.
         let _no_other = renew::recognise_all(plan, None, &mut opened, &mut failures);
-        let encoding = members::common_encoding(opened.iter().map(|r| &r.session));
+        // Between sources texts are compared and recorded, not only passed on.
+        let encoding = match plan.sync.sources().count() {
+            1 => members::common_encoding(opened.iter().map(|r| &r.session)),
+            _ => "UTF8",
+        };
         let mut offers = Vec::new();
         for member in &mut opened {
             member.attempt(|conn| members::speak(conn, encoding));

@@ -389,7 +389,7 @@ impl Mesh<'_> {
                 None => match decide::choose(&strategy, &conflict.contenders, &given) {
                     Choice::Winner(winner) => (Ruling::Winner(decide::head(&conflict.contenders, winner)), text.clone()),
                     Choice::Nobody => (Ruling::Nobody, text.clone()),
-                    Choice::Abort => return Err(self.abort(relation, conflict)?),
+                    Choice::Abort => return Err(self.abort(relation, conflict.key_json, rows_json(&conflict.rows))?),
                 },
             };
             self.carry_out(relation, conflict, ruling, by, &shared, settlement)?;
@@ -407,16 +407,15 @@ impl Mesh<'_> {
     }
 
     /// The conflict that stops the sync is recorded at once: nobody has won it.
-    fn abort(&self, relation: i32, conflict: Conflict) -> Result<Broken, Broken> {
-        let stopped = self.stopped(relation, &parsed(&conflict.key_json)?);
-        let (strategy, rows) = (self.strategy_of(relation).into(), rows_json(&conflict.rows));
-        let decision = Decision { relation, key: conflict.key_json, strategy, winner: None, rows, ..Decision::default() };
+    pub(super) fn abort(&self, relation: i32, key: String, rows: String) -> Result<Broken, Broken> {
+        let stopped = self.stopped(relation, &parsed(&key)?);
+        let decision = Decision { relation, key, strategy: self.strategy_of(relation).into(), rows, ..Decision::default() };
         record::record(&self.record_of(), |r| self.relation_name(r), vec![decision], Stand::Stop)?;
         Ok(stopped)
     }
 
     /// The error by which a conflict stops the sync.
-    pub(super) fn stopped(&self, relation: i32, key: &Value) -> Broken {
+    fn stopped(&self, relation: i32, key: &Value) -> Broken {
         let name = self.relation_name(relation);
         let error = Error::new(
             SqlState::TRANSACTION_ROLLBACK,

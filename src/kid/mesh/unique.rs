@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde_json::Value;
-
 use super::decide::{self, Choice, Circumstances, KeyChange, Strategy};
 use super::settle::{Decision, Image, Settlement, Written, random, rows_json};
 use super::{Broken, Mesh};
@@ -166,20 +164,20 @@ impl Mesh<'_> {
         let present = bits::of(contenders.iter().map(|c| c.source));
         let given = Circumstances { latest: &latest, present, random: random() };
         let choice = decide::choose(&Strategy::parse(&text, &names), &contenders, &given);
-        let winner = match choice {
-            Choice::Abort => {
-                let shown = Value::from(group[0].key.clone());
-                return Err(self.stopped(relation, &shown));
-            }
-            Choice::Winner(winner) => Some(winner),
-            Choice::Nobody => None,
-        };
         let mut images = Vec::new();
         for one in &group {
             images.push(self.image_of(one.change.source, relation, &one.key)?);
         }
         let rows = group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source], row.clone()));
         let rows = rows_json(&rows.collect::<Vec<_>>());
+        let winner = match choice {
+            Choice::Abort => {
+                let key = images.into_iter().find_map(|(key, _)| key).unwrap_or_default();
+                return Err(self.abort(relation, key, rows)?);
+            }
+            Choice::Winner(winner) => Some(winner),
+            Choice::Nobody => None,
+        };
         for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
             let Some(place) = self.place(one.change.source) else { continue };
             settlement.kept.entry(place).or_default().push(one.key.as_slice().into());
@@ -243,11 +241,11 @@ impl Mesh<'_> {
             for row in 0..rows.len() {
                 let json = |column: usize| rows.get(row, column).map(str::to_string);
                 let key_json = rows.text(row, 0);
+                let images = [(loser.clone(), json(2)), (winner.clone(), json(1))];
                 if choice == Choice::Abort {
-                    return Err(self.stopped(relation, &super::settle::parsed(&key_json)?));
+                    return Err(self.abort(relation, key_json, rows_json(&images))?);
                 }
                 removed.push(Written::everywhere((0..key.len()).map(|c| rows.text(row, 3 + c)).collect(), None));
-                let images = [(loser.clone(), json(2)), (winner.clone(), json(1))];
                 self.decisions.push(Decision {
                     relation,
                     key: key_json.clone(),

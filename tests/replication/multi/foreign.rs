@@ -99,6 +99,24 @@ fn a_parent_that_loses_takes_its_children_or_keeps_them_valid() {
     }
 }
 
+/// Each row that goes leaves another one without its parent, further than anybody would count.
+#[test]
+fn a_long_chain_without_its_end_goes_whole() {
+    let m = Plan::new(2).start();
+    m.everywhere(
+        "CREATE TABLE link (id int PRIMARY KEY, prev int REFERENCES link, val text); INSERT INTO link VALUES (1, NULL, 'start')",
+    );
+    m.sync("tables => 'public.link'");
+    m.changes(&[
+        ("A", "DELETE FROM link"),
+        ("B", "INSERT INTO link SELECT n, n - 1, 'B' FROM generate_series(2, 120) n"),
+        ("B", "INSERT INTO link VALUES (1000, NULL, 'B')"),
+    ]);
+    m.drain_equal(&["link"]);
+    m.expect_everywhere("SELECT string_agg(id || val, ' ') FROM link", "1000B");
+    assert_eq!(m.count_conflicts("strategy = 'foreign_key'"), 119);
+}
+
 #[test]
 fn cascades_of_both_kinds() {
     for action in ["CASCADE", "SET NULL"] {

@@ -131,3 +131,27 @@ fn a_unique_index_as_the_key() {
     m.assert_equal("t");
     assert_eq!(m.count_conflicts(r#"key = '{"a": 1, "b": 2}' AND winner = 'B'"#), 1);
 }
+
+/// In a database without an encoding a text may be any bytes. Between sources it is compared and recorded: what is no text there
+/// stops the run, and nothing is decided about it, or taken for another key, or for a row that is gone.
+#[test]
+fn bytes_that_are_no_text_are_refused_and_not_lost() {
+    let m = Plan::new(2)
+        .databases("TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+        .start()
+        .with("CREATE TABLE t (k text PRIMARY KEY, val text)", "tables => 'public.t', conflict_strategy => 'bucardo_source'");
+    m.changes(&[("A", "INSERT INTO t VALUES ('one', 'A')"), ("B", r"INSERT INTO t VALUES ('one', E'\xe8')")]);
+    let refused = |what: &str| {
+        assert_eq!(m.try_kick().map_err(|e| e.sqlstate.clone()), Err("22021".into()), "{what}\n{}", m.report());
+        assert!(m.last_error().contains("UTF-8"), "{}", m.last_error());
+        assert_eq!(m.count_conflicts("true"), 0, "{what}");
+    };
+    refused("a row");
+    assert_eq!(m.on("B").one("SELECT encode(val::bytea, 'hex') FROM t"), "e8");
+    m.changes(&[
+        ("B", "UPDATE t SET val = 'B'"),
+        ("A", r"INSERT INTO t VALUES (E'caf\xe8', 'A')"),
+        ("B", r"INSERT INTO t VALUES (E'caf\xe9', 'B')"),
+    ]);
+    refused("keys");
+}

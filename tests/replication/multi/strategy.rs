@@ -195,6 +195,29 @@ fn abort_changes_nothing_pauses_and_raises() {
     assert_eq!(m.count_conflicts("winner = 'A'"), 1);
 }
 
+/// Rows of different keys that cannot both be there are a conflict as well, and recorded as one.
+#[test]
+fn abort_by_a_unique_value_is_recorded() {
+    let m = Plan::new(2).start().with(
+        "CREATE TABLE t (id int PRIMARY KEY, u text UNIQUE, val text)",
+        "tables => 'public.t', conflict_strategy => 'bucardo_abort'",
+    );
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 'x', 'A')"), ("B", "INSERT INTO t VALUES (2, 'x', 'B')")]);
+    let error = m.try_kick().expect_err("a kick that ends in an abort raises");
+    assert!(error.full().contains("public.t"), "{error}");
+    m.wait_state("paused");
+    let rows = r#"rows->'A' = '{"id": 1, "u": "x", "val": "A"}' AND rows->'B' = '{"id": 2, "u": "x", "val": "B"}'"#;
+    assert_eq!(
+        m.count_conflicts(&format!("winner IS NULL AND strategy = 'bucardo_abort' AND {rows}")),
+        1,
+        "{:?}",
+        m.conflicts("public.t")
+    );
+    for (name, there) in [("A", "1A"), ("B", "2B")] {
+        assert_eq!(m.on(name).one("SELECT id || val FROM t"), there, "nothing is changed anywhere");
+    }
+}
+
 #[test]
 fn abort_without_a_conflict_is_an_ordinary_run() {
     let m = pair(Clock::Statement, "bucardo_abort");
