@@ -18,6 +18,7 @@ EMPTY = {
 }
 NAMES = {
     "none": "no capture",
+    "again": "no capture, another database",
     "native": "native",
     "plain": "plain SQL",
     "decoded": "logical decoding",
@@ -88,7 +89,9 @@ def capture_statements(bench):
     """What one statement of many rows costs with capture, against the same without."""
     captured_databases(bench)
     empty_triggers(bench)
-    conns = {db: bench.one.connect(db) for db in (*DATABASES, *EMPTY)}
+    # How much two contenders differ that are alike.
+    bench.databases("again")
+    conns = {db: bench.one.connect(db) for db in (*DATABASES, "again", *EMPTY)}
     inserts, updates = bench.rows(1_000_000), bench.rows(200_000)
     walls = {(kind, db): [] for kind in ("insert", "update") for db in conns}
     cpus = {key: [] for key in walls}
@@ -114,7 +117,7 @@ def capture_statements(bench):
     goals = {"insert": {"native": "<= 1.22 x", "plain": "<= 1.6 x"}, "update": {"native": "<= 1.18 x", "plain": "<= 1.35 x"}}
     for kind, count in (("insert", inserts), ("update", updates)):
         # The empty triggers are for updates only.
-        for db in conns if kind == "update" else DATABASES:
+        for db in conns if kind == "update" else (*DATABASES, "again"):
             work, goal = f"capture of one {kind} of {count:,}", goals[kind].get(db)
             against = (None, None) if db == "none" else (walls[kind, "none"], cpus[kind, "none"])
             bench.report(work, NAMES[db], walls[kind, db], "s", against[0], goal)
@@ -122,7 +125,7 @@ def capture_statements(bench):
     for conn in conns.values():
         conn.close()
     drop_captured(bench)
-    bench.drop(*EMPTY)
+    bench.drop(*EMPTY, "again")
 
 
 def capture_transactions(bench):
@@ -130,10 +133,10 @@ def capture_transactions(bench):
     captured_databases(bench)
     empty_triggers(bench)
     plain = {"inserts": ONLY_INSERTS, "guarded": GUARDED, "original": LIKE_THE_ORIGINAL}
-    bench.databases(*plain)
+    bench.databases("again", *plain)
     for db, sql in plain.items():
         bench.on(bench.one, db, sql)
-    contenders = (*DATABASES, *EMPTY, *plain)
+    contenders = (*DATABASES, "again", *EMPTY, *plain)
     rows = bench.rows(100_000)
     script = os.path.join(bench.place.folder, "update.pgbench")
     with open(script, "w", encoding="ascii") as file:
@@ -173,4 +176,4 @@ def capture_transactions(bench):
                 bench.report(work, NAMES[db], rates[db], "tps", against[0], goals.get(db))
                 bench.report(f"{work}: CPU", NAMES[db], costs[db], "us", against[1], ours=db in goals)
     drop_captured(bench)
-    bench.drop(*EMPTY, *plain)
+    bench.drop(*EMPTY, "again", *plain)

@@ -17,7 +17,7 @@ wal_level = logical
 max_worker_processes = 32
 max_wal_senders = 10
 max_replication_slots = 10
-max_connections = 150
+max_connections = 250
 max_locks_per_transaction = 512
 """
 
