@@ -35,15 +35,17 @@ LANGUAGE sql STABLE AS $body$
     SELECT pg_catalog.pg_relation_size(p_segments[1]) > 0 OR pg_catalog.pg_relation_size(p_segments[2]) > 0 OR pg_catalog.pg_relation_size(p_segments[3]) > 0
 $body$;
 
--- The captured tables that may have anything pending. What is pending on others is nothing, whoever asks. Only the plain
--- capture's segments are asked one by one.
-CREATE OR REPLACE FUNCTION bucardo.capture_candidates() RETURNS SETOF bucardo.capture
+-- The captured tables that may have anything pending, of all or of one sync. What is pending on others is nothing, whoever asks.
+-- Only the plain capture's segments are asked one by one: those of other syncs are not.
+DROP FUNCTION IF EXISTS bucardo.capture_candidates();
+CREATE OR REPLACE FUNCTION bucardo.capture_candidates(p_control text DEFAULT NULL, p_sync text DEFAULT NULL) RETURNS SETOF bucardo.capture
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
     RETURN QUERY SELECT k.* FROM bucardo.capture k
-     WHERE CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
-        OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
-        OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid));
+     WHERE CASE WHEN p_sync IS NULL OR k.id IN (SELECT s.capture FROM bucardo.capture_sync s WHERE s.control = p_control AND s.sync = p_sync)
+           THEN CASE WHEN k.native THEN k.id IN (SELECT t.capture FROM bucardo.capture_touched t) ELSE bucardo.capture_filled(k.segments) END
+               OR k.relid IN (SELECT m.relid FROM bucardo.capture_mark m)
+               OR (k.by_row AND bucardo.capture_renewed(k.id, k.relid)) END;
 END
 $body$;
 
@@ -178,7 +180,7 @@ BEGIN
             SELECT k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches,
                    k.by_row AND bucardo.capture_renewed(k.id, k.relid) AS renewed,
                    EXISTS (SELECT FROM bucardo.capture_mark b WHERE b.relid = k.relid AND (b.xid >= w.xmax OR b.xid = ANY (w.xip))) AS marked
-              FROM bucardo.capture_candidates() k
+              FROM bucardo.capture_candidates(p_control, p_sync) k
               JOIN bucardo.capture_sync s ON s.capture = k.id
              WHERE s.control = p_control AND s.sync = p_sync
         LOOP
@@ -232,7 +234,7 @@ DECLARE
 BEGIN
     FOR c IN
         SELECT k.id, k.relid AS table_oid, k.keys AS key_columns, k.segments AS parts, k.batched AS in_batches
-          FROM bucardo.capture_candidates() k JOIN bucardo.capture_sync s ON s.capture = k.id
+          FROM bucardo.capture_candidates(p_control, p_sync) k JOIN bucardo.capture_sync s ON s.capture = k.id
          WHERE s.control = p_control AND s.sync = p_sync
     LOOP
         relid := c.table_oid; keys := to_json(c.key_columns); segments := to_json(c.parts::regclass[]::text[]);

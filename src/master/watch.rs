@@ -14,6 +14,9 @@ use crate::pg::shmem::{self, Watching};
 
 /// How long a waiting call waits on a quiet source; it holds a snapshot there meanwhile, so not for long.
 const WAIT_CALL: Duration = Duration::from_secs(5);
+/// From when on a question counts as one that takes long, and how long the source is left alone after it at most.
+const LONG: Duration = Duration::from_millis(10);
+const MOST_REST: Duration = Duration::from_secs(1);
 /// A source that wakes us is looked at so long after a run, for what its capture has grown to.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// Even a source that wakes us is looked at this often, against what no wake-up reports (a prepared transaction that
@@ -70,6 +73,9 @@ pub struct Watcher {
     /// Whether to look for pending changes as soon as the line is free.
     look: bool,
     next_look: Instant,
+    /// When the question under way was sent, and until when there is none after one that took long.
+    sent: Instant,
+    rests: Instant,
     /// Whether the last look was made because its time had come.
     looked_in_time: bool,
     interval: Duration,
@@ -113,6 +119,8 @@ impl Watcher {
             upkeep: VecDeque::new(),
             look: true,
             next_look: now,
+            sent: now,
+            rests: now,
             looked_in_time: true,
             interval: guc::poll_min(),
             failures: 0,
@@ -229,8 +237,9 @@ impl Watcher {
             Line::Opening(opening) => Some(opening.deadline),
             Line::Open(conn) if self.asked != Asked::Nothing => Some(now + conn.doubt_in()),
             Line::Open(_) if self.only_upkeep && self.upkeep.is_empty() => None,
-            Line::Open(_) if self.look || !self.upkeep.is_empty() => Some(now),
-            Line::Open(_) => Some(self.next_look),
+            Line::Open(_) if !self.upkeep.is_empty() => Some(now),
+            Line::Open(_) if self.look => Some(self.rests.max(now)),
+            Line::Open(_) => Some(self.next_look.max(self.rests)),
         }
     }
 
@@ -374,6 +383,7 @@ impl Watcher {
         // Soon after a change the next one is likely.
         self.interval = interval_after(self.interval, !all.is_empty(), self.looked_in_time, guc::poll_min(), guc::poll_max());
         self.next_look = now + if matches!(self.wake, Wake::Poll) { self.interval } else { SAFETY_LOOK };
+        self.rests = now + rest_after(now.saturating_duration_since(self.sent));
         news.push(News::Pending(all));
     }
 
@@ -389,8 +399,9 @@ impl Watcher {
         if self.only_upkeep {
             return Ok(false);
         }
-        if self.look || now >= self.next_look {
+        if (self.look || now >= self.next_look) && now >= self.rests {
             self.look = false;
+            self.sent = now;
             self.looked_in_time = now >= self.next_look;
             let quoted = crate::ident::quote_literal;
             let quiet = if self.quiet.is_empty() { String::new() } else { format!(", {}", quoted(&self.quiet)) };
@@ -399,7 +410,7 @@ impl Watcher {
             self.send(Asked::Pending, sql)?;
             return Ok(true);
         }
-        if matches!(self.wake, Wake::Call) {
+        if matches!(self.wake, Wake::Call) && !self.look {
             self.send(Asked::Waiting, format!("SELECT bucardo.wait_for_changes('{} s')", WAIT_CALL.as_secs()))?;
             return Ok(true);
         }
@@ -417,9 +428,21 @@ fn interval_after(interval: Duration, found: bool, in_time: bool, min: Duration,
     }
 }
 
+/// How long a source is left alone after a question that it took so long to answer: one that has much to look at shall not do
+/// nothing else.
+fn rest_after(took: Duration) -> Duration {
+    if took < LONG { Duration::ZERO } else { took.min(MOST_REST) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_answers_slowly_is_left_alone() {
+        let ms = Duration::from_millis;
+        assert_eq!([1, 9, 10, 70, 60_000].map(|took| rest_after(ms(took))), [ms(0), ms(0), ms(10), ms(70), ms(1000)]);
+    }
 
     #[test]
     fn polling_slows_down_at_rest_only() {

@@ -6,9 +6,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::decide::KeyChange;
 use super::offer::{self, Settled};
 use super::open::Begun;
-use super::record::{self, Decided, Doubt, Stood};
+use super::record::{self, Decided, Doubt, Made, Stood};
 use super::settle::{Settlement, Written};
 use super::{Broken, Mesh};
 use crate::catalog::sync::{Member, Role};
@@ -23,14 +24,31 @@ const KEYS: usize = 10_000;
 /// What this run does for runs that died.
 #[derive(Default)]
 pub(super) struct Carried {
-    /// Rows that members need, by relation.
-    rows: HashMap<i32, Vec<Written>>,
+    /// Rows that members need, by relation and key.
+    rows: HashMap<i32, HashMap<Vec<String>, Row>>,
     /// Changes that are handled for good.
     lost: Vec<Lost>,
     /// Runs of which nobody has anything.
     void: Vec<i64>,
     /// Runs that everybody has when this one has committed.
     taken: Vec<i64>,
+    /// Whether it must be known who took part.
+    judged: bool,
+    /// Keys whose recorded row has not gone to who lacked it, because he had changed it since without knowing: with the runs that
+    /// decided about them.
+    unaware: Vec<(i64, i64, String)>,
+}
+
+/// A row that a run which died has left.
+struct Row {
+    written: Written,
+    run: i64,
+    since: i64,
+    /// The sources, by their places in the sync, that lack it, as bits.
+    lack: u64,
+    /// As it is recorded.
+    relation: String,
+    key: Map<String, Value>,
 }
 
 /// Changes of a source (by place) that have lost in a run that died, or that nobody has won in it.
@@ -57,9 +75,11 @@ enum Fate {
 /// What a run that died has decided, as far as its tables and keys are there still.
 struct Recorded {
     decided: Vec<(i32, Vec<String>, Decided)>,
-    made: Vec<(i32, Vec<String>, Value, Vec<String>)>,
+    made: Vec<(i32, Vec<String>, Made)>,
     /// The keys of these.
     made_keys: HashSet<(i32, Vec<String>)>,
+    /// The keys of which not everybody who has the decision knows the rows.
+    unknown: HashSet<(i32, Vec<String>)>,
 }
 
 impl Carried {
@@ -69,16 +89,33 @@ impl Carried {
 
     /// Whether sources need not note that they took part, where they get nothing.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.lost.is_empty() && self.taken.is_empty()
+        !self.judged
     }
 
     pub fn keys(&self, relation: i32) -> HashSet<Vec<String>> {
-        self.rows.get(&relation).into_iter().flatten().map(|w| w.key.clone()).collect()
+        self.rows.get(&relation).into_iter().flatten().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Takes note of a key of these that somebody has changed since.
+    pub fn is_changed(&mut self, relation: i32, key: &[String], changes: &[KeyChange]) {
+        let Some(row) = self.rows.get(&relation).and_then(|rows| rows.get(key)) else { return };
+        if changes.iter().any(|c| row.lack & (1 << c.source) != 0) {
+            self.unaware.push((row.run, row.since, record::unaware(&row.relation, &row.key)));
+        }
+    }
+
+    fn put(&mut self, relation: i32, row: Row) {
+        self.rows.entry(relation).or_default().insert(row.written.key.clone(), row);
+    }
+
+    /// What a later run has decided goes before what an earlier one had.
+    fn supersede(&mut self, relation: i32, key: &[String]) {
+        self.rows.get_mut(&relation).map(|rows| rows.remove(key));
     }
 
     /// The rows of a relation, but for those of the keys that somebody has changed since.
     pub fn rows_for(&self, relation: i32, changed: &HashSet<Vec<String>>, settlement: &mut Settlement) {
-        let rows = self.rows.get(&relation).into_iter().flatten();
+        let rows = self.rows.get(&relation).into_iter().flatten().map(|(_, row)| &row.written);
         for one in rows.filter(|w| !changed.contains(&w.key)) {
             if one.row.is_none() { &mut settlement.removed } else { &mut settlement.written }.push(one.clone());
         }
@@ -111,20 +148,21 @@ impl Mesh<'_> {
                 self.carried.void.push(doubt.run);
                 continue;
             }
-            let lags = self.who_lags(&doubt, &have);
-            if lack.is_empty() && lags.is_empty() {
+            let had = |at: &usize| self.has_what_it_had(*at, begun, &doubt);
+            let (lack, anew): (Vec<usize>, Vec<usize>) = lack.into_iter().partition(had);
+            let lags = self.who_lags(&doubt, &have, &lack);
+            if lack.is_empty() && anew.is_empty() && lags.is_empty() {
                 if !away {
                     // At once: one that is added later has not got it, and that is no reason to carry it out over what is newer.
                     record::end_doubt(&sync, &[doubt.run])?;
                 }
                 continue;
             }
+            self.carried.judged = true;
             let recorded = self.recorded(&doubt)?;
             self.acknowledge(&doubt, &recorded, &lags);
-            if !lack.is_empty() {
+            if !lack.is_empty() || !anew.is_empty() {
                 record::close(&sync, &doubt)?;
-                let had = |at: &usize| self.has_what_it_had(*at, begun, &doubt);
-                let (lack, anew) = lack.into_iter().partition(had);
                 self.carry(&doubt, recorded, lack, anew);
             }
             if !away {
@@ -150,9 +188,9 @@ impl Mesh<'_> {
         noted.is_none_or(|noted| self.still_has(at, &here, &noted, rewound))
     }
 
-    /// Of the sources (by place) that have what a run has decided, those whose changes others that have it, as bits, were not
-    /// served up to that run: they have carried it out from the record.
-    fn who_lags(&self, doubt: &Doubt, have: &[usize]) -> Vec<(usize, u64)> {
+    /// The sources (by place), whether they have what a run has decided or lack it, whose changes others that have it, as bits, were
+    /// not served up to that run: these have carried it out from the record.
+    fn who_lags(&self, doubt: &Doubt, have: &[usize], lack: &[usize]) -> Vec<(usize, u64)> {
         let lags = |at: &usize| {
             let seen = window(&doubt.sources.get(self.name(*at))?.snapshot);
             let behind = |(index, served): &&(usize, Window)| {
@@ -161,7 +199,7 @@ impl Mesh<'_> {
             let behind = bits::of(self.offers[*at].iter().flat_map(|o| &o.windows).filter(behind).map(|(index, _)| *index));
             (behind != 0).then_some((*at, behind))
         };
-        have.iter().filter_map(lags).collect()
+        have.iter().chain(lack).filter_map(lags).collect()
     }
 
     /// Who has carried a decision out knows the change that has won, and all that were merged: what was written there since
@@ -171,10 +209,9 @@ impl Mesh<'_> {
             let name = self.name(*at).to_string();
             let Some(snapshot) = doubt.sources.get(&name).map(|s| s.snapshot.clone()) else { continue };
             let mut keys: HashMap<i32, Vec<Vec<String>>> = HashMap::new();
-            for (relation, key) in &recorded.made_keys {
-                keys.entry(*relation).or_default().push(key.clone());
-            }
-            for (relation, key, _) in recorded.decided.iter().filter(|(_, _, d)| d.winner.as_ref() == Some(&name)) {
+            let won = recorded.decided.iter().filter(|(_, _, d)| d.winner.as_ref() == Some(&name));
+            let won: HashSet<(i32, Vec<String>)> = won.map(|(relation, key, _)| (*relation, key.clone())).collect();
+            for (relation, key) in won.union(&recorded.made_keys).filter(|one| !recorded.unknown.contains(one)) {
                 keys.entry(*relation).or_default().push(key.clone());
             }
             for (relation, keys) in keys {
@@ -195,33 +232,36 @@ impl Mesh<'_> {
     /// What a run has decided, with the keys as this one names them.
     fn recorded(&mut self, doubt: &Doubt) -> Result<Recorded, Broken> {
         let keys = self.recorded_keys(&doubt.made.iter().map(|m| (m.relation.as_str(), &m.key)).collect::<Vec<_>>())?;
-        let made = doubt.made.iter().zip(keys);
-        let made: Vec<_> =
-            made.filter_map(|(m, found)| found.map(|(r, key)| (r, key, m.row.clone(), m.cleared.clone()))).collect();
+        let made = doubt.made.iter().zip(keys).filter_map(|(m, found)| found.map(|(relation, key)| (relation, key, m.clone())));
+        let (unaware, made): (Vec<_>, Vec<_>) = made.partition(|(_, _, made)| made.unaware);
+        let mut unknown: HashSet<(i32, Vec<String>)> = unaware.into_iter().map(|(r, key, _)| (r, key)).collect();
         let here: Vec<String> = self.sources().into_iter().map(|at| self.name(at).to_string()).collect();
         let decided = record::decided(&self.plan.sync.name, doubt, &here)?;
         let keys = self.recorded_keys(&decided.iter().map(|d| (d.relation.as_str(), &d.key)).collect::<Vec<_>>())?;
         let decided = decided.into_iter().zip(keys);
-        let decided = decided.filter_map(|(d, found)| found.map(|(relation, key)| (relation, key, d))).collect();
-        Ok(Recorded { decided, made_keys: made.iter().map(|(r, key, ..)| (*r, key.clone())).collect(), made })
+        let decided: Vec<_> = decided.filter_map(|(d, found)| found.map(|(relation, key)| (relation, key, d))).collect();
+        unknown.extend(decided.iter().filter(|(_, _, d)| d.unfit).map(|(relation, key, _)| (*relation, key.clone())));
+        Ok(Recorded { decided, made_keys: made.iter().map(|(r, key, _)| (*r, key.clone())).collect(), made, unknown })
     }
 
     /// Takes over what a run has decided, for the sources that lack it, and for the targets, which cannot tell. `anew`: sources
     /// that lack it and have lost commits.
     fn carry(&mut self, doubt: &Doubt, recorded: Recorded, lack: Vec<usize>, anew: Vec<usize>) {
-        let towards = {
-            let needs = |at: &usize| lack.contains(at) || anew.contains(at) || self.offers[*at].is_none();
-            bits::union((0..self.members.len()).filter(needs).map(|at| self.members[at].bit()))
-        };
-        let written = |key: Vec<String>, row: &Value, cleared: Vec<String>, of: Option<usize>| {
+        let bits_of = |places: &[usize]| bits::union(places.iter().map(|at| self.members[*at].bit()));
+        let lacking = bits_of(&lack) | bits_of(&anew);
+        let targets: Vec<usize> = (0..self.members.len()).filter(|at| self.offers[*at].is_none()).collect();
+        let towards = lacking | bits_of(&targets);
+        let row_of = |(relation, key): (String, Map<String, Value>), texts: Vec<String>, row: &Value, unasked, of| {
             let row = Some(row).filter(|row| !row.is_null()).map(Value::to_string);
-            // It may be an orphan's, and who has noted that has maybe not committed it.
-            let unasked = of.is_none() && (row.is_none() || !cleared.is_empty());
-            Written { key, row, cleared, towards, unasked, of }
+            // Whole also where only some columns were written: the change behind the others is not everywhere.
+            let written = Written { key: texts, row, cleared: Vec::new(), towards, unasked, of };
+            Row { written, run: doubt.run, since: doubt.since(), lack: lacking, relation, key }
         };
-        let Recorded { decided, made, made_keys } = recorded;
-        for (relation, key, row, cleared) in made {
-            self.carried.rows.entry(relation).or_default().push(written(key, &row, cleared, None));
+        let Recorded { decided, made, made_keys, .. } = recorded;
+        for (relation, texts, Made { relation: name, key, row, cleared, .. }) in made {
+            // It may be an orphan's, and who has noted that has maybe not committed it.
+            let unasked = row.is_null() || !cleared.is_empty();
+            self.carried.put(relation, row_of((name, key), texts, &row, unasked, None));
         }
         let mut fates: HashMap<(usize, i32, Fate), Vec<Vec<String>>> = HashMap::new();
         for (relation, key, decision) in decided {
@@ -235,10 +275,14 @@ impl Mesh<'_> {
             for at in lack.iter().filter(|at| is_made || decision.winner.as_deref() != Some(self.name(**at))) {
                 fates.entry((*at, relation, fate)).or_default().push(key.clone());
             }
+            if is_made {
+                continue;
+            }
+            self.carried.supersede(relation, &key);
             // The winner is away: its row is taken from the record.
-            if let Some(row) = decision.away.filter(|_| !is_made) {
+            if let Some(row) = decision.away {
                 let of = self.plan.sync.members.iter().position(|m| decision.winner.as_ref() == Some(&m.db.name));
-                self.carried.rows.entry(relation).or_default().push(written(key, &row, Vec::new(), of));
+                self.carried.put(relation, row_of((decision.relation, decision.key), key, &row, false, of));
             }
         }
         let absent = |m: &Member| !doubt.sources.contains_key(&m.db.name);
@@ -310,6 +354,12 @@ impl Mesh<'_> {
         }
         self.carried.lost = lost;
         self.run_errands()
+    }
+
+    /// Records, before anything is committed, which of the rows that this run has carried on are not known everywhere.
+    pub(super) fn note_unaware(&mut self) -> Result<(), Broken> {
+        let unaware = std::mem::take(&mut self.carried.unaware);
+        Ok(record::note_unaware(&self.plan.sync.name, &unaware)?)
     }
 
     /// After all sources have committed: this run, and those that everybody has by it.

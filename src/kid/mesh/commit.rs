@@ -99,6 +99,7 @@ impl Mesh<'_> {
         if self.decides() {
             self.record(Stand::Whole(self.doubt()))?;
         }
+        self.note_unaware()?;
         self.committing = true;
         // Sources first: what one of them holds alone can be found there, should all others be gone.
         let (sources, targets): (Vec<usize>, Vec<usize>) = (0..self.members.len()).partition(|at| self.offers[*at].is_some());

@@ -3,7 +3,7 @@
 //! everywhere (or loses the reference, where the foreign key says SET NULL) and recorded whole. It must never leave a
 //! silent orphan.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -15,8 +15,8 @@ use crate::kid::shape::{self, ForeignKey, Table};
 use crate::kid::statements::{Join, key_object, list};
 use crate::libpq::Rows;
 
-/// How often what was removed may leave others without a parent: a chain of rows that refer to each other goes link by link.
-const DEPTH: usize = 10_000;
+/// How often one row may be found without a parent, which each of its references may have lost once.
+const AGAIN: usize = 50;
 
 /// A question to one source: which rows have no parent.
 struct Question {
@@ -57,7 +57,9 @@ impl Mesh<'_> {
     pub(super) fn adopt_orphans(&mut self, relations: &[i32]) -> Result<Vec<Decision>, Broken> {
         let mut decisions = Vec::new();
         let mut removed: HashSet<i32> = HashSet::new();
-        for _ in 0..DEPTH {
+        // A chain of rows that refer to each other goes link by link, however long it is.
+        let mut times: HashMap<(i32, Vec<String>), usize> = HashMap::new();
+        loop {
             let mut asked = Vec::new();
             for at in self.sources() {
                 let questions = self.questions(at, relations, &removed)?;
@@ -99,10 +101,16 @@ impl Mesh<'_> {
                 self.write(relation, std::slice::from_ref(&written))?;
                 removed.insert(relation);
                 decisions.push(decision);
+                let times = times.entry((relation, written.key)).or_default();
+                *times += 1;
+                if *times > AGAIN {
+                    let text =
+                        format!("a row of {} is without a parent, however often it is removed", self.relation_name(relation));
+                    let error = Error::new(SqlState::WRONG_STATE, text);
+                    return Err(error.hint("See whether a trigger that is ENABLE ALWAYS stores it anew.").into());
+                }
             }
         }
-        let error = Error::new(SqlState::WRONG_STATE, format!("after {DEPTH} times there are still rows without a parent"));
-        Err(error.hint("See whether a trigger that is ENABLE ALWAYS stores them anew.").into())
     }
 
     /// The questions to a source: about the rows that it has changed itself; about those that refer to parents which it has

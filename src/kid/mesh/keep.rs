@@ -10,7 +10,11 @@ use super::settle::Settlement;
 use super::{Broken, Errand, Mesh};
 use crate::error::Error;
 use crate::ident::text_array;
+use crate::kid::statements::list;
 use crate::libpq::Conn;
+
+/// From so many settled keys on they are looked up by an index, once for each change.
+const INDEXED: usize = 100;
 
 /// The tables of the keys that sources keep to themselves, by the source's place and the relation.
 pub(super) type Kept = HashMap<(usize, i32), String>;
@@ -21,7 +25,7 @@ impl Mesh<'_> {
         if self.offers[at].as_ref().is_none_or(|o| o.change(relation).is_none()) {
             return Ok(None);
         }
-        let present = self.members.iter().fold(0, |bits, m| bits | m.bit());
+        let present = self.present();
         // Who is away contends with nobody now.
         self.table_of_settled(at, relation, |entry| if entry.known { entry.open } else { entry.open & present })
     }
@@ -43,13 +47,19 @@ impl Mesh<'_> {
             self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str())
         );
         self.members[at].attempt(|conn| conn.query(&create));
+        let mut many = false;
         for entry in settled {
             let open = (open(&entry) as i64).to_string();
             let known = if entry.known { "t" } else { "f" };
             let more = [entry.snapshot.xmax.as_str(), entry.snapshot.xip.as_str(), open.as_str(), known];
             // Those of another key than the table has now mean nothing any more.
             let keys: Vec<&Vec<String>> = entry.keys.iter().filter(|k| k.len() == n).collect();
+            many |= keys.len() > INDEXED;
             self.insert_keys(at, relation, &name, n, &keys, &more)?;
+        }
+        if many {
+            let keys = list(n, |i| format!("k{}", i + 1), ", ");
+            self.errand(at, format!("CREATE INDEX IF NOT EXISTS {name}_keys ON pg_temp.{name} ({keys})"), Vec::new());
         }
         self.run_errands()?;
         Ok(Some(format!("pg_temp.{name}")))
@@ -118,7 +128,9 @@ impl Mesh<'_> {
         let name = format!("bucardo_kept_{relation}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
         if !self.kept.contains(&(at, relation)) {
-            let settled = self.settled_table(at, relation)?;
+            let present = self.present();
+            // Nothing is sent for who is away.
+            let settled = self.table_of_settled(at, relation, |entry| entry.open & present)?;
             if kept.is_empty() && settled.is_none() {
                 return Ok(None);
             }
@@ -129,22 +141,15 @@ impl Mesh<'_> {
             self.members[at].attempt(|conn| conn.query(&create));
             self.kept.insert((at, relation));
             if let Some(settled) = settled {
-                let knows = self.settled_of(at, relation).into_iter().flatten().any(|entry| entry.known);
                 // Settled, and not changed since; of what some know only what nobody else waits for.
                 let sql = self.with_work(at, relation, |w, offer| {
                     let reading = w.reading();
-                    let quiet = |known: &str, to: &str| {
-                        let again = reading.changes(&offer.union(), "d.at", to, Some(&settled));
-                        format!(
-                            "SELECT {} FROM {settled} s WHERE {known} AND NOT EXISTS (SELECT FROM ({again}) d WHERE {})",
-                            reading.keys("s."),
-                            reading.same("d.", "s.")
-                        )
-                    };
-                    let lost = quiet("NOT s.known", "0::pg_catalog.int8");
-                    // With a join of its own: what stands in an OR is looked for row by row.
-                    let known = if knows { format!(" UNION ALL {}", quiet("s.known", &offer.towards())) } else { String::new() };
-                    format!("INSERT INTO pg_temp.{name} {lost}{known}")
+                    let again = reading.changes(&offer.union(), "d.at", &offer.towards(), Some(&settled));
+                    format!(
+                        "INSERT INTO pg_temp.{name} SELECT {} FROM {settled} s WHERE NOT EXISTS (SELECT FROM ({again}) d WHERE {} AND NOT d.held)",
+                        reading.keys("s."),
+                        reading.same("d.", "s.")
+                    )
                 })?;
                 self.members[at].attempt(|conn| conn.query(&sql.unwrap_or_default()));
             }

@@ -170,8 +170,14 @@ pub fn doubts(sync: &str) -> Result<Vec<Doubt>> {
     Ok(all)
 }
 
+impl Doubt {
+    pub fn since(&self) -> i64 {
+        self.since
+    }
+}
+
 /// A row that a run has written on all members.
-#[derive(serde::Deserialize)]
+#[derive(Clone, serde::Deserialize)]
 pub struct Made {
     pub relation: String,
     pub key: Map<String, Value>,
@@ -180,6 +186,32 @@ pub struct Made {
     /// The columns that were written where the row was there; none: all.
     #[serde(default)]
     pub cleared: Vec<String>,
+    /// It is no row: somebody who has the decision does not know the row, because he had changed it himself.
+    #[serde(default)]
+    pub unaware: bool,
+}
+
+/// A key as [`Made::unaware`] has it.
+pub fn unaware(relation: &str, key: &Map<String, Value>) -> String {
+    serde_json::json!({ "relation": relation, "key": key, "row": null, "unaware": true }).to_string()
+}
+
+/// Adds such keys to the records of runs, each given by its number and what its decisions are greater than.
+pub fn note_unaware(sync: &str, keys: &[(i64, i64, String)]) -> Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut by_run: BTreeMap<(i64, i64), Vec<&str>> = BTreeMap::new();
+    for (run, since, key) in keys {
+        by_run.entry((*run, *since)).or_default().push(key);
+    }
+    xact::transaction(|| {
+        // Who commits next may be another server.
+        spi::execute("SET LOCAL synchronous_commit = on", &[])?;
+        by_run.iter().try_for_each(|((number, since), keys)| {
+            note_doubt(&Run { number: *number, sync, since: *since }, &HashMap::new(), &format!("[{}]", keys.join(",")))
+        })
+    })
 }
 
 /// A recorded decision, as far as it must be carried on.
@@ -190,20 +222,22 @@ pub struct Decided {
     pub winner: Option<String>,
     /// The row of a winner that is away, null if it has deleted it. None: it is not, or its row is not known.
     pub away: Option<Value>,
+    /// Whether the winner's row could not be recorded.
+    pub unfit: bool,
 }
 
 /// The decisions of a run. `here`: the sources that are not away.
 pub fn decided(sync: &str, doubt: &Doubt, here: &[String]) -> Result<Vec<Decided>> {
     let sql = "SELECT relation, key::text, winner, \
-        CASE WHEN winner <> ALL ($4::text[]) AND NOT coalesce(rows->winner ? 'bucardo_image', false) THEN (rows->winner)::text END FROM bucardo.conflict \
-        WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
+        CASE WHEN winner <> ALL ($4::text[]) AND NOT coalesce(rows->winner ? 'bucardo_image', false) THEN (rows->winner)::text END, \
+        coalesce(rows->winner ? 'bucardo_image', false) FROM bucardo.conflict WHERE id > $3 AND sync = $1 AND run = $2 AND strategy <> 'bucardo_abort' ORDER BY id";
     let unread = |e: serde_json::Error| Error::internal(format!("a conflict cannot be read: {e}"));
     after(|| {
         let args = [sync.into(), doubt.run.into(), doubt.since.into(), here.to_vec().into()];
         spi::select(sql, &args, |row| {
             let key = serde_json::from_str(&row.get::<String>(2)?).map_err(unread)?;
             let away = row.opt::<String>(4)?.map(|row| serde_json::from_str(&row)).transpose().map_err(unread)?;
-            Ok(Decided { relation: row.get(1)?, key, winner: row.opt(3)?, away })
+            Ok(Decided { relation: row.get(1)?, key, winner: row.opt(3)?, away, unfit: row.get(5)? })
         })
     })
 }

@@ -219,6 +219,7 @@ impl Mesh<'_> {
         for one in contended {
             if search.carried.contains(&*one.key) {
                 changed.insert(one.key.to_vec());
+                self.carried.is_changed(relation, &one.key, &one.changes);
             }
             let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {

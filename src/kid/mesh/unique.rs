@@ -170,6 +170,7 @@ impl Mesh<'_> {
         }
         let rows = group.iter().zip(&images).map(|(c, (_, row))| (names[c.change.source], row.clone()));
         let rows = rows_json(&rows.collect::<Vec<_>>());
+        self.check()?;
         let winner = match choice {
             Choice::Abort => {
                 let key = images.into_iter().find_map(|(key, _)| key).unwrap_or_default();

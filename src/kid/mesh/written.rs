@@ -8,6 +8,7 @@ use super::Mesh;
 use super::contend::Key;
 use super::decide::KeyChange;
 use super::settle::Settlement;
+use crate::catalog::sync::Role;
 use crate::ident::{quote_ident, quote_literal, text_array};
 use crate::kid::bits;
 use crate::kid::gather::window;
@@ -200,7 +201,10 @@ impl Mesh<'_> {
 
     /// What marks that as a change of this sync: it comes from another source.
     fn origin_for(&self, at: usize) -> Option<String> {
-        self.sources().into_iter().find(|source| *source != at).map(|source| self.origin(self.members[source].index))
+        let here = self.sources().into_iter().filter(|source| *source != at).map(|source| self.members[source].index);
+        // One that is alone has it of one that is away.
+        let sources = (0..self.plan.sync.members.len()).filter(|i| self.plan.sync.members[*i].role == Role::Source);
+        here.chain(sources.filter(|i| *i != self.members[at].index)).next().map(|source| self.origin(source))
     }
 
     fn note_keys(&mut self, at: usize, relation: i32, oid: u32, keys: &[Noted], origin: &str, xid: &str) {

@@ -67,27 +67,90 @@ fn a_source_that_is_alone_carries_a_decision_out_once() {
     assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.t"));
 }
 
+/// Both have changed a row, and A fails as it commits what was decided about it, so that nobody has that. `away` goes then.
+fn die_before_anybody_has_it(m: &Multi, away: &str) {
+    // By whatever the run writes there.
+    let refuse = "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$; \
+        CREATE CONSTRAINT TRIGGER no AFTER INSERT OR UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()";
+    m.rest();
+    m.changes(&[("A", "INSERT INTO t VALUES (1, 1, 'A')"), ("B", "INSERT INTO t VALUES (1, 10, 'B'), (5, 5, 'B')")]);
+    m.on("A").exec(&format!("{refuse}; ALTER TABLE t ENABLE ALWAYS TRIGGER no"));
+    stand_after_the_commit_of("A", m, &[]);
+    m.on("A").exec("DROP TRIGGER no ON t");
+    m.server_of(away).stop(Stop::Immediate);
+    kill_the_kid(m);
+}
+
 /// A decision that nobody had committed is carried out by the only source that is there. When the other one comes back, somebody has it.
 #[test]
 fn what_a_source_that_is_alone_has_carried_out_is_not_forgotten() {
     let m = merging(2);
-    // It fails as it commits, so that nobody has the decision.
-    let refuse = "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not now'; END$$; \
-        CREATE CONSTRAINT TRIGGER no AFTER INSERT OR UPDATE ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION no()";
-    m.rest();
-    m.changes(&[("A", "INSERT INTO t VALUES (1, 1, 'A')"), ("B", "INSERT INTO t VALUES (1, 10, 'B')")]);
-    m.on("A").exec(&format!("{refuse}; ALTER TABLE t ENABLE ALWAYS TRIGGER no"));
-    stand_after_the_commit_of("A", &m, &[]);
-    m.server_of("B").stop(Stop::Immediate);
-    m.on("A").exec("DROP TRIGGER no ON t");
-    kill_the_kid(&m);
+    die_before_anybody_has_it(&m, "B");
     for member in ["A", "T"] {
         m.wait_sql(member, "the merged row", "SELECT n = 11 FROM t");
     }
     m.server_of("B").launch();
     m.settle(&["t"]);
-    m.expect_everywhere(ALL, "1 11 A+B");
+    m.expect_everywhere(ALL, "1 11 A+B, 5 5 B");
     assert_eq!(m.count_conflicts("true"), 1, "{:?}", m.conflicts("public.t"));
+}
+
+/// The same of a winner that is away and has not committed that it has won: what is written on its row meanwhile knows it.
+#[test]
+fn a_winner_that_has_not_committed_does_not_contend_with_what_was_written_on_its_row() {
+    let m = apart(2, "bucardo_source");
+    die_before_anybody_has_it(&m, "A");
+    for member in others(&m) {
+        m.wait_sql(member, "the winner's row", "SELECT EXISTS (SELECT FROM t WHERE id = 1 AND val = 'A')");
+    }
+    m.on("B").exec("UPDATE t SET val = 'B later' WHERE id = 1");
+    m.wait_sql("T", "what was written since", "SELECT EXISTS (SELECT FROM t WHERE val = 'B later')");
+    m.server_of("A").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere(ALL, "1 1 B later, 5 5 B");
+    assert_eq!(m.count_conflicts("true"), 1, "decided twice: {:?}", m.conflicts("public.t"));
+}
+
+/// C has changed the row once more, without knowing what the run that died had decided: it is carried on without C's row being
+/// written over, and C contends with A when that is back.
+#[test]
+fn what_is_written_without_knowing_a_decision_contends_with_it() {
+    for merge in [false, true] {
+        let m = if merge { merging(3) } else { apart(3, "bucardo_source") };
+        die_after_a_has_won(&m);
+        m.on("C").exec("UPDATE t SET n = n + 1000, val = 'C unaware'");
+        m.server_of("A").stop(Stop::Immediate);
+        kill_the_kid(&m);
+        for member in others(&m) {
+            m.wait_sql(member, "what C wrote", "SELECT EXISTS (SELECT FROM t WHERE val = 'C unaware')");
+        }
+        m.server_of("A").launch();
+        m.settle(&["t"]);
+        m.expect_everywhere(ALL, if merge { "1 1211 A+B+C+C unaware" } else { "1 1 A" });
+        assert_eq!(m.count_conflicts("true"), 2, "{:?}", m.conflicts("public.t"));
+    }
+}
+
+/// A row has lost its reference to a parent that is gone. Who has it from the record has all that its author wrote with it.
+#[test]
+fn a_row_that_lost_its_reference_is_carried_on_whole() {
+    let m = Plan::new(2).targets(0).place(Place::Apart).start();
+    m.everywhere(
+        "CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE SET NULL, val text)",
+    );
+    m.sync_over(&m.dbs(), "tables => 'public.parent,public.child'");
+    m.on("A").exec("INSERT INTO parent VALUES (1), (2); INSERT INTO child VALUES (1, 1, 'old')");
+    m.settle(&["parent", "child"]);
+    die_after_the_first_commit(
+        &m,
+        &[("A", "UPDATE child SET parent = 2, val = 'new'"), ("B", "DELETE FROM parent WHERE id = 2")],
+    );
+    m.server_of("A").stop(Stop::Immediate);
+    kill_the_kid(&m);
+    m.wait_sql("B", "what A wrote", "SELECT val = 'new' AND parent IS NULL FROM child");
+    m.server_of("A").launch();
+    m.settle(&["parent", "child"]);
+    m.expect_everywhere("SELECT concat_ws(' ', id, coalesce(parent, 0), val) FROM child", "1 0 new");
 }
 
 /// Whoever writes on the winner's row knows it: that does not contend with it once more when the winner comes back.
