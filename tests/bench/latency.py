@@ -1,23 +1,28 @@
 """How soon a change is there: one row at a time, and under pgbench's TPC-B at a fixed rate."""
 
+import itertools
+import random
 import statistics
 import subprocess
 import threading
 import time
 
 import pq
-from common import median_and_p99, pgbench_command, quantile, timed, until
+from common import median_and_p99, orders, pgbench_command, quantile, timed, until
 from opponents import Subscription
 
 PGBENCH_TABLES = "pgbench_accounts, pgbench_branches, pgbench_tellers"
 KEYS = {"pgbench_accounts": "aid", "pgbench_branches": "bid", "pgbench_tellers": "tid"}
+# The pauses: the same ones in every run.
+LOT = random.Random(5)
 
 
-def one_by_one(source, target, first, count, pause=0.01):
-    """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample."""
+def one_by_one(source, target, numbers, pause):
+    """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample. The pause
+    before each is by lot, up to twice `pause` seconds: what has a rhythm of its own, such as polls, is met at every phase."""
     samples = []
-    for n in range(first, first + count):
-        time.sleep(pause)
+    for n in numbers:
+        time.sleep(LOT.uniform(0, 2 * pause))
         source.run(f"INSERT INTO t VALUES ({n}, 0, 'x')")
         began = time.perf_counter()
         while not target.rows(f"SELECT 1 FROM t WHERE id = {n}"):
@@ -26,14 +31,10 @@ def one_by_one(source, target, first, count, pause=0.01):
     return samples
 
 
-def samples_of(source, target, count):
-    one_by_one(source, target, 1, 20, 0.02)
-    return one_by_one(source, target, 1000, count)
-
-
 def latency(bench):
-    """From the commit to the row being visible on the other side, one row at a time."""
-    count = bench.rows(300, 20)
+    """From the commit to the row being visible on the other side, one row at a time; the contenders take turns."""
+    # In each repetition. Each turn begins with some that do not count: whoever was at rest polls less often.
+    count, first = bench.rows(150, 10), 10
     bench.databases("source", "logical_source")
     bench.databases("far_control", table=None)
     bench.databases("target", "far_source", "far_target", "logical", server=bench.two)
@@ -41,19 +42,27 @@ def latency(bench):
     far = bench.sync("far_control", ("F", bench.two, "far_source"), [("B", bench.two, "far_target")])
     subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
     poll_min = float(far.one("SELECT setting FROM pg_settings WHERE name = 'bucardo.poll_min'"))
+    polled = (bench.two.connect("far_source"), bench.two.connect("far_target"))
     pairs = {
         "bucardo": (bench.one.connect("source"), bench.two.connect("target")),
-        "bucardo, polled member": (bench.two.connect("far_source"), bench.two.connect("far_target")),
+        "bucardo, polled member": polled,
         "native logical": (subscription.source, subscription.target),
     }
     goals = {"bucardo": ("<= 2 ms", "<= 8 ms"), "bucardo, polled member": (f"<= {poll_min + 5:g} ms", None)}
-    samples = {name: [] for name in pairs}
+    repetitions = {name: [] for name in pairs}
+    numbers = itertools.count(1)
+    for order in orders(tuple(pairs), bench.repeat):
+        for name in order:
+            source, target = pairs[name]
+            # The polls of a member that is polled are 20 ms apart and more.
+            pause = 0.03 if pairs[name] is polled else 0.01
+            one_by_one(source, target, itertools.islice(numbers, first), pause)
+            repetitions[name].append(one_by_one(source, target, itertools.islice(numbers, count), pause))
     for name, (source, target) in pairs.items():
-        samples[name] = samples_of(source, target, count)
-    for name, values in samples.items():
-        median_and_p99(bench.report, "commit to visible", name, values, goals.get(name, (None, None)))
+        bench.equal(source, [target])
+        median_and_p99(bench.report, "commit to visible", name, repetitions[name], goals.get(name, (None, None)))
     subscription.close()
-    for conn in (near, far, *pairs["bucardo"], *pairs["bucardo, polled member"]):
+    for conn in (near, far, *pairs["bucardo"], *polled):
         conn.close()
     bench.drop("source", "far_control", "target", "far_source", "far_target", "logical", "logical_source")
 
