@@ -63,9 +63,9 @@ def thousand_tables(bench):
         contender.close()
     work = f"one of {count:,} tables changed"
     bench.report(work, "a run, 1 table", one.runs, "ms")
-    bench.report(work, f"a run, {count:,} tables", many.runs, "ms", one.runs, "<= 2 x")
+    bench.report(work, f"a run, {count:,} tables", many.runs, "ms", one.runs, "<= 2 x", rounds=True)
     bench.report(work, "commit to visible, 1 table", one.waits, "ms")
-    bench.report(work, f"commit to visible, {count:,} tables", many.waits, "ms", one.waits, ours=True)
+    bench.report(work, f"commit to visible, {count:,} tables", many.waits, "ms", one.waits, ours=True, rounds=True)
 
 
 def make_syncs(bench, syncs, tables, source=None):

@@ -187,9 +187,9 @@ def old_snapshot(bench):
     free, _ = rounds_of(bench, False, rounds, rows)
     held, left = rounds_of(bench, True, rounds, rows)
     bench.report(work, "no snapshot: the first 3 runs", free[:3], "s")
-    bench.report(work, "no snapshot: the last 3 runs", free[-3:], "s", free[:3], ours=True)
+    bench.report(work, "no snapshot: the last 3 runs", free[-3:], "s", free[:3], ours=True, rounds=False)
     bench.report(work, "held: the first 3 runs", held[:3], "s")
-    bench.report(work, "held: the last 3 runs", held[-3:], "s", held[:3], "<= 1.5 x")
+    bench.report(work, "held: the last 3 runs", held[-3:], "s", held[:3], "<= 1.5 x", rounds=False)
     bench.report(work, "held: segments after the purge", [left], "bytes", goal="<= 0 bytes")
 
 
