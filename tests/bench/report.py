@@ -22,8 +22,9 @@ class Results:
         values = [v for v in values if v is not None]
         median = statistics.median(values)
         line = {"work": work, "contender": contender, "unit": unit, "median": median, "min": min(values), "max": max(values)}
+        line["values"] = [float(f"{v:.4g}") for v in values]
         if ratios:
-            line["ratio"] = statistics.median(ratios)
+            line["ratio"], line["ratio_min"], line["ratio_max"] = statistics.median(ratios), min(ratios), max(ratios)
         if goal:
             line["goal"] = goal
             line["met"] = meets(line)
