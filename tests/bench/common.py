@@ -166,6 +166,7 @@ def quantile(values, share):
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def median_and_p99(report, work, contender, samples, goals=(None, None)):
-    report(work, f"{contender}, median", [statistics.median(samples)], "ms", goal=goals[0])
-    report(work, f"{contender}, p99", [quantile(samples, 0.99)], "ms", goal=goals[1])
+def median_and_p99(report, work, contender, repetitions, goals=(None, None)):
+    """Of each repetition's samples the median and the p99: the table's figure is the median of those, with the least and the most."""
+    report(work, f"{contender}, median", [statistics.median(samples) for samples in repetitions], "ms", goal=goals[0])
+    report(work, f"{contender}, p99", [quantile(samples, 0.99) for samples in repetitions], "ms", goal=goals[1])

@@ -1,23 +1,28 @@
 """How soon a change is there: one row at a time, and under pgbench's TPC-B at a fixed rate."""
 
+import itertools
+import random
 import statistics
 import subprocess
 import threading
 import time
 
 import pq
-from common import median_and_p99, pgbench_command, quantile, timed, until
+from common import median_and_p99, orders, pgbench_command, quantile, timed, until
 from opponents import Subscription
 
 PGBENCH_TABLES = "pgbench_accounts, pgbench_branches, pgbench_tellers"
 KEYS = {"pgbench_accounts": "aid", "pgbench_branches": "bid", "pgbench_tellers": "tid"}
+# The pauses: the same ones in every run.
+LOT = random.Random(5)
 
 
-def one_by_one(source, target, first, count, pause=0.01):
-    """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample."""
+def one_by_one(source, target, numbers, pause):
+    """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample. The pause
+    before each is by lot, up to twice `pause` seconds: what has a rhythm of its own, such as polls, is met at every phase."""
     samples = []
-    for n in range(first, first + count):
-        time.sleep(pause)
+    for n in numbers:
+        time.sleep(LOT.uniform(0, 2 * pause))
         source.run(f"INSERT INTO t VALUES ({n}, 0, 'x')")
         began = time.perf_counter()
         while not target.rows(f"SELECT 1 FROM t WHERE id = {n}"):
@@ -26,14 +31,10 @@ def one_by_one(source, target, first, count, pause=0.01):
     return samples
 
 
-def samples_of(source, target, count):
-    one_by_one(source, target, 1, 20, 0.02)
-    return one_by_one(source, target, 1000, count)
-
-
 def latency(bench):
-    """From the commit to the row being visible on the other side, one row at a time."""
-    count = bench.rows(300, 20)
+    """From the commit to the row being visible on the other side, one row at a time; the contenders take turns."""
+    # In each repetition. Each turn begins with some that do not count: whoever was at rest polls less often.
+    count, first = bench.rows(150, 10), 10
     bench.databases("source", "logical_source")
     bench.databases("far_control", table=None)
     bench.databases("target", "far_source", "far_target", "logical", server=bench.two)
@@ -41,19 +42,27 @@ def latency(bench):
     far = bench.sync("far_control", ("F", bench.two, "far_source"), [("B", bench.two, "far_target")])
     subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
     poll_min = float(far.one("SELECT setting FROM pg_settings WHERE name = 'bucardo.poll_min'"))
+    polled = (bench.two.connect("far_source"), bench.two.connect("far_target"))
     pairs = {
         "bucardo": (bench.one.connect("source"), bench.two.connect("target")),
-        "bucardo, polled member": (bench.two.connect("far_source"), bench.two.connect("far_target")),
+        "bucardo, polled member": polled,
         "native logical": (subscription.source, subscription.target),
     }
     goals = {"bucardo": ("<= 2 ms", "<= 8 ms"), "bucardo, polled member": (f"<= {poll_min + 5:g} ms", None)}
-    samples = {name: [] for name in pairs}
+    repetitions = {name: [] for name in pairs}
+    numbers = itertools.count(1)
+    for order in orders(tuple(pairs), bench.repeat):
+        for name in order:
+            source, target = pairs[name]
+            # The polls of a member that is polled are 20 ms apart and more.
+            pause = 0.03 if pairs[name] is polled else 0.01
+            one_by_one(source, target, itertools.islice(numbers, first), pause)
+            repetitions[name].append(one_by_one(source, target, itertools.islice(numbers, count), pause))
     for name, (source, target) in pairs.items():
-        samples[name] = samples_of(source, target, count)
-    for name, values in samples.items():
-        median_and_p99(bench.report, "commit to visible", name, values, goals.get(name, (None, None)))
+        bench.equal(source, [target])
+        median_and_p99(bench.report, "commit to visible", name, repetitions[name], goals.get(name, (None, None)))
     subscription.close()
-    for conn in (near, far, *pairs["bucardo"], *pairs["bucardo, polled member"]):
+    for conn in (near, far, *pairs["bucardo"], *polled):
         conn.close()
     bench.drop("source", "far_control", "target", "far_source", "far_target", "logical", "logical_source")
 
@@ -107,18 +116,37 @@ def tpcb_databases(bench, names):
 
 
 def tpcb(bench):
-    """pgbench's TPC-B at 500/s: rows pending and the oldest of them meanwhile, and how long it takes until all is served."""
-    load = ["-n", "-c", "4", "-j", "1", "-R", "500", "-M", "prepared", *bench.load(60)]
+    """pgbench's TPC-B at 500/s for 60 s in all: rows pending and the oldest of them meanwhile, and how long it takes until all is served."""
+    # The repetitions share the minute, but none is so short that its beginning counts for much.
+    load = ["-n", "-c", "4", "-j", "1", "-R", "500", "-M", "prepared", *bench.load(max(20, 60 / bench.repeat))]
     for vacuum in ("on", "off"):
         tpcb_databases(bench, [(bench.one, "source"), (bench.two, "target"), (bench.one, "logical_source"), (bench.two, "logical")])
         for server in (bench.one, bench.two):
             server.setting("autovacuum", vacuum)
-        work = f"TPC-B 500/s, autovacuum {vacuum}"
-        tpcb_ours(bench, work, load)
-        tpcb_native(bench, work, load)
+        bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")], PGBENCH_TABLES).close()
+        figures = {}
+        for order in orders((tpcb_ours, tpcb_native), bench.repeat):
+            for turn in order:
+                for name, value in turn(bench, load).items():
+                    figures.setdefault(name, []).append(value)
+        for name, unit, goal, ours in TPCB:
+            bench.report(f"TPC-B 500/s, autovacuum {vacuum}", name, figures[name], unit, goal=goal, ours=ours)
         bench.drop("source", "target", "logical_source", "logical")
     for server in (bench.one, bench.two):
         server.setting("autovacuum", "on")
+
+
+# What is reported, a figure for each repetition: (name, unit, goal, whether it is ours).
+TPCB = (
+    ("bucardo, pending, median", "rows", "<= 5 rows", True),
+    ("bucardo, pending, p99", "rows", None, True),
+    ("bucardo, oldest, median", "ms", "<= 10 ms", True),
+    ("bucardo, oldest, p99", "ms", None, True),
+    ("bucardo, to drain", "ms", "<= 50 ms", True),
+    ("native logical, replay_lag, median", "ms", None, False),
+    ("native logical, replay_lag, p99", "ms", None, False),
+    ("native logical, to drain", "ms", None, False),
+)
 
 
 def compare_tpcb(bench, source, target):
@@ -126,27 +154,29 @@ def compare_tpcb(bench, source, target):
         bench.equal(source, [target], table, key)
 
 
-def tpcb_ours(bench, work, load):
-    control = bench.sync("source", ("A", bench.one, "source"), [("B", bench.two, "target")], PGBENCH_TABLES)
-    watcher, target = bench.one.connect("source"), bench.two.connect("target")
-    asker = bench.one.connect("source")
+def tpcb_ours(bench, load):
+    """Our turn: its figures by name."""
+    watcher, asker, target = bench.one.connect("source"), bench.one.connect("source"), bench.two.connect("target")
     with Sampler(lambda: backlog_of(watcher)) as sampler:
         pgbench(bench, bench.one, "source", load)
         drain = timed(lambda: until(lambda: backlog_of(asker)[0] == 0)) * 1000
     samples = sampler.samples or [backlog_of(watcher)]
-    compare_tpcb(bench, control, target)
+    compare_tpcb(bench, asker, target)
     pending, oldest = [s[0] for s in samples], [s[1] for s in samples]
-    bench.report(work, "bucardo, pending, median", [statistics.median(pending)], "rows", goal="<= 5 rows")
-    bench.report(work, "bucardo, pending, p99", [quantile(pending, 0.99)], "rows", ours=True)
-    bench.report(work, "bucardo, oldest, median", [statistics.median(oldest)], "ms", goal="<= 10 ms")
-    bench.report(work, "bucardo, oldest, p99", [quantile(oldest, 0.99)], "ms", ours=True)
-    bench.report(work, "bucardo, to drain", [drain], "ms", goal="<= 50 ms")
-    for conn in (control, watcher, asker, target):
+    for conn in (watcher, asker, target):
         conn.close()
+    return {
+        "bucardo, pending, median": statistics.median(pending),
+        "bucardo, pending, p99": quantile(pending, 0.99),
+        "bucardo, oldest, median": statistics.median(oldest),
+        "bucardo, oldest, p99": quantile(oldest, 0.99),
+        "bucardo, to drain": drain,
+    }
 
 
-def tpcb_native(bench, work, load):
-    subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical")
+def tpcb_native(bench, load):
+    """Logical replication's turn, of the same tables. It is there for its turn only: reading along would cost the other's."""
+    subscription = Subscription(bench, bench.one, "logical_source", bench.two, "logical", PGBENCH_TABLES)
     watcher = bench.one.connect("logical_source")
     with Sampler(lambda: subscription.lag(watcher)) as sampler:
         pgbench(bench, bench.one, "logical_source", load)
@@ -154,8 +184,10 @@ def tpcb_native(bench, work, load):
         drain = timed(lambda: until(lambda: subscription.flushed(lsn))) * 1000
     lags = sampler.samples or [0.0]
     compare_tpcb(bench, subscription.source, subscription.target)
-    bench.report(work, "native logical, replay_lag, median", [statistics.median(lags)], "ms")
-    bench.report(work, "native logical, replay_lag, p99", [quantile(lags, 0.99)], "ms")
-    bench.report(work, "native logical, to drain", [drain], "ms")
     watcher.close()
     subscription.close()
+    return {
+        "native logical, replay_lag, median": statistics.median(lags),
+        "native logical, replay_lag, p99": quantile(lags, 0.99),
+        "native logical, to drain": drain,
+    }

@@ -33,12 +33,13 @@ class Decoder:
 
 
 class Subscription:
-    """PostgreSQL's logical replication of all tables of one database into another, which must have the same rows already."""
+    """PostgreSQL's logical replication of some tables of one database, or of all, into another, which must have the same rows already."""
 
-    def __init__(self, bench, source, source_db, target, target_db):
+    def __init__(self, bench, source, source_db, target, target_db, tables=None):
         self.source, self.target = source.connect(source_db), target.connect(target_db)
         self.name = f"bench_{target_db}"
-        self.source.run(f"DROP PUBLICATION IF EXISTS {self.name}; CREATE PUBLICATION {self.name} FOR ALL TABLES")
+        what = f"TABLE {tables}" if tables else "ALL TABLES"
+        self.source.run(f"DROP PUBLICATION IF EXISTS {self.name}; CREATE PUBLICATION {self.name} FOR {what}")
         self.target.run(
             f"CREATE SUBSCRIPTION {self.name} CONNECTION '{source.conninfo(source_db)}' PUBLICATION {self.name} "
             f"WITH (copy_data = false, binary = true)"

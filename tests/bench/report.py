@@ -15,14 +15,16 @@ class Results:
         self.lines = []
         self.skipped = []
 
-    def add(self, work, contender, values, unit, reference=None, goal=None, ours=None):
-        """A line: the median of `values`, and its ratio to `reference`. Ours are those with a goal, if not said."""
-        ratio = ratio_of(values, reference or [])
+    def add(self, work, contender, values, unit, reference=None, goal=None, ours=None, rounds=True):
+        """A line: the median of `values`, and its ratio to `reference`. Ours are those with a goal, if not said; `rounds` as in
+        `ratios_of`."""
+        ratios = ratios_of(values, reference or [], rounds)
         values = [v for v in values if v is not None]
         median = statistics.median(values)
         line = {"work": work, "contender": contender, "unit": unit, "median": median, "min": min(values), "max": max(values)}
-        if ratio is not None:
-            line["ratio"] = ratio
+        line["values"] = [float(f"{v:.4g}") for v in values]
+        if ratios:
+            line["ratio"], line["ratio_min"], line["ratio_max"] = statistics.median(ratios), min(ratios), max(ratios)
         if goal:
             line["goal"] = goal
             line["met"] = meets(line)
@@ -40,15 +42,15 @@ class Results:
             file.write("\n")
 
 
-def ratio_of(values, reference):
-    """The median of the ratios of the rounds, or the ratio of the medians where there are not as many of both: the machine's
-    own ups and downs are longer than a round."""
+def ratios_of(values, reference, rounds):
+    """The ratios whose median is the line's. With `rounds`, the values and the references of the same index were measured one
+    after the other: each is compared with its own, because the machine's own ups and downs are longer than a round. Without, or
+    where there are not as many of both, the index says nothing, and each is compared with the median of the references."""
     pairs = [(v, r) for v, r in zip(values, reference) if v is not None and r]
-    if len(values) == len(reference) == len(pairs):
-        return statistics.median(v / r for v, r in pairs)
-    known = [v for v in values if v is not None]
+    if rounds and len(values) == len(reference) == len(pairs):
+        return [v / r for v, r in pairs]
     base = statistics.median(reference) if reference else 0
-    return statistics.median(known) / base if base > 0 else None
+    return [v / base for v in values if v is not None] if base > 0 else []
 
 
 def figure_of(line):
