@@ -16,6 +16,7 @@ import traceback
 import backlog
 import bucardo5
 import capture
+import instructions
 import latency
 import many
 import picture
@@ -29,6 +30,7 @@ BENCHES = {
     for f in (
         capture.capture_statements,
         capture.capture_transactions,
+        instructions.instructions,
         backlog.backlog,
         backlog.backlog_wide,
         backlog.fan_out,
