@@ -16,6 +16,7 @@ import traceback
 import backlog
 import bucardo5
 import capture
+import growth
 import instructions
 import latency
 import many
@@ -41,6 +42,7 @@ BENCHES = {
         backlog.initial_copy,
         many.thousand_tables,
         many.hundred_syncs,
+        growth.growth,
         upkeep.memory,
         upkeep.memory_of_conflicts,
         upkeep.idle,
