@@ -16,6 +16,8 @@ import traceback
 import backlog
 import bucardo5
 import capture
+import growth
+import instructions
 import latency
 import many
 import picture
@@ -29,6 +31,7 @@ BENCHES = {
     for f in (
         capture.capture_statements,
         capture.capture_transactions,
+        instructions.instructions,
         backlog.backlog,
         backlog.backlog_wide,
         backlog.fan_out,
@@ -39,6 +42,7 @@ BENCHES = {
         backlog.initial_copy,
         many.thousand_tables,
         many.hundred_syncs,
+        growth.growth,
         upkeep.memory,
         upkeep.memory_of_conflicts,
         upkeep.idle,
