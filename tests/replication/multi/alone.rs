@@ -118,9 +118,11 @@ fn what_is_written_without_knowing_a_decision_contends_with_it() {
     for merge in [false, true] {
         let m = if merge { merging(3) } else { apart(3, "bucardo_source") };
         die_after_a_has_won(&m);
-        m.on("C").exec("UPDATE t SET n = n + 1000, val = 'C unaware'");
         m.server_of("A").stop(Stop::Immediate);
+        m.control().exec("SELECT bucardo.pause('s')");
         kill_the_kid(&m);
+        m.on("C").exec("UPDATE t SET n = n + 1000, val = 'C unaware'");
+        m.control().exec("SELECT bucardo.resume('s')");
         for member in others(&m) {
             m.wait_sql(member, "what C wrote", "SELECT EXISTS (SELECT FROM t WHERE val = 'C unaware')");
         }
