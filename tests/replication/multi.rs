@@ -18,6 +18,7 @@ mod moves;
 mod names;
 mod newcomer;
 mod once;
+mod pairwise;
 mod record;
 mod relay;
 mod sequence;
