@@ -107,6 +107,19 @@ COMMENT ON TABLE bucardo.capture_settled IS 'Changes of this database that lost 
 -- Sources that were away when nobody won: against what they have changed themselves, such a change still contends.
 ALTER TABLE bucardo.capture_settled ADD COLUMN IF NOT EXISTS open text[] NOT NULL DEFAULT '{}';
 
+-- Of a source that is away: its changes of these keys up to what it had served to who gave the rows. Kept until the source
+-- has served this database itself.
+CREATE TABLE IF NOT EXISTS bucardo.capture_heard (
+    control  text  NOT NULL,
+    sync     text  NOT NULL,
+    relid    oid   NOT NULL,
+    source   text  NOT NULL,
+    served   text  NOT NULL,
+    identity text  NOT NULL,
+    keys     jsonb NOT NULL
+);
+COMMENT ON TABLE bucardo.capture_heard IS 'Changes of other sources that this database has got by way of a third one.';
+
 CREATE TABLE IF NOT EXISTS bucardo.capture_mark (
     id     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relid  oid         NOT NULL,
@@ -146,7 +159,7 @@ DECLARE
     o record;
 BEGIN
     FOR o IN SELECT r.oid::pg_catalog.regclass AS name FROM pg_catalog.pg_class r WHERE r.relnamespace = 'bucardo'::pg_catalog.regnamespace
-              AND r.relname IN ('capture_settled', 'capture_touched') AND r.relreplident <> 'f' LOOP
+              AND r.relname IN ('capture_settled', 'capture_heard', 'capture_touched') AND r.relreplident <> 'f' LOOP
         EXECUTE pg_catalog.format('ALTER TABLE %s REPLICA IDENTITY FULL', o.name);
     END LOOP;
 END
@@ -154,7 +167,7 @@ $body$;
 
 -- The version of these objects, so that an older set is brought up to date.
 CREATE OR REPLACE FUNCTION bucardo.capture_version() RETURNS integer
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 19 $body$;
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$ SELECT 20 $body$;
 
 -- A name that fits into 63 bytes, cut at a character.
 CREATE OR REPLACE FUNCTION bucardo.capture_clip(p_name text) RETURNS text
@@ -567,6 +580,7 @@ BEGIN
     DELETE FROM bucardo.capture_mark WHERE relid = c.relid;
     -- Keys as they were: whoever captures the table again sends all of it.
     DELETE FROM bucardo.capture_settled WHERE relid = c.relid;
+    DELETE FROM bucardo.capture_heard WHERE relid = c.relid;
     DELETE FROM bucardo.capture_touched WHERE capture = p_id;
     DELETE FROM bucardo.capture WHERE id = p_id;
 END
@@ -682,6 +696,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $body$
     DELETE FROM bucardo.capture_track t WHERE t.control = p_control AND t.sync = p_sync AND (t.source <> p_source
         OR pg_snapshot_xmax(t.served::pg_snapshot)::text::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
     DELETE FROM bucardo.capture_progress g WHERE g.control = p_control AND g.sync = p_sync AND g.member <> p_source;
+    DELETE FROM bucardo.capture_heard h WHERE h.control = p_control AND h.sync = p_sync AND h.source <> ALL (p_receivers);
     INSERT INTO bucardo.capture_track AS t (control, sync, source, member, served)
         SELECT p_control, p_sync, p_source, m, format('%1$s:%1$s:', least(pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
                 (SELECT min(pg_snapshot_xmin(o.served::pg_snapshot)::text::bigint) FROM bucardo.capture_track o
@@ -779,6 +794,7 @@ BEGIN
             FROM bucardo.capture_track t WHERE t.control = p_control AND (p_sync IS NULL OR t.sync = p_sync)), '[]')) INTO stale;
     DELETE FROM bucardo.capture_progress g WHERE g.control = p_control AND (p_sync IS NULL OR g.sync = p_sync);
     DELETE FROM bucardo.capture_settled g WHERE g.control = p_control AND (p_sync IS NULL OR g.sync = p_sync);
+    DELETE FROM bucardo.capture_heard g WHERE g.control = p_control AND (p_sync IS NULL OR g.sync = p_sync);
     RETURN bucardo.capture_release(p_control, stale);
 END
 $body$;

@@ -16,7 +16,7 @@ BEGIN
              WHERE n.nspname = 'bucardo' AND p.proname LIKE 'capture\_%' ORDER BY p.proname = 'capture_body' DESC LOOP
         EXECUTE pg_catalog.format('DROP FUNCTION IF EXISTS %s CASCADE', o.name);
     END LOOP;
-    DROP TABLE IF EXISTS bucardo.capture_settled, bucardo.capture_progress, bucardo.capture_touched, bucardo.capture_root;
+    DROP TABLE IF EXISTS bucardo.capture_settled, bucardo.capture_heard, bucardo.capture_progress, bucardo.capture_touched, bucardo.capture_root;
     DROP TABLE bucardo.capture_mark, bucardo.capture_track, bucardo.capture_sync, bucardo.capture;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND refobjid = 'bucardo'::pg_catalog.regnamespace) THEN
         DROP SCHEMA bucardo;

@@ -26,7 +26,7 @@ const OBJECTS: [&str; 5] = [
 pub const REMOVE_SCRIPT: &str = include_str!("../../sql/capture_remove.sql");
 
 /// The version of the objects, as `bucardo.capture_version()` tells it.
-const VERSION: i32 = 19;
+const VERSION: i32 = 20;
 /// Whoever waits for us while we wait for him shall not be the one who is ended: we look for that first, and try again.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '200ms'; SET LOCAL search_path = pg_catalog; \
     SET LOCAL client_min_messages = error; SET LOCAL default_table_access_method = heap; \

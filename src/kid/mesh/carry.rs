@@ -215,13 +215,17 @@ impl Mesh<'_> {
                 keys.entry(*relation).or_default().push(key.clone());
             }
             for (relation, keys) in keys {
-                self.settle_at(*at, relation, Settled { snapshot: window(&snapshot), keys, open: !behind, known: true });
+                self.settle_at(
+                    *at,
+                    relation,
+                    Settled { snapshot: window(&snapshot), keys, open: !behind, known: true, older: false },
+                );
             }
         }
     }
 
     /// Has this run take changes of a source as handled.
-    fn settle_at(&mut self, at: usize, relation: i32, settled: Settled) {
+    pub(super) fn settle_at(&mut self, at: usize, relation: i32, settled: Settled) {
         if let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid)
             && let Some(offer) = &mut self.offers[at]
         {
@@ -293,7 +297,11 @@ impl Mesh<'_> {
             let contends = |m: &Member| fate == Fate::Open && m.role == Role::Source && (absent(m) || m.db.name == name);
             let open = bits::where_member(&self.plan.sync, contends);
             let names = self.plan.sync.members.iter().filter(|m| contends(m)).map(|m| m.db.name.clone()).collect();
-            self.settle_at(at, relation, Settled { snapshot: window(&snapshot), keys: keys.clone(), open, known: false });
+            self.settle_at(
+                at,
+                relation,
+                Settled { snapshot: window(&snapshot), keys: keys.clone(), open, known: false, older: false },
+            );
             if fate != Fate::Made {
                 self.carried.lost.push(Lost { at, relation, snapshot, keys, open: names });
             }

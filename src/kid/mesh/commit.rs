@@ -3,7 +3,7 @@
 //! before everything is recorded that others need to carry the run on, should it die.
 
 use super::record::{self, Run, Stand};
-use super::{Broken, Mesh};
+use super::{Broken, Mesh, hearsay};
 use crate::fault;
 use crate::ident::text_array;
 use crate::kid::apply::Receiver;
@@ -39,12 +39,17 @@ impl Mesh<'_> {
             let identities = text_array(offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
+            let has_heard = self.has_heard(at);
             let is_deaf = self.plan.is_deaf(self.members[at].index, relations.iter().copied());
             let oids: Vec<u32> = relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 if !from.is_empty() {
                     conn.pipeline_add(SERVED, &[], &params)?;
+                }
+                if has_heard && !from.is_empty() {
+                    let heard = [control.as_str(), &sync, &names].map(|p| Some(p.as_bytes()));
+                    conn.pipeline_add(hearsay::FORGET, &[], &heard)?;
                 }
                 if is_deaf {
                     deaf::queue(conn)?;

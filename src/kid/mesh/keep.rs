@@ -25,9 +25,14 @@ impl Mesh<'_> {
         if self.offers[at].as_ref().is_none_or(|o| o.change(relation).is_none()) {
             return Ok(None);
         }
-        let present = self.present();
-        // Who is away contends with nobody now.
-        self.table_of_settled(at, relation, |entry| if entry.known { entry.open } else { entry.open & present })
+        let (present, sources) = (self.present(), self.present_sources());
+        // Who is away contends with nobody now; nor for what is not sent, because somebody here has got more.
+        let open = |entry: &Settled| match entry {
+            Settled { older: true, .. } => entry.open & sources,
+            Settled { known: true, .. } => entry.open,
+            _ => entry.open & present,
+        };
+        self.table_of_settled(at, relation, open)
     }
 
     /// The same, each with what `open` says of it.
@@ -128,9 +133,10 @@ impl Mesh<'_> {
         let name = format!("bucardo_kept_{relation}");
         let Some(columns) = self.with_work(at, relation, |w, _| w.reading().key_columns())? else { return Ok(None) };
         if !self.kept.contains(&(at, relation)) {
-            let present = self.present();
+            let (present, sources) = (self.present(), self.present_sources());
             // Nothing is sent for who is away.
-            let settled = self.table_of_settled(at, relation, |entry| entry.open & present)?;
+            let towards = |entry: &Settled| entry.open & if entry.older { sources } else { present };
+            let settled = self.table_of_settled(at, relation, towards)?;
             if kept.is_empty() && settled.is_none() {
                 return Ok(None);
             }
@@ -192,6 +198,7 @@ impl Mesh<'_> {
     /// won: these still contend with what sources have changed that are away now; and what must be told again. It is on its
     /// way afterwards. That nobody has won is told by the source's own name among those that are away.
     pub(super) fn note_lost(&mut self, relation: i32, settlement: &mut Settlement) {
+        self.note_heard_of(relation, settlement);
         settlement.again.drain().for_each(|(at, keys)| self.note_again(at, relation, &keys));
         let is_here = |name: &str| self.members.iter().any(|m| self.member_name(m.index) == name);
         let sources = self.plan.sync.sources().map(|s| s.db.name.clone());

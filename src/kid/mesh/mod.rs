@@ -11,6 +11,7 @@ mod contend;
 mod decide;
 mod deliver;
 mod foreign;
+mod hearsay;
 mod image;
 mod keep;
 mod marks;
@@ -42,6 +43,7 @@ use crate::fault;
 use crate::master::slot::{Outcome, Phase, Report, Text};
 use crate::master::trouble::Said;
 use carry::Carried;
+use hearsay::Hearsay;
 use offer::Offer;
 use settle::Decision;
 
@@ -58,6 +60,8 @@ pub(super) struct Mesh<'a> {
     copied: Vec<(i32, u64)>,
     /// What runs that died have left to this one.
     carried: Carried,
+    /// What sources have got of those that are away.
+    hearsay: Hearsay,
     /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
     kept: HashSet<(usize, i32)>,
     /// The relations for which a table of the keys that no truncation takes along is on every member.
@@ -330,6 +334,9 @@ impl Mesh<'_> {
             self.decisions.extend(settlement.decisions);
         }
         self.run_errands()?;
+        if self.is_ahead() {
+            relations.iter().try_for_each(|relation| self.note_heard(*relation, &kept))?;
+        }
         self.renew_stale(relations)?;
         let decisions = self.adopt_orphans(relations)?;
         self.decisions.extend(decisions);

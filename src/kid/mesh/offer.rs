@@ -39,6 +39,9 @@ pub struct Settled {
     pub open: u64,
     /// Whether the others know them, as if they had been served: else they stay where they are.
     pub known: bool,
+    /// Whether somebody who takes part has got them by way of another one, and so has what was written upon them, if anything was:
+    /// no target gets them any more.
+    pub older: bool,
 }
 
 /// What a source has for the others.

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::carry::Carried;
+use super::hearsay::Hearsay;
 use super::offer::{self, Offer, Settled, Truncated};
 use super::{Broken, Mesh};
 use crate::catalog::sync::{Relation, Role, Sync};
@@ -34,8 +35,11 @@ const PROGRESS: &str = "SELECT source, served, identity, run FROM bucardo.captur
     UNION ALL SELECT NULL, NULL, NULL, NULL FROM pg_catalog.pg_class c \
     WHERE c.oid IN ('bucardo.capture_track'::pg_catalog.regclass, 'bucardo.capture_progress'::pg_catalog.regclass) \
     AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)";
-const SETTLED: &str =
-    "SELECT relid, snapshot, keys, pg_catalog.to_json(open) FROM bucardo.capture_settled WHERE control = $1 AND sync = $2";
+/// The source's own changes that are settled, and then those of other sources, with their names and what these were, that it has
+/// got by way of a third one.
+const SETTLED: &str = "SELECT relid, snapshot, keys, pg_catalog.to_json(open), NULL, NULL FROM bucardo.capture_settled \
+    WHERE control = $1 AND sync = $2 UNION ALL SELECT relid, served, keys, NULL, source, identity FROM bucardo.capture_heard \
+    WHERE control = $1 AND sync = $2";
 const GATHER: &str = "SELECT g.relid, g.keys, g.segments, g.batched, g.changes, g.existed, g.truncated, g.whole, g.latest \
     FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool) g";
 
@@ -44,7 +48,7 @@ pub(super) struct Begun {
     here: Rows,
     track: Option<Rows>,
     pub progress: Option<Rows>,
-    settled: Option<Rows>,
+    pub settled: Option<Rows>,
     sequences: Option<Rows>,
 }
 
@@ -83,6 +87,7 @@ impl<'a> Mesh<'a> {
             offers,
             copied: Vec::new(),
             carried: Carried::default(),
+            hearsay: Hearsay::default(),
             kept: HashSet::new(),
             spared: HashSet::new(),
             locked: HashSet::new(),
@@ -131,6 +136,7 @@ impl<'a> Mesh<'a> {
         let mut begun = self.begin(touched)?;
         self.windows(&begun)?;
         self.settle_doubt(&begun)?;
+        self.hear(&begun)?;
         let sequences = begun.iter_mut().map(|b| b.as_mut().and_then(|b| b.sequences.take())).collect();
         let strangers = self.changes()?;
         if !self.plan.is_current(&strangers)? {
@@ -385,12 +391,11 @@ fn uses_latest_of_all(sync: &Sync) -> bool {
 
 fn settled(rows: &Rows, sync: &Sync) -> Result<HashMap<u32, Vec<Settled>>> {
     let mut all: HashMap<u32, Vec<Settled>> = HashMap::new();
-    for row in 0..rows.len() {
-        let keys: Vec<Vec<String>> = serde_json::from_str(rows.get(row, 2).unwrap_or("[]"))
-            .map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))?;
+    for row in (0..rows.len()).filter(|row| rows.get(*row, 4).is_none()) {
+        let keys = settled_keys(rows, row)?;
         let open = strings(rows.get(row, 3))?;
         let open = bits::where_member(sync, |m| open.contains(&m.db.name));
-        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open, known: false };
+        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open, known: false, older: false };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
     }
     Ok(all)
@@ -422,6 +427,12 @@ fn take_change(sync: &Sync, shapes: &Shapes, rows: &Rows, row: usize, offer: &mu
         whole: false,
     });
     Ok(())
+}
+
+/// The keys in a row of [`SETTLED`].
+pub(super) fn settled_keys(rows: &Rows, row: usize) -> Result<Vec<Vec<String>>> {
+    let keys = rows.get(row, 2).unwrap_or("[]");
+    serde_json::from_str(keys).map_err(|e| Error::internal(format!("settled keys cannot be read: {e}")))
 }
 
 /// Keys as the JSON in which they are settled.

@@ -1,5 +1,6 @@
-//! Who knows what is known in pairs: what a member has got through a third one is noted nowhere. Members go and come one after the
-//! other, so that each change goes round by others; it must not meet itself again as a stranger, nor come after what was written on it.
+//! Who knows what by way of whom: a member has got through a third one what its author, who is away, has not served to it. Members
+//! go and come one after the other, so that each change goes round by others; it must not meet itself again as a stranger, nor come
+//! after what was written on it.
 
 use super::{Multi, Place, Plan, custom};
 use crate::cluster::Stop;
@@ -43,6 +44,7 @@ fn a_merge_that_went_round_by_another_is_counted_once() {
     m.server_of("A").launch();
     m.settle(&["t"]);
     m.expect_everywhere("SELECT n FROM t", "111");
+    forgotten(&m, &["A", "B", "C"]);
 }
 
 /// B writes on what A has written on C's row: C's own change is no rival of that.
@@ -65,6 +67,130 @@ fn what_was_written_on_a_change_that_came_by_another_does_not_contend_with_it() 
     m.settle(&["t"]);
     m.expect_everywhere("SELECT val FROM t", "B on A");
     assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// Who is back does not put its old row over what was written upon it by one that is away now, neither on a source nor on a target.
+#[test]
+fn who_is_back_does_not_write_over_what_was_written_upon_its_row() {
+    let m = apart(3, 1, "bucardo_source");
+    for member in ["C", "T"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A'), (2, 1, 'A')");
+    wait_val(&m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    m.on("B").exec("UPDATE t SET val = 'B on A' WHERE id = 1; DELETE FROM t WHERE id = 2");
+    for member in ["C", "T"] {
+        m.server_of(member).launch();
+    }
+    for member in ["C", "T"] {
+        wait_val(&m, member, "B on A");
+    }
+    m.server_of("B").stop(Stop::Immediate);
+    m.server_of("A").launch();
+    m.on("A").exec("INSERT INTO t VALUES (3, 3, 'A')");
+    for member in ["C", "T"] {
+        m.wait_sql(member, "a run of A", "SELECT EXISTS (SELECT FROM t WHERE id = 3)");
+        assert_eq!(m.on(member).one("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t"), "1B on A 3A", "on {member}");
+    }
+    m.on("C").exec("UPDATE t SET n = 7 WHERE id = 1");
+    m.wait_sql("A", "what C has written on that", "SELECT EXISTS (SELECT FROM t WHERE n = 7 AND val = 'B on A')");
+    m.server_of("B").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT string_agg(id || val || n, ' ' ORDER BY id) FROM t", "1B on A7 3A3");
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// What is known goes on with the rows, from one to the next, as long as its author is away.
+#[test]
+fn what_was_heard_is_passed_on() {
+    let m = apart(4, 0, "bucardo_source");
+    for member in ["C", "D"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(&m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    for (from, to) in [("B", "C"), ("C", "D")] {
+        m.server_of(to).launch();
+        m.on(from).exec(&format!("UPDATE t SET val = '{from}'"));
+        wait_val(&m, to, from);
+        m.server_of(from).stop(Stop::Immediate);
+    }
+    m.on("D").exec("UPDATE t SET val = 'D'");
+    m.server_of("A").launch();
+    wait_val(&m, "A", "D");
+    for member in ["C", "B"] {
+        m.server_of(member).launch();
+        wait_val(&m, member, "D");
+    }
+    m.settle(&["t"]);
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    m.expect_everywhere("SELECT val FROM t", "D");
+    forgotten(&m, &["A", "B", "C", "D"]);
+}
+
+/// Known is what the giver had got; what the author has written since contends.
+#[test]
+fn what_nobody_has_heard_contends() {
+    let m = apart(3, 0, "bucardo_source");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(&m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    m.on("B").exec("UPDATE t SET val = 'B on A'");
+    m.server_of("C").launch();
+    wait_val(&m, "C", "B on A");
+    m.server_of("B").stop(Stop::Immediate);
+    m.on("C").exec("UPDATE t SET val = 'C on B'");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.server_of("A").launch();
+    m.on("A").exec("UPDATE t SET val = 'A anew'");
+    m.control().exec("SELECT bucardo.resume('s')");
+    wait_val(&m, "C", "A anew");
+    m.server_of("B").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val FROM t", "A anew");
+    assert!(m.count_conflicts("winner = 'A'") > 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// Of many changes those keys are noted that the giver has got from the one that is away.
+#[test]
+fn of_many_changes_what_was_kept_is_heard() {
+    let m = apart(3, 0, "bucardo_source");
+    m.on("B").exec("INSERT INTO t SELECT g, 0, 'old' FROM generate_series(1, 12000) g");
+    m.settle(&["t"]);
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A' WHERE id < 4");
+    m.wait_sql("B", "A's rows", "SELECT count(*) = 3 FROM t WHERE val = 'A'");
+    m.server_of("A").stop(Stop::Immediate);
+    m.on("B").exec("UPDATE t SET n = 1 WHERE id > 1; UPDATE t SET val = 'B on A' WHERE id = 1");
+    m.server_of("C").launch();
+    m.wait_sql("C", "B's rows", "SELECT count(*) = 11999 FROM t WHERE n = 1");
+    let heard = "SELECT string_agg(k ->> 0, ' ' ORDER BY k) FROM bucardo.capture_heard, jsonb_array_elements(keys) k";
+    assert_eq!(m.on("C").one(heard), "1 2 3");
+    m.server_of("B").stop(Stop::Immediate);
+    m.on("C").exec("UPDATE t SET val = 'C on B' WHERE id = 1");
+    m.server_of("A").launch();
+    wait_val(&m, "A", "C on B");
+    m.server_of("B").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere(
+        "SELECT string_agg(concat_ws(' ', val, rows, n), ', ' ORDER BY val) FROM (SELECT val, count(*) AS rows, sum(n) AS n FROM t GROUP BY val) x",
+        "A 2 2, C on B 1 0, old 11997 11997",
+    );
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// Nothing is noted any more where everybody has been served by everybody.
+fn forgotten(m: &Multi, sources: &[&str]) {
+    for source in sources {
+        assert_eq!(m.on(source).number("SELECT count(*) FROM bucardo.capture_heard"), 0, "on {source}");
+    }
 }
 
 /// The target has got B's change on top of A's; A, which does not know that yet, must not put its own back for good.
