@@ -76,19 +76,22 @@ class Bench:
             for name in names:
                 self.on(server, "postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    def sync(self, control, source, targets, tables="all", options=""):
-        """A connection to a control database with a sync `s` from `source` to `targets`: each (member, server, database)."""
-        return self.sync_of(control, [(*source, "source"), *[(*t, "target") for t in targets]], tables, options)
+    def sync(self, control, source, targets, tables="all", options="", name="s"):
+        """A connection to a control database with a sync from `source` to `targets`: each (member, server, database). Without a
+        name only the members are made."""
+        return self.sync_of(control, [(*source, "source"), *[(*t, "target") for t in targets]], tables, options, name)
 
-    def sync_of(self, control, members, tables="all", options=""):
+    def sync_of(self, control, members, tables="all", options="", name="s"):
         conn = self.one.connect(control)
         conn.run("CREATE EXTENSION IF NOT EXISTS bucardo")
-        for name, server, db, _ in members:
+        for member, server, db, _ in members:
             conninfo = "" if (server, db) == (self.one, control) else server.conninfo(db)
-            conn.run(f"SELECT bucardo.add_db('{name}', $${conninfo}$$)")
-        dbs = ",".join(f"{name}:{role}" for name, _, _, role in members)
+            conn.run(f"SELECT bucardo.add_db('{member}', $${conninfo}$$)")
+        if name is None:
+            return conn
+        dbs = ",".join(f"{member}:{role}" for member, _, _, role in members)
         try:
-            conn.run(f"SELECT bucardo.add_sync('s', dbs => '{dbs}', tables => '{tables}'{options})")
+            conn.run(f"SELECT bucardo.add_sync('{name}', dbs => '{dbs}', tables => '{tables}'{options})")
         except pq.Error as error:
             if error.sqlstate == "0A000":
                 conn.close()
