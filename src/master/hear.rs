@@ -57,8 +57,9 @@ impl Master {
                     }
                 }
                 News::Pending(all) => {
-                    all.iter().for_each(|(sync, member)| self.changed(sync, member));
+                    let found = all.iter().fold(false, |found, (sync, member)| found | self.changed(sync, member));
                     if let Some(source) = self.sources.get_mut(&name) {
+                        source.watcher.looked(found, now);
                         plan_purge(source, now);
                     }
                 }
@@ -97,12 +98,15 @@ impl Master {
         told && commits(&self.sources, &entry.sync) != entry.commits
     }
 
-    /// A receiver of a sync has something to be served.
-    fn changed(&mut self, sync: &str, member: &str) {
-        if let Some(entry) = self.entries.values_mut().find(|e| e.sync.capture_name() == sync && e.sync.sometimes_kicks()) {
-            let bit = entry.sync.members.iter().position(|m| m.db.name == member).map_or(0, |i| 1 << i);
-            entry.controller.changed |= bit & entry.controller.members & !entry.controller.troubled() != 0;
-        }
+    /// A receiver of a sync has something to be served. Whether that was not known, nor is being served.
+    fn changed(&mut self, sync: &str, member: &str) -> bool {
+        let mut kicked = self.entries.values_mut().filter(|e| e.sync.capture_name() == sync && e.sync.sometimes_kicks());
+        let Some(entry) = kicked.next() else { return false };
+        let bit = entry.sync.members.iter().position(|m| m.db.name == member).map_or(0, |i| 1 << i);
+        let waits = bit & entry.controller.members & !entry.controller.troubled() != 0;
+        let known = entry.controller.changed || entry.controller.runs();
+        entry.controller.changed |= waits;
+        waits && !known
     }
 
     fn source_answered(&mut self, name: &str, token: u64, result: Result<String>, now: Instant) -> Result<()> {

@@ -179,9 +179,10 @@ impl Watcher {
         }
     }
 
-    /// A run has just reached the source: what was in its way is gone.
+    /// A run has just reached the source: what was in its way is gone, and what is changed next is looked for soon.
     pub fn reached(&mut self, now: Instant) {
         self.trouble = None;
+        self.interval = guc::poll_min();
         if let Line::Closed { next_try } = &mut self.line {
             *next_try = now;
         }
@@ -380,11 +381,17 @@ impl Watcher {
         let all: Vec<(String, String)> =
             (0..rows.len()).filter(|i| rows.get(*i, 0).is_some()).map(|i| (rows.text(i, 0), rows.text(i, 1))).collect();
         self.bytes = rows.number(0, 2).unwrap_or(0);
-        // Soon after a change the next one is likely.
-        self.interval = interval_after(self.interval, !all.is_empty(), self.looked_in_time, guc::poll_min(), guc::poll_max());
-        self.next_look = now + if matches!(self.wake, Wake::Poll) { self.interval } else { SAFETY_LOOK };
+        // Until it is told what that means.
+        self.next_look = now + SAFETY_LOOK;
         self.rests = now + rest_after(now.saturating_duration_since(self.sent));
         news.push(News::Pending(all));
+    }
+
+    /// Says whether the look has just found anything that starts a run, and so when the next one is: soon after a change another one
+    /// is likely. What is being served, or waits for a member that is away or for a paused sync, is found by each look again.
+    pub fn looked(&mut self, found: bool, now: Instant) {
+        self.interval = interval_after(self.interval, found, self.looked_in_time, guc::poll_min(), guc::poll_max());
+        self.next_look = now + if matches!(self.wake, Wake::Poll) { self.interval } else { SAFETY_LOOK };
     }
 
     /// Asks the next question, if there is one; false when there is nothing to ask now.
