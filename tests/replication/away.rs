@@ -36,6 +36,25 @@ fn a_target_that_is_away_holds_nobody_up_and_catches_up_alone() {
     net.wait_state("good|empty");
 }
 
+/// What waits for a sync that does not run is found by every look: a polled source is not asked for it all the time.
+#[test]
+fn a_polled_source_is_left_alone_while_nothing_can_be_served() {
+    let net = Net::apart(Capture::Plain, 1).with_table(T, "public.t");
+    net.on("A").exec("INSERT INTO t VALUES (1, 'x')");
+    net.settle(&["t"]);
+    net.control().exec("SELECT bucardo.pause('s')");
+    net.on("A").exec("INSERT INTO t VALUES (2, 'y')");
+    wait_until("the change to be pending", || net.pending() > 0);
+    let outside = || net.server_of("A").connect("postgres");
+    let looks = || outside().number("SELECT xact_commit FROM pg_stat_database WHERE datname = 'a'");
+    let before = looks();
+    outside().exec("SELECT pg_sleep(4)");
+    // With the shortest pause, 20 ms, it would be far more than a hundred.
+    assert!(looks() - before < 60, "{} looks", looks() - before);
+    net.control().exec("SELECT bucardo.resume('s')");
+    net.settle(&["t"]);
+}
+
 /// What a database sets for its applications ends none of our sessions.
 #[test]
 fn sessions_outlive_the_time_outs_of_a_member() {
