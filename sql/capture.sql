@@ -110,13 +110,15 @@ ALTER TABLE bucardo.capture_settled ADD COLUMN IF NOT EXISTS open text[] NOT NUL
 -- Of a source that is away: its changes of these keys up to what it had served to who gave the rows. Kept until the source
 -- has served this database itself.
 CREATE TABLE IF NOT EXISTS bucardo.capture_heard (
-    control  text  NOT NULL,
-    sync     text  NOT NULL,
-    relid    oid   NOT NULL,
-    source   text  NOT NULL,
-    served   text  NOT NULL,
-    identity text  NOT NULL,
-    keys     jsonb NOT NULL
+    control  text    NOT NULL,
+    sync     text    NOT NULL,
+    relid    oid     NOT NULL,
+    source   text    NOT NULL,
+    served   text    NOT NULL,
+    identity text    NOT NULL,
+    keys     jsonb   NOT NULL,
+    -- Whether who gave the rows has written upon these changes what their author has not got.
+    older    boolean NOT NULL
 );
 COMMENT ON TABLE bucardo.capture_heard IS 'Changes of other sources that this database has got by way of a third one.';
 

@@ -218,7 +218,7 @@ impl Mesh<'_> {
                 self.settle_at(
                     *at,
                     relation,
-                    Settled { snapshot: window(&snapshot), keys, open: !behind, known: true, older: false },
+                    Settled { snapshot: window(&snapshot), keys, open: !behind, known: true, heard: false, older: false },
                 );
             }
         }
@@ -300,7 +300,7 @@ impl Mesh<'_> {
             self.settle_at(
                 at,
                 relation,
-                Settled { snapshot: window(&snapshot), keys: keys.clone(), open, known: false, older: false },
+                Settled { snapshot: window(&snapshot), keys: keys.clone(), open, known: false, heard: false, older: false },
             );
             if fate != Fate::Made {
                 self.carried.lost.push(Lost { at, relation, snapshot, keys, open: names });

@@ -39,7 +39,7 @@ impl Mesh<'_> {
             let identities = text_array(offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
-            let has_heard = self.has_heard(at);
+            let (over, copied) = (self.notes_over(at), self.copied_over_notes(at));
             let is_deaf = self.plan.is_deaf(self.members[at].index, relations.iter().copied());
             let oids: Vec<u32> = relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid).collect();
             self.members[at].attempt(|conn| {
@@ -47,9 +47,13 @@ impl Mesh<'_> {
                 if !from.is_empty() {
                     conn.pipeline_add(SERVED, &[], &params)?;
                 }
-                if has_heard && !from.is_empty() {
-                    let heard = [control.as_str(), &sync, &names].map(|p| Some(p.as_bytes()));
-                    conn.pipeline_add(hearsay::FORGET, &[], &heard)?;
+                if let Some((sources, served)) = &over {
+                    let over = [control.as_str(), &sync, sources, served].map(|p| Some(p.as_bytes()));
+                    conn.pipeline_add(hearsay::FORGET, &[], &over)?;
+                }
+                if let Some(tables) = &copied {
+                    let copied = [control.as_str(), &sync, tables].map(|p| Some(p.as_bytes()));
+                    conn.pipeline_add(hearsay::FORGET_TABLES, &[], &copied)?;
                 }
                 if is_deaf {
                     deaf::queue(conn)?;

@@ -1,11 +1,13 @@
 //! What a source has got of another one by way of a third. Its own account says only what that other one has served to it; but
 //! who gives a row gives all that the row was written upon, also of one that is away. This is noted key by key beside the rows, so that
 //! changes which are known do not come once more, as if nobody had heard of them, when their author is back. It must never
-//! take for known what the giver had not got when it was read.
+//! take for known what the giver had not got when it was read, nor for older what nobody has written upon.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use super::contend::Key;
+use super::decide::KeyChange;
 use super::keep::Kept;
 use super::offer::{Settled, covers};
 use super::open::{Begun, keys_json, settled_keys};
@@ -21,32 +23,57 @@ use crate::libpq::Rows;
 
 /// Of more changes than these, only keys are noted of which the giver keeps a change of the one that is away.
 const MANY: u64 = 10_000;
-/// How many keys go into one note.
+/// How many keys go into one note, and are asked about at once.
 const AT_ONCE: usize = 10_000;
 
-const NOTE: &str = "INSERT INTO bucardo.capture_heard (control, sync, relid, source, served, identity, keys) \
-    VALUES ($1, $2, $3::pg_catalog.oid, $4, $5, $6, $7::pg_catalog.jsonb)";
-/// Who has been served by a source itself knows all that was heard of it.
-pub(super) const FORGET: &str =
-    "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 AND source = ANY($3::pg_catalog.text[])";
+const NOTE: &str = "INSERT INTO bucardo.capture_heard (control, sync, relid, source, served, identity, keys, older) \
+    VALUES ($1, $2, $3::pg_catalog.oid, $4, $5, $6, $7::pg_catalog.jsonb, $8::pg_catalog.bool)";
+/// Forgets notes of sources by how far these go, as they stand in two arrays.
+pub(super) const FORGET: &str = "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 \
+    AND (source, served) IN (SELECT u.source, u.served FROM unnest($3::pg_catalog.text[], $4::pg_catalog.text[]) u(source, served))";
+/// Who gets a table as it is on another source has no more of others than that one.
+pub(super) const FORGET_TABLES: &str =
+    "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 AND relid = ANY ($3::pg_catalog.oid[])";
 
 /// How far a source was served by another one, and what that one was then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Served {
     snapshot: String,
     identity: String,
 }
 
-/// Keys of which a source has got, by way of others, what one that is away had changed.
+impl Served {
+    /// Whether it goes as far as another one.
+    fn reaches(&self, other: &Served) -> bool {
+        self == other || covers(&window(&other.snapshot), &window(&self.snapshot))
+    }
+}
+
+type Keys = HashSet<Vec<String>>;
+type Listed = Vec<Vec<String>>;
+
+/// Keys of which a source has got, by way of others, what another one had changed.
 #[derive(Clone, Debug)]
 struct Heard {
     /// Where that is noted, by place.
     at: usize,
     relation: i32,
-    /// The one that is away, by its place in the sync.
+    /// Whose changes they are, by his place in the sync.
     of: usize,
     served: Served,
-    keys: Vec<Vec<String>>,
+    /// See [`Settled::older`].
+    older: bool,
+    keys: Rc<Keys>,
+}
+
+/// A key of which something was decided.
+#[derive(Clone, Debug)]
+pub(super) struct Met {
+    pub key: Key,
+    /// By their places in the sync, with the members towards which their changes are pending, as bits.
+    pub contenders: Vec<(usize, u64)>,
+    /// Whether what has come of it was made of all their rows.
+    pub merged: bool,
 }
 
 /// What the sources say of others.
@@ -54,11 +81,14 @@ struct Heard {
 pub(super) struct Hearsay {
     /// By place, and by the place in the sync of one that is away: how far that one has served it.
     accounts: HashMap<(usize, usize), Served>,
-    /// Of those that are away.
+    /// Of those that are away: what is noted, and what this run notes.
     heard: Vec<Heard>,
+    fresh: Vec<Heard>,
+    ahead: Vec<Ahead>,
     /// The sources, by place, that have notes, also of those that are here.
     noted: HashSet<usize>,
-    ahead: Vec<Ahead>,
+    /// The notes of a source, by place, that nobody needs after this run: whose, and how far they go.
+    pub over: HashMap<usize, HashSet<(String, String)>>,
 }
 
 /// That one source (by place) has got more of one that is away (by its place in the sync) than another source has.
@@ -72,37 +102,60 @@ struct Ahead {
 impl Mesh<'_> {
     /// Takes what the sources have noted: of those that are here their changes count as known; the rest is handed on.
     pub(super) fn hear(&mut self, begun: &[Option<Begun>]) -> Result<(), Broken> {
-        let absent = bits::where_member(&self.plan.sync, |m| m.role == Role::Source) & !self.present();
-        let place_of = |name: &str| self.plan.sync.members.iter().position(|m| m.db.name == name);
-        let mut known = Vec::new();
+        let sources = bits::where_member(&self.plan.sync, |m| m.role == Role::Source);
+        let absent = sources & !self.present();
+        let place_of =
+            |mesh: &Self, name: &str| mesh.plan.sync.members.iter().position(|m| m.db.name == name && m.role == Role::Source);
+        let mut notes: HashMap<(usize, i32, usize, Served, bool), Keys> = HashMap::new();
         for at in self.sources() {
             let Some(begun) = &begun[at] else { continue };
-            for (rows, row) in
-                begun.progress.iter().filter(|_| absent != 0).flat_map(|rows| (0..rows.len()).map(move |r| (rows, r)))
-            {
-                if let Some(of) = place_of(&rows.text(row, 0)).filter(|of| absent & (1 << of) != 0) {
+            for (rows, row) in all_rows(begun.progress.as_ref().filter(|_| absent != 0)) {
+                if let Some(of) = place_of(self, &rows.text(row, 0)).filter(|of| absent & (1 << of) != 0) {
                     let served = Served { snapshot: rows.text(row, 1), identity: rows.text(row, 2) };
                     self.hearsay.accounts.insert((at, of), served);
                 }
             }
-            for (rows, row) in begun.settled.iter().flat_map(|rows| (0..rows.len()).map(move |r| (rows, r))) {
+            for (rows, row) in all_rows(begun.settled.as_ref()) {
                 let (Some(source), Some(oid)) = (rows.get(row, 4), rows.number::<u32>(row, 0)) else { continue };
                 self.hearsay.noted.insert(at);
                 let relation = self.members[at].shapes.iter().find(|(_, table)| table.oid == oid).map(|(relation, _)| *relation);
-                let (Some(of), Some(relation)) = (place_of(source), relation) else { continue };
                 let served = Served { snapshot: rows.text(row, 1), identity: rows.text(row, 5) };
-                let heard = Heard { at, relation, of, served, keys: settled_keys(rows, row)? };
-                if absent & (1 << of) != 0 { self.hearsay.heard.push(heard) } else { known.push(heard) }
+                let (Some(of), Some(relation)) = (place_of(self, source), relation) else {
+                    self.hearsay.over.entry(at).or_default().insert((source.to_string(), served.snapshot));
+                    continue;
+                };
+                let keys = self.in_order(at, relation, settled_keys(rows, row)?, false);
+                notes.entry((at, relation, of, served, rows.bool(row, 6))).or_default().extend(keys);
             }
         }
-        for Heard { at, relation, of, served, keys } in known {
-            let Some(author) = self.place(of) else { continue };
-            let here = self.offers[author].as_ref().map(|o| o.identity.clone()).unwrap_or_default();
-            let rewound = begun[author].as_ref().and_then(Begun::rewound);
-            if self.still_has(author, &here, &served.identity, rewound) {
-                let open = !self.members[at].bit();
-                let settled = Settled { snapshot: window(&served.snapshot), keys, open, known: true, older: true };
-                self.settle_at(author, relation, settled);
+        let mut sound: HashMap<(usize, String), bool> = HashMap::new();
+        for ((at, relation, of, served, older), keys) in notes {
+            let Some(author) = self.place(of) else {
+                self.hearsay.heard.push(Heard { at, relation, of, served, older, keys: Rc::new(keys) });
+                continue;
+            };
+            let asked = (author, served.identity.clone());
+            let holds = match sound.get(&asked) {
+                Some(holds) => *holds,
+                None => {
+                    let here = self.offers[author].as_ref().map(|o| o.identity.clone()).unwrap_or_default();
+                    let rewound = begun[author].as_ref().and_then(Begun::rewound);
+                    let holds = self.still_has(author, &here, &served.identity, rewound);
+                    sound.insert(asked, holds);
+                    holds
+                }
+            };
+            let snapshot = window(&served.snapshot);
+            // As long as somebody who is away waits for what it is about, that must not go to all others when he is back.
+            let waits = self.offers[author].iter().flat_map(|o| &o.away).any(|(_, w)| !covers(&snapshot, w));
+            if !holds || !waits {
+                let name = self.member_name(of).to_string();
+                self.hearsay.over.entry(at).or_default().insert((name, served.snapshot.clone()));
+                self.offers[author].iter_mut().for_each(|offer| offer.heard = true);
+            }
+            if holds {
+                let (open, keys) = (!self.members[at].bit(), keys.into_iter().collect());
+                self.settle_at(author, relation, Settled { snapshot, keys, open, known: true, heard: true, older });
             }
         }
         self.hearsay.ahead = self.ahead();
@@ -114,12 +167,18 @@ impl Mesh<'_> {
         !self.hearsay.ahead.is_empty()
     }
 
+    /// Takes note of a key of which something was decided. `merged`: the row is made of the contenders', or all have deleted it.
+    pub(super) fn note_met(&self, key: &Key, contenders: &[KeyChange], merged: bool, settlement: &mut Settlement) {
+        if self.is_ahead() {
+            let contenders = contenders.iter().map(|c| (c.source, c.towards)).collect();
+            settlement.met.push(Met { key: key.clone(), contenders, merged });
+        }
+    }
+
     fn ahead(&self) -> Vec<Ahead> {
         let mut all = Vec::new();
         let of_heard = self.hearsay.heard.iter().map(|h| (h.at, h.of));
-        let mut givers: Vec<(usize, usize)> = self.hearsay.accounts.keys().copied().chain(of_heard).collect();
-        givers.sort_unstable();
-        givers.dedup();
+        let givers: HashSet<(usize, usize)> = self.hearsay.accounts.keys().copied().chain(of_heard).collect();
         for (giver, of) in givers {
             let takers = self.sources().into_iter().filter(|taker| *taker != giver);
             let lacks = |taker: &usize| {
@@ -133,71 +192,111 @@ impl Mesh<'_> {
 
     /// Whether a source, by its own account, has not got all that was served to another one.
     fn lacks(&self, taker: usize, of: usize, served: &Served) -> bool {
-        let own = self.hearsay.accounts.get(&(taker, of));
-        own.is_none_or(|own| own != served && !covers(&window(&served.snapshot), &window(&own.snapshot)))
+        self.hearsay.accounts.get(&(taker, of)).is_none_or(|own| !own.reaches(served))
+    }
+
+    /// How far the giver was served by the one that is away, if the taker was not as far.
+    fn more_of(&self, ahead: &Ahead) -> Option<Served> {
+        let served = self.hearsay.accounts.get(&(ahead.giver, ahead.of));
+        served.filter(|served| self.lacks(ahead.taker, ahead.of, served)).cloned()
+    }
+
+    /// What the giver has heard of the one that is away, and the taker lacks.
+    fn heard_by(&self, ahead: &Ahead, relation: i32) -> Vec<Heard> {
+        let of_it = self.hearsay.heard.iter().filter(|h| (h.at, h.of, h.relation) == (ahead.giver, ahead.of, relation));
+        of_it.filter(|h| self.lacks(ahead.taker, ahead.of, &h.served)).cloned().collect()
     }
 
     /// Notes at each source what it gets of those that are away, beside what this run brings of a relation.
     pub(super) fn note_heard(&mut self, relation: i32, kept: &Kept) -> Result<(), Broken> {
-        for Ahead { giver, taker, of } in self.hearsay.ahead.clone() {
-            if let Some(served) = self.hearsay.accounts.get(&(giver, of)).cloned().filter(|s| self.lacks(taker, of, s)) {
-                let only_kept = self.offers[giver].as_ref().and_then(|o| o.change(relation)).is_some_and(|c| c.changes > MANY);
-                let which = only_kept.then(|| self.kept_of(giver, relation, of, taker)).transpose()?.flatten();
-                let keys = self.given(giver, taker, relation, kept, which.as_deref(), &[])?;
-                self.note_keys_heard(taker, relation, of, &served, &keys);
+        for ahead in self.hearsay.ahead.clone() {
+            if let Some(served) = self.more_of(&ahead) {
+                let change = self.offers[ahead.giver].as_ref().and_then(|o| o.change(relation));
+                let which = if change.is_some_and(|c| c.changes > MANY) { self.kept_of(&ahead, relation)? } else { None };
+                let (upon, same) = self.given(&ahead, relation, kept, which.as_deref(), &[])?;
+                self.note_at(ahead.taker, relation, ahead.of, &served, true, upon);
+                self.note_at(ahead.taker, relation, ahead.of, &served, false, same);
             }
-            for Heard { served, keys, .. } in self.heard_by(giver, of, relation, taker) {
-                for some in keys.chunks(AT_ONCE) {
-                    let typed = self.any_reading(giver, relation, |r| r.typed_keys(0))?;
-                    let names = self.any_reading(giver, relation, |r| r.keys(""))?;
-                    let which = format!("SELECT * FROM ({typed}) u({names})");
-                    let keys = self.given(giver, taker, relation, kept, Some(&which), some)?;
-                    self.note_keys_heard(taker, relation, of, &served, &keys);
+            let heard = self.heard_by(&ahead, relation);
+            let all: HashSet<&Vec<String>> = heard.iter().flat_map(|h| &*h.keys).collect();
+            let all: Vec<Vec<String>> = all.into_iter().cloned().collect();
+            for some in all.chunks(AT_ONCE) {
+                let typed = self.any_reading(ahead.giver, relation, |r| r.typed_keys(0))?;
+                let names = self.any_reading(ahead.giver, relation, |r| r.keys(""))?;
+                let which = format!("SELECT * FROM ({typed}) u({names})");
+                let (upon, same) = self.given(&ahead, relation, kept, Some(&which), some)?;
+                for Heard { served, older, keys: heard, .. } in &heard {
+                    for (given, newer) in [(&upon, true), (&same, false)] {
+                        let keys = given.iter().filter(|key| heard.contains(*key)).cloned().collect();
+                        self.note_at(ahead.taker, relation, ahead.of, served, *older || newer, keys);
+                    }
                 }
             }
         }
         self.run_errands()
     }
 
-    /// The same of keys about which the run has decided: all know afterwards what any of the contenders did.
+    /// The same of keys about which the run has decided: all know afterwards what the contenders had written upon.
     pub(super) fn note_heard_of(&mut self, relation: i32, settlement: &mut Settlement) {
         let met = std::mem::take(&mut settlement.met);
-        for Ahead { giver, taker, of } in self.hearsay.ahead.clone() {
-            let contended = |(_, contenders): &&(Key, u64)| contenders & self.members[giver].bit() != 0;
-            let keys: Vec<Key> = met.iter().filter(contended).map(|(key, _)| key.clone()).collect();
-            if let Some(served) = self.hearsay.accounts.get(&(giver, of)).cloned().filter(|s| self.lacks(taker, of, s)) {
-                self.note_keys_heard(taker, relation, of, &served, &keys);
+        for ahead in self.hearsay.ahead.clone().into_iter().filter(|_| !met.is_empty()) {
+            let (giver, of) = (self.members[ahead.giver].index, ahead.of);
+            // A change that has come to the author may be what his own were written upon: then it says nothing of these.
+            let tells = |one: &&Met| {
+                one.contenders.iter().any(|(source, towards)| *source == giver && (one.merged || towards & (1 << of) != 0))
+            };
+            let keys: Vec<&Key> = met.iter().filter(tells).map(|one| &one.key).collect();
+            if let Some(served) = self.more_of(&ahead) {
+                self.note_at(ahead.taker, relation, of, &served, true, keys.iter().map(|key| key.to_vec()).collect());
             }
-            for Heard { served, keys: heard, .. } in self.heard_by(giver, of, relation, taker) {
-                let heard: HashSet<Vec<String>> = heard.into_iter().collect();
-                let keys: Vec<Key> = keys.iter().filter(|key| heard.contains(&***key)).cloned().collect();
-                self.note_keys_heard(taker, relation, of, &served, &keys);
+            for Heard { served, keys: heard, .. } in self.heard_by(&ahead, relation) {
+                let keys = keys.iter().filter(|key| heard.contains(&****key)).map(|key| key.to_vec()).collect();
+                self.note_at(ahead.taker, relation, of, &served, true, keys);
             }
         }
     }
 
-    /// What a source has heard of one that is away, and another source lacks.
-    fn heard_by(&self, giver: usize, of: usize, relation: i32, taker: usize) -> Vec<Heard> {
-        let of_it = self.hearsay.heard.iter().filter(|h| (h.at, h.of, h.relation) == (giver, of, relation));
-        of_it.filter(|h| self.lacks(taker, of, &h.served)).cloned().collect()
-    }
-
-    fn note_keys_heard(&mut self, at: usize, relation: i32, of: usize, served: &Served, keys: &[impl AsRef<[String]>]) {
-        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return };
-        for some in keys.chunks(AT_ONCE) {
-            let (sync, source, keys) = (self.plan.sync.capture_name(), self.member_name(of).to_string(), keys_json(some));
-            let params = [&self.plan.control, &sync, &oid, &source, &served.snapshot, &served.identity, &keys];
+    /// Notes at a source what it does not know yet.
+    fn note_at(&mut self, at: usize, relation: i32, of: usize, served: &Served, older: bool, mut keys: Vec<Vec<String>>) {
+        for heard in self.hearsay.heard.iter().chain(&self.hearsay.fresh) {
+            let says = heard.older || !older;
+            if says && (heard.at, heard.relation, heard.of) == (at, relation, of) && heard.served.reaches(served) {
+                keys.retain(|key| !heard.keys.contains(key));
+            }
+        }
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()).filter(|_| !keys.is_empty()) else {
+            return;
+        };
+        let own = self.in_order(at, relation, keys.clone(), true);
+        for some in own.chunks(AT_ONCE) {
+            let (sync, source, json) = (self.plan.sync.capture_name(), self.member_name(of).to_string(), keys_json(some));
+            let older = older.to_string();
+            let params = [&self.plan.control, &sync, &oid, &source, &served.snapshot, &served.identity, &json, &older];
             let params = params.map(String::clone).into();
             self.errand(at, NOTE.to_string(), params);
         }
+        let keys = Rc::new(keys.into_iter().collect());
+        self.hearsay.fresh.push(Heard { at, relation, of, served: served.clone(), older, keys });
     }
 
-    /// The statement for the keys of which a source keeps, for members that were away, what it has got of one that is away
-    /// now, and has not given to another one.
-    fn kept_of(&self, giver: usize, relation: i32, of: usize, taker: usize) -> Result<Option<String>, Broken> {
-        let news = format!(" AND origin = {}", quote_literal(&origin::kept(&self.origin(of))));
-        let taker = self.members[taker].index;
-        Ok(self.with_work(giver, relation, |work, offer| {
+    /// Keys in the order of columns that they have there (`there`), out of that in which they go through this run, or the other way
+    /// round: notes are read by other runs, in which another source is the first. Those of another key mean nothing any more.
+    fn in_order(&self, at: usize, relation: i32, keys: Vec<Vec<String>>, there: bool) -> Vec<Vec<String>> {
+        let here = self.key_of(relation);
+        let own = self.members[at].shapes.get(&relation).and_then(|t| t.key.clone()).unwrap_or_default();
+        let (from, to) = if there { (&here, &own) } else { (&own, &here) };
+        let slots: Option<Vec<usize>> = to.iter().map(|k| from.iter().position(|f| f == k)).collect();
+        let Some(slots) = slots.filter(|s| s.len() == from.len()) else { return Vec::new() };
+        let fits = keys.into_iter().filter(|key| key.len() == slots.len());
+        fits.map(|key| slots.iter().map(|slot| key[*slot].clone()).collect()).collect()
+    }
+
+    /// The statement for the keys of which the giver keeps, for members that were away, what it has got of the one that is away
+    /// now, and has not given to the taker.
+    fn kept_of(&self, ahead: &Ahead, relation: i32) -> Result<Option<String>, Broken> {
+        let news = format!(" AND origin = {}", quote_literal(&origin::kept(&self.origin(ahead.of))));
+        let taker = self.members[ahead.taker].index;
+        Ok(self.with_work(ahead.giver, relation, |work, offer| {
             let mut reading = work.reading();
             reading.news = &news;
             let window = offer.windows.iter().find(|(index, _)| *index == taker).map(|(_, window)| window.clone());
@@ -205,22 +304,42 @@ impl Mesh<'_> {
         })?)
     }
 
-    /// The keys of a relation that a source gives to another one in this run; only those of `which`, a query with these keys as its
-    /// parameters, if there is one.
+    /// The keys of a relation that the giver gives to the taker in this run: first those that it has changed since the one that
+    /// is away was served by it, and then those of which that one has got all that the giver has changed. Only those of `which`, a query
+    /// with these keys as its parameters, if there is one.
     fn given(
         &mut self,
-        giver: usize,
-        taker: usize,
+        ahead: &Ahead,
         relation: i32,
         kept: &Kept,
         which: Option<&str>,
         params: &[Vec<String>],
-    ) -> Result<Vec<Vec<String>>, Broken> {
-        let Some(own) = self.own_keys(giver, relation, Some(taker), kept)? else { return Ok(Vec::new()) };
+    ) -> Result<(Listed, Listed), Broken> {
+        let Ahead { giver, of, .. } = *ahead;
+        let taker = self.members[ahead.taker].index;
+        if !self.changed(relation).contains(&giver) {
+            return Ok(Default::default());
+        }
+        let own = self.with_work(giver, relation, |work, offer| {
+            let mut reading = work.reading();
+            reading.excluded = kept.get(&(giver, relation)).map(String::as_str);
+            let (_, window) = offer.windows.iter().find(|(index, _)| *index == taker)?;
+            let (_, away) = offer.away.iter().find(|(index, _)| *index == of)?;
+            let keys = reading.keys("d.");
+            let fits = reading.fitting.map_or_else(String::new, |encoding| {
+                format!(" AND bucardo.capture_fits(ROW({keys})::pg_catalog.text, {})", quote_literal(encoding))
+            });
+            let newer = reading.distinct(&format!("{} AND {}", window.condition(), away.condition()));
+            let same = [reading.same("d.", "w."), reading.same("d.", "a.")];
+            Some((reading.distinct(&window.condition()), newer, same, fits))
+        })?;
+        let Some((own, newer, [same, since], fits)) = own.flatten() else { return Ok(Default::default()) };
         let n = self.key_of(relation).len();
-        let same = self.any_reading(giver, relation, |r| r.same("d.", "w."))?;
-        let of_those = which.map_or_else(String::new, |which| format!(" WHERE EXISTS (SELECT FROM ({which}) w WHERE {same})"));
-        let sql = format!("SELECT {} FROM ({own}) d{of_those}", list(n, |i| format!("d.k{}::pg_catalog.text", i + 1), ", "));
+        let of_those = which.map_or_else(String::new, |which| format!(" AND EXISTS (SELECT FROM ({which}) w WHERE {same})"));
+        let sql = format!(
+            "SELECT a.newer IS TRUE, {} FROM ({own}) d LEFT JOIN (SELECT *, true AS newer FROM ({newer}) n) a ON {since} WHERE true{of_those}{fits}",
+            list(n, |i| format!("d.k{}::pg_catalog.text", i + 1), ", ")
+        );
         let arrays: Vec<String> = match params {
             [] => Vec::new(),
             keys => (0..n).map(|c| text_array(keys.iter().map(|k| k[c].as_str()).collect::<Vec<_>>())).collect(),
@@ -228,12 +347,31 @@ impl Mesh<'_> {
         let params: Vec<Option<&str>> = arrays.iter().map(|a| Some(a.as_str())).collect();
         let rows = self.members[giver].attempt(|conn| conn.query_params(&sql, &params));
         self.check()?;
-        let texts = |rows: &Rows| (0..rows.len()).map(|row| (0..n).map(|c| rows.text(row, c)).collect()).collect();
-        Ok(rows.as_ref().map(texts).unwrap_or_default())
+        let keys = all_rows(rows.as_ref())
+            .map(|(rows, row)| (rows.bool(row, 0), (1..=n).map(|c| rows.text(row, c)).collect::<Vec<String>>()));
+        let (upon, same): (Vec<_>, Vec<_>) = keys.partition(|(newer, _)| *newer);
+        let plain = |keys: Vec<(bool, Vec<String>)>| keys.into_iter().map(|(_, key)| key).collect();
+        Ok((plain(upon), plain(same)))
     }
 
-    /// Whether a source has notes of what it has heard.
-    pub(super) fn has_heard(&self, at: usize) -> bool {
-        self.hearsay.noted.contains(&at)
+    /// The notes of a source that end with this run, as two arrays; None: none does, or somebody has failed, who may still wait.
+    pub(super) fn notes_over(&self, at: usize) -> Option<(String, String)> {
+        let over = self.hearsay.over.get(&at).filter(|_| self.members.iter().all(|m| m.failed.is_none()))?;
+        let (sources, served): (Vec<&str>, Vec<&str>) = over.iter().map(|(s, n)| (s.as_str(), n.as_str())).unzip();
+        Some((text_array(sources), text_array(served)))
     }
+
+    /// The tables, as an array, that a source which has notes has got as they are on another one.
+    pub(super) fn copied_over_notes(&self, at: usize) -> Option<String> {
+        let bit = self.members[at].bit();
+        let copied = self.copied.iter().filter(|(_, members)| members & bit != 0);
+        let oids: Vec<String> =
+            copied.filter_map(|(relation, _)| Some(self.members[at].shapes.get(relation)?.oid.to_string())).collect();
+        let known = self.hearsay.noted.contains(&at) && !oids.is_empty();
+        known.then(|| text_array(oids.iter().map(String::as_str).collect::<Vec<_>>()))
+    }
+}
+
+fn all_rows(rows: Option<&Rows>) -> impl Iterator<Item = (&Rows, usize)> {
+    rows.into_iter().flat_map(|rows| (0..rows.len()).map(move |row| (rows, row)))
 }

@@ -29,7 +29,7 @@ impl Mesh<'_> {
         // Who is away contends with nobody now; nor for what is not sent, because somebody here has got more.
         let open = |entry: &Settled| match entry {
             Settled { older: true, .. } => entry.open & sources,
-            Settled { known: true, .. } => entry.open,
+            Settled { known: true, heard: false, .. } => entry.open,
             _ => entry.open & present,
         };
         self.table_of_settled(at, relation, open)

@@ -264,11 +264,11 @@ impl Mesh<'_> {
         let moved = self.moved_sequences(&sequences);
         if relations.is_empty() && moved.iter().all(Vec::is_empty) {
             // Nothing to do; but that is to be noted where a copy of the progress says something else, or where something is kept.
-            if self.offers.iter().flatten().any(|o| o.echoed || o.unbelieved) {
+            if self.offers.iter().flatten().any(|o| o.echoed || o.unbelieved || o.heard) {
                 self.note_progress(&[], false);
                 self.check()?;
             }
-            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed || o.unbelieved);
+            let noted = self.offers.iter().flatten().any(|o| o.behind != 0 || o.echoed || o.unbelieved || o.heard);
             return if noted { self.commit(pool, progress) } else { Ok(0) };
         }
         touched.extend(&relations);

@@ -39,8 +39,9 @@ pub struct Settled {
     pub open: u64,
     /// Whether the others know them, as if they had been served: else they stay where they are.
     pub known: bool,
-    /// Whether somebody who takes part has got them by way of another one, and so has what was written upon them, if anything was:
-    /// no target gets them any more.
+    /// Whether somebody who takes part has got them by way of another one.
+    pub heard: bool,
+    /// Whether that one has written upon them what their author has not got: then no target gets them any more.
     pub older: bool,
 }
 
@@ -82,6 +83,8 @@ pub struct Offer {
     pub unbelieved: bool,
     /// Whether it holds others' changes, kept for members that were away: all are here now, and get them from those others.
     pub echoed: bool,
+    /// Whether others have notes of it that end when they have been served.
+    pub heard: bool,
     /// The last change in any table.
     pub latest: i64,
 }
@@ -94,7 +97,13 @@ impl Offer {
 
     /// Whether its receivers get further by this run.
     pub fn has_news(&self) -> bool {
-        !self.is_empty() || self.copy_all != 0 || self.copy_empty != 0 || self.behind != 0 || self.unbelieved || self.echoed
+        !self.is_empty()
+            || self.copy_all != 0
+            || self.copy_empty != 0
+            || self.behind != 0
+            || self.unbelieved
+            || self.echoed
+            || self.heard
     }
 
     /// The changes of a table.

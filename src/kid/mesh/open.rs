@@ -37,8 +37,8 @@ const PROGRESS: &str = "SELECT source, served, identity, run FROM bucardo.captur
     AND c.relfilenode <> pg_catalog.pg_relation_filenode(c.oid)";
 /// The source's own changes that are settled, and then those of other sources, with their names and what these were, that it has
 /// got by way of a third one.
-const SETTLED: &str = "SELECT relid, snapshot, keys, pg_catalog.to_json(open), NULL, NULL FROM bucardo.capture_settled \
-    WHERE control = $1 AND sync = $2 UNION ALL SELECT relid, served, keys, NULL, source, identity FROM bucardo.capture_heard \
+const SETTLED: &str = "SELECT relid, snapshot, keys, pg_catalog.to_json(open), NULL, NULL, NULL FROM bucardo.capture_settled \
+    WHERE control = $1 AND sync = $2 UNION ALL SELECT relid, served, keys, NULL, source, identity, older FROM bucardo.capture_heard \
     WHERE control = $1 AND sync = $2";
 const GATHER: &str = "SELECT g.relid, g.keys, g.segments, g.batched, g.changes, g.existed, g.truncated, g.whole, g.latest \
     FROM bucardo.capture_gather($1, $2, $3::pg_catalog.int8, $4::pg_catalog.int8[], $5::pg_catalog.bool) g";
@@ -395,7 +395,7 @@ fn settled(rows: &Rows, sync: &Sync) -> Result<HashMap<u32, Vec<Settled>>> {
         let keys = settled_keys(rows, row)?;
         let open = strings(rows.get(row, 3))?;
         let open = bits::where_member(sync, |m| open.contains(&m.db.name));
-        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open, known: false, older: false };
+        let entry = Settled { snapshot: window(&rows.text(row, 1)), keys, open, known: false, heard: false, older: false };
         all.entry(rows.number(row, 0).unwrap_or_default()).or_default().push(entry);
     }
     Ok(all)

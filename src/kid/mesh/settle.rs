@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::contend::{FewRows, Key, Search};
 use super::decide::{self, Choice, Circumstances, Judgement, KeyChange, Strategy};
+use super::hearsay::Met;
 use super::keep::add_errands;
 use super::meet::PlainKey;
 use super::record::{self, Stand};
@@ -19,7 +20,6 @@ use crate::catalog::sync::Relation;
 use crate::error::{Error, Result, SqlState};
 use crate::guc;
 use crate::ident::{quote_literal, text_array};
-use crate::kid::bits;
 use crate::kid::reading::Reading;
 use crate::kid::shape;
 
@@ -60,9 +60,8 @@ pub(super) struct Settlement {
     pub open: HashMap<usize, Vec<Key>>,
     /// Keys that a source (by place) captures once more; see [`Mesh::tell_again`].
     pub again: HashMap<usize, Vec<Noted>>,
-    /// Contended keys of which something was decided, with the contenders as bits: while some source has heard more of another one
-    /// that is away than the rest.
-    pub met: Vec<(Key, u64)>,
+    /// Contended keys of which something was decided, while some source has got more of another one that is away than the rest.
+    pub met: Vec<Met>,
     pub written: Vec<Written>,
     /// Keys that are written as this source (by its place in the sync) has them, with the decision that says so.
     wanted: HashMap<usize, Vec<(Key, Decision)>>,
@@ -385,7 +384,7 @@ impl Mesh<'_> {
             // Deleted by all: there is nothing to decide.
             let first = conflict.contenders.first().map(|c| c.source);
             self.keep_others(settlement, &conflict.key, &conflict.changes, first);
-            self.met(&conflict, settlement);
+            self.note_met(&conflict.key, &conflict.contenders, true, settlement);
         }
         let ruled = self.ask_codes(relation, &conflicts)?;
         for (conflict, ruled) in conflicts.into_iter().zip(ruled) {
@@ -401,12 +400,6 @@ impl Mesh<'_> {
             self.carry_out(relation, conflict, ruling, by, &shared, settlement)?;
         }
         Ok(())
-    }
-
-    fn met(&self, conflict: &Conflict, settlement: &mut Settlement) {
-        if self.is_ahead() {
-            settlement.met.push((conflict.key.clone(), bits::of(conflict.contenders.iter().map(|c| c.source))));
-        }
     }
 
     pub(super) fn strategy_of(&self, relation: i32) -> String {
@@ -456,7 +449,7 @@ impl Mesh<'_> {
         let winner = if let Ruling::Winner(winner) = &ruling { Some(*winner) } else { None };
         self.keep_others(settlement, &conflict.key, &conflict.changes, winner);
         if ruling != Ruling::Nobody {
-            self.met(&conflict, settlement);
+            self.note_met(&conflict.key, &conflict.contenders, winner.is_none(), settlement);
         }
         let (rows, name) = (rows_json(&conflict.rows), winner.map(|w| names[w].clone()));
         let mut decision = Decision { relation, key: conflict.key_json, strategy, winner: name, rows, ..Decision::default() };

@@ -186,6 +186,117 @@ fn of_many_changes_what_was_kept_is_heard() {
     forgotten(&m, &["A", "B", "C"]);
 }
 
+/// The giver's own change is older than that of the one that is away: who waits for the later one gets it from its author.
+#[test]
+fn what_was_not_written_upon_goes_to_who_waits_for_it() {
+    let m = apart(3, 1, "bucardo_source");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("B").exec("INSERT INTO t VALUES (1, 1, 'B')");
+    for member in ["A", "T"] {
+        wait_val(&m, member, "B");
+    }
+    m.server_of("T").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A on B'");
+    wait_val(&m, "B", "A on B");
+    m.server_of("A").stop(Stop::Immediate);
+    m.server_of("C").launch();
+    wait_val(&m, "C", "A on B");
+    for member in ["T", "A"] {
+        m.server_of(member).launch();
+    }
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val FROM t", "A on B");
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// Who wins over the giver's older change has not won over the later one, upon which the giver has not written.
+#[test]
+fn who_has_won_over_an_older_change_contends_with_the_later_one() {
+    let m = apart(3, 0, "bucardo_latest");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("B").exec("INSERT INTO t VALUES (1, 1, 'B')");
+    wait_val(&m, "A", "B");
+    m.control().exec("SELECT bucardo.pause('s')");
+    m.server_of("C").launch();
+    m.on("C").exec("INSERT INTO t VALUES (1, 1, 'C')");
+    m.server_of("C").stop(Stop::Immediate);
+    m.control().exec("SELECT bucardo.resume('s')");
+    m.on("A").exec("UPDATE t SET val = 'A on B'");
+    wait_val(&m, "B", "A on B");
+    m.server_of("A").stop(Stop::Immediate);
+    m.server_of("C").launch();
+    wait_val(&m, "B", "C");
+    m.server_of("A").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val FROM t", "A on B");
+    forgotten(&m, &["A", "B", "C"]);
+}
+
+/// What is known already is not noted once more, however often a key changes while its author is away.
+#[test]
+fn what_is_known_is_noted_once() {
+    let m = apart(4, 0, "bucardo_source");
+    for member in ["C", "D"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(&m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    for member in ["C", "D"] {
+        m.server_of(member).launch();
+    }
+    for round in 1..4 {
+        m.on("B").exec(&format!("UPDATE t SET val = 'B{round}'"));
+        for member in ["C", "D"] {
+            wait_val(&m, member, &format!("B{round}"));
+        }
+    }
+    m.server_of("B").stop(Stop::Immediate);
+    for round in 1..6 {
+        for (from, to) in [("C", "D"), ("D", "C")] {
+            m.on(from).exec(&format!("UPDATE t SET val = '{from}{round}'"));
+            wait_val(&m, to, &format!("{from}{round}"));
+        }
+    }
+    for member in ["C", "D"] {
+        assert_eq!(m.on(member).number("SELECT count(*) FROM bucardo.capture_heard"), 1, "on {member}");
+    }
+    for member in ["A", "B"] {
+        m.server_of(member).launch();
+    }
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val FROM t", "D5");
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C", "D"]);
+}
+
+/// A target that was away when the author came back waits for his old row still: it does not go to all when it is back.
+#[test]
+fn an_old_row_does_not_come_with_who_was_away_longer() {
+    let m = apart(3, 1, "bucardo_source");
+    for member in ["C", "T"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(&m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    m.on("B").exec("UPDATE t SET val = 'B on A'");
+    m.server_of("C").launch();
+    wait_val(&m, "C", "B on A");
+    m.server_of("B").stop(Stop::Immediate);
+    m.server_of("A").launch();
+    m.on("A").exec("INSERT INTO t VALUES (2, 2, 'A')");
+    m.wait_sql("C", "a run of A", "SELECT EXISTS (SELECT FROM t WHERE id = 2)");
+    m.server_of("T").launch();
+    m.wait_sql("T", "a run of A", "SELECT EXISTS (SELECT FROM t WHERE id = 2)");
+    assert_eq!(m.on("C").one("SELECT val FROM t WHERE id = 1"), "B on A");
+    m.server_of("B").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val FROM t WHERE id = 1", "B on A");
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C"]);
+}
+
 /// Nothing is noted any more where everybody has been served by everybody.
 fn forgotten(m: &Multi, sources: &[&str]) {
     for source in sources {

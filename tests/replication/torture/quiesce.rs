@@ -72,7 +72,8 @@ const TRUTHS: [(&str, &str); 4] = [
 
 /// What capture still holds on a source.
 const CAPTURED: &str = "SELECT (SELECT coalesce(sum(pg_relation_size(g)), 0) FROM bucardo.capture c, unnest(c.segments) g) \
-     + (SELECT count(*) FROM bucardo.capture_mark) + (SELECT count(*) FROM bucardo.capture_settled)";
+     + (SELECT count(*) FROM bucardo.capture_mark) + (SELECT count(*) FROM bucardo.capture_settled) \
+     + (SELECT count(*) FROM bucardo.capture_heard)";
 
 /// Who is at work on a member, and what each holds.
 fn sessions(world: &World, member: &str) -> String {
