@@ -3,7 +3,7 @@
 //! before everything is recorded that others need to carry the run on, should it die.
 
 use super::record::{self, Run, Stand};
-use super::{Broken, Mesh, hearsay};
+use super::{Broken, Mesh};
 use crate::fault;
 use crate::ident::text_array;
 use crate::kid::apply::Receiver;
@@ -39,21 +39,12 @@ impl Mesh<'_> {
             let identities = text_array(offers.iter().map(|o| o.identity.as_str()).collect::<Vec<_>>());
             let control = self.plan.control.clone();
             let params = [control.as_str(), &sync, &me, &run, &names, &served, &identities].map(|p| Some(p.as_bytes()));
-            let (over, copied) = (self.notes_over(at), self.copied_over_notes(at));
             let is_deaf = self.plan.is_deaf(self.members[at].index, relations.iter().copied());
             let oids: Vec<u32> = relations.iter().filter_map(|r| self.members[at].shapes.get(r)).map(|t| t.oid).collect();
             self.members[at].attempt(|conn| {
                 conn.pipeline_begin()?;
                 if !from.is_empty() {
                     conn.pipeline_add(SERVED, &[], &params)?;
-                }
-                if let Some((sources, served)) = &over {
-                    let over = [control.as_str(), &sync, sources, served].map(|p| Some(p.as_bytes()));
-                    conn.pipeline_add(hearsay::FORGET, &[], &over)?;
-                }
-                if let Some(tables) = &copied {
-                    let copied = [control.as_str(), &sync, tables].map(|p| Some(p.as_bytes()));
-                    conn.pipeline_add(hearsay::FORGET_TABLES, &[], &copied)?;
                 }
                 if is_deaf {
                     deaf::queue(conn)?;

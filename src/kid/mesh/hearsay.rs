@@ -29,11 +29,10 @@ const AT_ONCE: usize = 10_000;
 const NOTE: &str = "INSERT INTO bucardo.capture_heard (control, sync, relid, source, served, identity, keys, older) \
     VALUES ($1, $2, $3::pg_catalog.oid, $4, $5, $6, $7::pg_catalog.jsonb, $8::pg_catalog.bool)";
 /// Forgets notes of sources by how far these go, as they stand in two arrays.
-pub(super) const FORGET: &str = "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 \
+const FORGET: &str = "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 \
     AND (source, served) IN (SELECT u.source, u.served FROM unnest($3::pg_catalog.text[], $4::pg_catalog.text[]) u(source, served))";
 /// Who gets a table as it is on another source has no more of others than that one.
-pub(super) const FORGET_TABLES: &str =
-    "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 AND relid = ANY ($3::pg_catalog.oid[])";
+const FORGET_TABLE: &str = "DELETE FROM bucardo.capture_heard WHERE control = $1 AND sync = $2 AND relid = $3::pg_catalog.oid";
 
 /// How far a source was served by another one, and what that one was then.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +44,9 @@ struct Served {
 impl Served {
     /// Whether it goes as far as another one.
     fn reaches(&self, other: &Served) -> bool {
-        self == other || covers(&window(&other.snapshot), &window(&self.snapshot))
+        // The numbers of another server, or of another timeline, say nothing.
+        let server = |served: &Served| served.identity.split(':').next().unwrap_or_default().to_string();
+        self == other || (server(self) == server(other) && covers(&window(&other.snapshot), &window(&self.snapshot)))
     }
 }
 
@@ -88,7 +89,7 @@ pub(super) struct Hearsay {
     /// The sources, by place, that have notes, also of those that are here.
     noted: HashSet<usize>,
     /// The notes of a source, by place, that nobody needs after this run: whose, and how far they go.
-    pub over: HashMap<usize, HashSet<(String, String)>>,
+    over: HashMap<usize, HashSet<(String, String)>>,
 }
 
 /// That one source (by place) has got more of one that is away (by its place in the sync) than another source has.
@@ -120,10 +121,12 @@ impl Mesh<'_> {
                 self.hearsay.noted.insert(at);
                 let relation = self.members[at].shapes.iter().find(|(_, table)| table.oid == oid).map(|(relation, _)| *relation);
                 let served = Served { snapshot: rows.text(row, 1), identity: rows.text(row, 5) };
-                let (Some(of), Some(relation)) = (place_of(self, source), relation) else {
+                let Some(of) = place_of(self, source) else {
                     self.hearsay.over.entry(at).or_default().insert((source.to_string(), served.snapshot));
                     continue;
                 };
+                // What is captured no more takes its notes along; there may be others of the same source.
+                let Some(relation) = relation else { continue };
                 let keys = self.in_order(at, relation, settled_keys(rows, row)?, false);
                 notes.entry((at, relation, of, served, rows.bool(row, 6))).or_default().extend(keys);
             }
@@ -335,10 +338,16 @@ impl Mesh<'_> {
         })?;
         let Some((own, newer, [same, since], fits)) = own.flatten() else { return Ok(Default::default()) };
         let n = self.key_of(relation).len();
-        let of_those = which.map_or_else(String::new, |which| format!(" AND EXISTS (SELECT FROM ({which}) w WHERE {same})"));
+        // As they are noted, where equal keys have other texts.
+        let (from, of_those) = match which {
+            Some(which) if !params.is_empty() => (format!(" JOIN ({which}) w ON {same}"), String::new()),
+            Some(which) => (String::new(), format!(" AND EXISTS (SELECT FROM ({which}) w WHERE {same})")),
+            None => Default::default(),
+        };
+        let told = if from.is_empty() { "d" } else { "w" };
         let sql = format!(
-            "SELECT a.newer IS TRUE, {} FROM ({own}) d LEFT JOIN (SELECT *, true AS newer FROM ({newer}) n) a ON {since} WHERE true{of_those}{fits}",
-            list(n, |i| format!("d.k{}::pg_catalog.text", i + 1), ", ")
+            "SELECT a.newer IS TRUE, {} FROM ({own}) d{from} LEFT JOIN (SELECT *, true AS newer FROM ({newer}) n) a ON {since} WHERE true{of_those}{fits}",
+            list(n, |i| format!("{told}.k{}", i + 1), ", ")
         );
         let arrays: Vec<String> = match params {
             [] => Vec::new(),
@@ -354,21 +363,32 @@ impl Mesh<'_> {
         Ok((plain(upon), plain(same)))
     }
 
-    /// The notes of a source that end with this run, as two arrays; None: none does, or somebody has failed, who may still wait.
-    pub(super) fn notes_over(&self, at: usize) -> Option<(String, String)> {
-        let over = self.hearsay.over.get(&at).filter(|_| self.members.iter().all(|m| m.failed.is_none()))?;
-        let (sources, served): (Vec<&str>, Vec<&str>) = over.iter().map(|(s, n)| (s.as_str(), n.as_str())).unzip();
-        Some((text_array(sources), text_array(served)))
+    /// Forgets the notes that nobody needs after this run, once all that take part have committed it. One that has not would get
+    /// what they are about with the next run, as all others would.
+    pub(super) fn forget_heard(&mut self, served: u64) {
+        let over = std::mem::take(&mut self.hearsay.over);
+        let all = served == self.present();
+        for (at, over) in over.into_iter().filter(|_| all) {
+            let (sources, notes): (Vec<&str>, Vec<&str>) = over.iter().map(|(s, n)| (s.as_str(), n.as_str())).unzip();
+            let (sync, sources, notes) = (self.plan.sync.capture_name(), text_array(sources), text_array(notes));
+            let params = [&self.plan.control, &sync, &sources, &notes].map(|p| Some(p.as_str()));
+            self.members[at].attempt(|conn| conn.query_params(FORGET, &params));
+        }
     }
 
-    /// The tables, as an array, that a source which has notes has got as they are on another one.
-    pub(super) fn copied_over_notes(&self, at: usize) -> Option<String> {
-        let bit = self.members[at].bit();
-        let copied = self.copied.iter().filter(|(_, members)| members & bit != 0);
-        let oids: Vec<String> =
-            copied.filter_map(|(relation, _)| Some(self.members[at].shapes.get(relation)?.oid.to_string())).collect();
-        let known = self.hearsay.noted.contains(&at) && !oids.is_empty();
-        known.then(|| text_array(oids.iter().map(String::as_str).collect::<Vec<_>>()))
+    /// Forgets what sources have noted of a relation that they have got as it is on another one.
+    pub(super) fn forget_copied(&mut self, relation: i32) {
+        let copied = bits::union(self.copied.iter().filter(|(of, _)| *of == relation).map(|(_, members)| *members));
+        for at in self.sources() {
+            if self.members[at].bit() & copied == 0 {
+                continue;
+            }
+            let oid = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string());
+            let Some(oid) = oid.filter(|_| self.hearsay.noted.contains(&at)) else { continue };
+            let params = vec![self.plan.control.clone(), self.plan.sync.capture_name(), oid];
+            self.errand(at, FORGET_TABLE.to_string(), params);
+            self.hearsay.heard.retain(|heard| (heard.at, heard.relation) != (at, relation));
+        }
     }
 }
 

@@ -222,6 +222,7 @@ fn one_attempt(
         progress.phase(Phase::Mark);
         fault::point("kid.before_mark")?;
         mesh.mark(served);
+        mesh.forget_heard(served);
         mesh.after_copy();
         fault::point("kid.after_mark")?;
     }
@@ -310,6 +311,7 @@ impl Mesh<'_> {
             // Before the copy, which shall not bring them where another row has their value.
             self.write(*relation, &settlement.removed)?;
             self.copy_whole(*relation, &kept, progress)?;
+            self.forget_copied(*relation);
             settlements.insert(*relation, settlement);
         }
         self.check()?;

@@ -232,6 +232,30 @@ fn who_has_won_over_an_older_change_contends_with_the_later_one() {
     forgotten(&m, &["A", "B", "C"]);
 }
 
+/// Who has not got the later change gives an older row to who has not got either; who has the later one keeps it.
+#[test]
+fn an_older_row_does_not_go_to_who_has_a_later_one() {
+    let m = apart(4, 0, "bucardo_source");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("B").exec("INSERT INTO t VALUES (1, 1, 'B')");
+    for member in ["A", "D"] {
+        wait_val(&m, member, "B");
+    }
+    m.server_of("B").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A on B'");
+    wait_val(&m, "D", "A on B");
+    m.server_of("A").stop(Stop::Immediate);
+    for member in ["B", "C"] {
+        m.server_of(member).launch();
+    }
+    m.wait_sql("C", "the row", "SELECT EXISTS (SELECT FROM t WHERE id = 1)");
+    m.on("D").exec("UPDATE t SET n = 7");
+    m.wait_sql("B", "what D has written", "SELECT EXISTS (SELECT FROM t WHERE n = 7)");
+    m.server_of("A").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val || n FROM t", "A on B7");
+}
+
 /// What is known already is not noted once more, however often a key changes while its author is away.
 #[test]
 fn what_is_known_is_noted_once() {
