@@ -108,7 +108,7 @@ COMMENT ON TABLE bucardo.capture_settled IS 'Changes of this database that lost 
 ALTER TABLE bucardo.capture_settled ADD COLUMN IF NOT EXISTS open text[] NOT NULL DEFAULT '{}';
 
 -- Of a source that is away: its changes of these keys up to what it had served to who gave the rows. Kept until the source
--- has served this database itself.
+-- has served this database itself, and nobody who is away waits there for these changes.
 CREATE TABLE IF NOT EXISTS bucardo.capture_heard (
     control  text    NOT NULL,
     sync     text    NOT NULL,

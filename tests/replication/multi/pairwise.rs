@@ -18,6 +18,14 @@ fn wait_val(m: &Multi, member: &str, val: &str) {
     m.wait_sql(member, val, &format!("SELECT EXISTS (SELECT FROM t WHERE id = 1 AND val = '{val}')"));
 }
 
+/// A has written a row and B has got it, while these were away; now A is away, too.
+fn b_has_what_a_wrote(m: &Multi, away: &[&str]) {
+    away.iter().for_each(|member| m.server_of(member).stop(Stop::Immediate));
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(m, "B", "A");
+    m.server_of("A").stop(Stop::Immediate);
+}
+
 /// A and B have merged their changes, then B and C the result with C's: A's share is in it once.
 #[test]
 fn a_merge_that_went_round_by_another_is_counted_once() {
@@ -107,12 +115,7 @@ fn who_is_back_does_not_write_over_what_was_written_upon_its_row() {
 #[test]
 fn what_was_heard_is_passed_on() {
     let m = apart(4, 0, "bucardo_source");
-    for member in ["C", "D"] {
-        m.server_of(member).stop(Stop::Immediate);
-    }
-    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
-    wait_val(&m, "B", "A");
-    m.server_of("A").stop(Stop::Immediate);
+    b_has_what_a_wrote(&m, &["C", "D"]);
     for (from, to) in [("B", "C"), ("C", "D")] {
         m.server_of(to).launch();
         m.on(from).exec(&format!("UPDATE t SET val = '{from}'"));
@@ -136,10 +139,7 @@ fn what_was_heard_is_passed_on() {
 #[test]
 fn what_nobody_has_heard_contends() {
     let m = apart(3, 0, "bucardo_source");
-    m.server_of("C").stop(Stop::Immediate);
-    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
-    wait_val(&m, "B", "A");
-    m.server_of("A").stop(Stop::Immediate);
+    b_has_what_a_wrote(&m, &["C"]);
     m.on("B").exec("UPDATE t SET val = 'B on A'");
     m.server_of("C").launch();
     wait_val(&m, "C", "B on A");
@@ -260,12 +260,7 @@ fn an_older_row_does_not_go_to_who_has_a_later_one() {
 #[test]
 fn what_is_known_is_noted_once() {
     let m = apart(4, 0, "bucardo_source");
-    for member in ["C", "D"] {
-        m.server_of(member).stop(Stop::Immediate);
-    }
-    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
-    wait_val(&m, "B", "A");
-    m.server_of("A").stop(Stop::Immediate);
+    b_has_what_a_wrote(&m, &["C", "D"]);
     for member in ["C", "D"] {
         m.server_of(member).launch();
     }
@@ -298,12 +293,7 @@ fn what_is_known_is_noted_once() {
 #[test]
 fn an_old_row_does_not_come_with_who_was_away_longer() {
     let m = apart(3, 1, "bucardo_source");
-    for member in ["C", "T"] {
-        m.server_of(member).stop(Stop::Immediate);
-    }
-    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
-    wait_val(&m, "B", "A");
-    m.server_of("A").stop(Stop::Immediate);
+    b_has_what_a_wrote(&m, &["C", "T"]);
     m.on("B").exec("UPDATE t SET val = 'B on A'");
     m.server_of("C").launch();
     wait_val(&m, "C", "B on A");
