@@ -38,8 +38,8 @@ impl Mesh<'_> {
         staged: &mut Vec<(usize, Bringing)>,
         progress: &mut Progress,
     ) -> Result<HashSet<(usize, i32)>, Broken> {
-        // Once begun again for rows that are too wide, a run goes the other way with all.
-        let shared = if self.attempt == 1 { self.shared(settlements) } else { Vec::new() };
+        // Once begun again for rows that are too wide, a run goes the other way with all; so does one in which not all get the same.
+        let shared = if self.attempt == 1 && !self.is_ahead() { self.shared(settlements) } else { Vec::new() };
         let places: Vec<usize> = self.sources().into_iter().filter(|at| shared.iter().any(|s| s.contains_key(at))).collect();
         if places.is_empty() {
             return Ok(HashSet::new());

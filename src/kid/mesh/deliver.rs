@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::contend::{FewRows, Key};
 use super::keep::Kept;
+use super::later::Group;
 use super::offer::Offer;
 use super::record::Stand;
 use super::settle::{Settlement, Written};
@@ -56,56 +57,67 @@ impl Mesh<'_> {
         let sends = |at: usize, relation: i32| !self.is_few(relation) && !silent(at, relation);
         let many = |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && sends(*at, c.relation));
         let abreast = !self.decisions.is_empty() || self.sources().iter().filter(|at| many(at)).count() > 1;
-        self.with_source(at, excluded(at, kept), |pass, work, source, others| {
-            let mut handfuls = Handfuls::default();
-            for item in work.iter().filter(|w| w.change.changes > 0 && !there.contains(&(at, w.change.relation))) {
-                progress.relation(&item.name, 0);
-                match few.get(&(at, item.change.relation)) {
-                    Some(rows) => {
-                        let settlement = settlements.get(&item.change.relation);
-                        let which = sent_rows(rows, item.change.key.len(), settlement.and_then(|o| o.kept.get(&at)));
-                        if !which.is_empty() {
-                            handfuls.add(item, rows, which, others);
+        let relations: Vec<i32> = self.offers[at].iter().flat_map(|o| &o.changes).map(|c| c.relation).collect();
+        for (nth, group) in self.groups(at, &relations, settlements, kept)?.into_iter().enumerate() {
+            let later = group.later.then_some(group.members);
+            self.with_source(at, group, |pass, work, source, others| {
+                let mut handfuls = Handfuls::default();
+                for item in work.iter().filter(|w| w.change.changes > 0 && !there.contains(&(at, w.change.relation))) {
+                    progress.relation(&item.name, 0);
+                    match few.get(&(at, item.change.relation)) {
+                        Some(rows) => {
+                            let settlement = settlements.get(&item.change.relation);
+                            let won = settlement.and_then(|o| o.won.get(&at));
+                            let kept = settlement.and_then(|o| o.kept.get(&at));
+                            let which = sent_rows(rows, item.change.key.len(), kept, later.map(|members| (members, won)));
+                            if !which.is_empty() {
+                                handfuls.add(item, rows, which, others);
+                            }
                         }
+                        // Every change of it has lost.
+                        None if silent(at, item.change.relation) => {}
+                        None if abreast && !pass.goes_straight(item, others) => {
+                            let range = pass.stage(item, source, others)?;
+                            staged.extend(others.iter().filter_map(|r| pass.bringing_within(item, r, range)));
+                        }
+                        None => pass.write_many(item, source, others)?,
                     }
-                    // Every change of it has lost.
-                    None if silent(at, item.change.relation) => {}
-                    None if abreast && !pass.goes_straight(item, others) => {
-                        let range = pass.stage(item, source, others)?;
-                        staged.extend(others.iter().filter_map(|r| pass.bringing_within(item, r, range)));
-                    }
-                    None => pass.write_many(item, source, others)?,
+                    progress.relation(&item.name, if nth == 0 { item.change.changes } else { 0 });
                 }
-                progress.relation(&item.name, item.change.changes);
-            }
-            handfuls.write(others);
-            Ok(())
-        });
+                handfuls.write(others);
+                Ok(())
+            });
+        }
         Ok(())
     }
 
-    /// Calls with what one source has changed, its connection, and all other members. An error is the source's.
+    /// Calls with what one source has changed, its connection, and the receivers. An error is the source's.
     pub(super) fn with_source(
         &mut self,
         at: usize,
-        excluded: HashMap<i32, String>,
+        group: Group,
         body: impl FnOnce(&Pass<'_>, &[Work<'_>], &mut Conn, &mut [Receiver]) -> Result<()>,
     ) {
         let common = self.common(at);
         let Some(offer) = self.offers[at].take() else { return };
         let mut from = self.members.remove(at);
         let (shapes, version) = (from.shapes.clone(), from.session.conn.version());
-        let pass = common.pass(&self.plan.sync, self.care, &offer, (&shapes, version), excluded);
-        let others = &mut self.members;
+        let pass = common.pass(&self.plan.sync, self.care, &offer, (&shapes, version), group.excluded);
+        let (mut others, mut aside): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.members).into_iter().partition(|member| member.bit() & group.members != 0);
         let sent = pass.work(others.iter()).and_then(|work| {
             for receiver in others.iter_mut() {
                 let fits = work.iter().try_for_each(|w| w.table_on(receiver, pass.sync).map(drop));
                 receiver.attempt(|_| fits);
             }
-            body(&pass, &work, &mut from.session.conn, others)
+            body(&pass, &work, &mut from.session.conn, &mut others)
         });
         from.attempt(|_| sent);
-        self.members.insert(at, from);
+        others.append(&mut aside);
+        others.push(from);
+        // In the listed order, as before.
+        others.sort_by_key(|member| member.index);
+        self.members = others;
         self.offers[at] = Some(offer);
     }
 
@@ -266,11 +278,16 @@ pub(super) fn excluded(at: usize, kept: &Kept) -> HashMap<i32, String> {
     kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect()
 }
 
-/// The rows of a few changes that are sent: all but those whose keys the source keeps to itself.
-fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Key>>) -> Vec<usize> {
-    let kept: HashSet<&[String]> = kept.into_iter().flatten().map(|k| &**k).collect();
+/// The rows of a few changes that are sent: all but those whose keys the source keeps to itself. To members that may have later
+/// ones only what is pending towards them, and the keys that the source has won.
+fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Key>>, later: Option<(u64, Option<&Vec<Key>>)>) -> Vec<usize> {
+    let set = |keys: Option<&Vec<Key>>| keys.into_iter().flatten().cloned().collect::<HashSet<Key>>();
+    let (kept, won) = (set(kept), set(later.and_then(|(_, won)| won)));
     let key = |row: usize| (0..n).map(|c| rows.text(row, c)).collect::<Vec<_>>();
-    (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
+    // Behind the columns come when, towards whom, and whether nobody has won.
+    let towards = |row: usize| rows.columns().checked_sub(2).and_then(|c| rows.number::<i64>(row, c)).unwrap_or(-1) as u64;
+    let goes = |row: usize| later.is_none_or(|(members, _)| towards(row) & members != 0 || won.contains(key(row).as_slice()));
+    (0..rows.len()).filter(|row| (kept.is_empty() || !kept.contains(key(*row).as_slice())) && goes(*row)).collect()
 }
 
 /// Sends what writes rows out of their JSON, or deletes them.

@@ -3,7 +3,7 @@
 //! changes which are known do not come once more, as if nobody had heard of them, when their author is back. It must never
 //! take for known what the giver had not got when it was read, nor for older what nobody has written upon.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use super::contend::Key;
@@ -168,6 +168,13 @@ impl Mesh<'_> {
     /// Whether a source has got more of one that is away than another one has.
     pub(super) fn is_ahead(&self) -> bool {
         !self.hearsay.ahead.is_empty()
+    }
+
+    /// The sources, by place, that have got more of one that is away than this one has.
+    pub(super) fn later_than(&self, at: usize) -> Vec<usize> {
+        let later: BTreeSet<usize> =
+            self.hearsay.ahead.iter().filter(|ahead| ahead.taker == at).map(|ahead| ahead.giver).collect();
+        later.into_iter().collect()
     }
 
     /// Takes note of a key of which something was decided. `merged`: the row is made of the contenders', or all have deleted it.

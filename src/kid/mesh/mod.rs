@@ -14,6 +14,7 @@ mod foreign;
 mod hearsay;
 mod image;
 mod keep;
+mod later;
 mod marks;
 mod meet;
 mod offer;
@@ -317,7 +318,7 @@ impl Mesh<'_> {
         self.check()?;
         if self.care.thorough {
             for relation in relations {
-                let decisions = self.send_thoroughly(*relation, &kept, progress)?;
+                let decisions = self.send_thoroughly(*relation, &settlements, &kept, progress)?;
                 self.decisions.extend(decisions);
             }
         } else {

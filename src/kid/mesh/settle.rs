@@ -54,6 +54,9 @@ pub(super) struct Settlement {
     withheld: HashMap<usize, usize>,
     /// The sources (by place) that keep all to themselves that they have changed.
     pub silent: HashSet<usize>,
+    /// Keys that go to all from a source (by place), though others have changed them, while some source has got more of another
+    /// one that is away than the rest.
+    pub won: HashMap<usize, Vec<Key>>,
     /// Keys whose change at a source (by place) is handled for everybody.
     pub lost: HashMap<usize, Vec<Key>>,
     /// Keys whose change at a source (by place) nobody has won.
@@ -229,7 +232,10 @@ impl Mesh<'_> {
                 Judgement::Newest(source) => {
                     let newest = Some(source).filter(|s| !held(s));
                     self.keep_others(settlement, &one.key, &one.changes, newest);
-                    newest.into_iter().for_each(|source| self.tell_again(&one.key, &one.changes, source, settlement));
+                    if let Some(newest) = newest {
+                        self.tell_again(&one.key, &one.changes, newest, settlement);
+                        self.note_won(&one.key, newest, settlement);
+                    }
                 }
                 Judgement::Conflict(sources) if sources.iter().all(held) => {
                     self.keep_others(settlement, &one.key, &one.changes, None);
@@ -470,7 +476,10 @@ impl Mesh<'_> {
                     return Ok(());
                 }
                 match winner {
-                    Some(winner) => self.tell_again(&conflict.key, &conflict.changes, winner, settlement),
+                    Some(winner) => {
+                        self.tell_again(&conflict.key, &conflict.changes, winner, settlement);
+                        self.note_won(&conflict.key, winner, settlement);
+                    }
                     None => settlement.spared.push(conflict.key.clone()),
                 }
                 let lost = if winner.is_some() { &mut settlement.lost } else { &mut settlement.open };

@@ -2,8 +2,11 @@
 //! receiver first, then all that changes is deleted there, then rows that only a receiver has make room, and only then is
 //! anything inserted. Slower, and taken only after a receiver has refused a value.
 
+use std::collections::HashMap;
+
 use super::keep::Kept;
-use super::settle::Decision;
+use super::later::Group;
+use super::settle::{Decision, Settlement};
 use super::{Broken, Mesh};
 use crate::kid::report::Progress;
 use crate::kid::statements::Join;
@@ -25,6 +28,7 @@ impl Mesh<'_> {
     pub(super) fn send_thoroughly(
         &mut self,
         relation: i32,
+        settlements: &HashMap<i32, Settlement>,
         kept: &Kept,
         progress: &mut Progress,
     ) -> Result<Vec<Decision>, Broken> {
@@ -36,7 +40,9 @@ impl Mesh<'_> {
         }
         let mut staged = Vec::new();
         for at in self.changed(relation) {
-            self.stage(at, relation, kept, &mut staged)?;
+            for group in self.groups(at, &[relation], settlements, kept)? {
+                self.stage(at, relation, group, &mut staged)?;
+            }
         }
         for one in &staged {
             let Some(at) = self.place(one.receiver) else { continue };
@@ -72,11 +78,10 @@ impl Mesh<'_> {
         Ok(decisions)
     }
 
-    /// Brings one source's rows of a relation into staging tables of all others.
-    fn stage(&mut self, at: usize, relation: i32, kept: &Kept, staged: &mut Vec<Staged>) -> Result<(), Broken> {
-        let excluded = kept.get(&(at, relation)).map(|t| (relation, t.clone())).into_iter().collect();
+    /// Brings one source's rows of a relation into staging tables of others.
+    fn stage(&mut self, at: usize, relation: i32, group: Group, staged: &mut Vec<Staged>) -> Result<(), Broken> {
         let from = self.members[at].index;
-        self.with_source(at, excluded, |pass, work, source, others| {
+        self.with_source(at, group, |pass, work, source, others| {
             let Some(item) = work.iter().find(|w| w.change.relation == relation) else { return Ok(()) };
             pass.stage(item, source, others)?;
             for receiver in others.iter() {

@@ -256,6 +256,98 @@ fn an_older_row_does_not_go_to_who_has_a_later_one() {
     m.expect_everywhere("SELECT val || n FROM t", "A on B7");
 }
 
+/// The same of more rows than are written one by one.
+#[test]
+fn of_many_rows_too_who_has_later_ones_keeps_them() {
+    let m = apart(4, 0, "bucardo_source");
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("B").exec("INSERT INTO t SELECT g, 1, 'B' FROM generate_series(1, 300) g");
+    for member in ["A", "D"] {
+        m.wait_sql(member, "B's rows", "SELECT count(*) = 300 FROM t");
+    }
+    m.server_of("B").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A on B' WHERE id > 10");
+    m.wait_sql("D", "A's rows", "SELECT count(*) = 290 FROM t WHERE val = 'A on B'");
+    m.server_of("A").stop(Stop::Immediate);
+    for member in ["B", "C"] {
+        m.server_of(member).launch();
+    }
+    m.wait_sql("C", "B's rows", "SELECT count(*) = 300 FROM t");
+    m.on("D").exec("UPDATE t SET n = 7 WHERE id > 5");
+    m.wait_sql("B", "what D has written", "SELECT count(*) = 295 FROM t WHERE n = 7");
+    m.server_of("A").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere(
+        "SELECT string_agg(concat_ws(' ', val, n, rows), ', ' ORDER BY val, n) FROM (SELECT val, n, count(*) AS rows FROM t GROUP BY val, n) x",
+        "A on B 7 290, B 1 5, B 7 5",
+    );
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C", "D"]);
+}
+
+/// What was decided goes to all, also to who has been served the winner's change and has later rows of somebody else.
+#[test]
+fn what_has_won_goes_to_who_has_later_rows_too() {
+    for rows in [2, 300] {
+        let m = apart(4, 0, "bucardo_source");
+        m.server_of("C").stop(Stop::Immediate);
+        m.on("B").exec(&format!("INSERT INTO t SELECT g, 1, 'B' FROM generate_series(1, {rows}) g"));
+        for member in ["A", "D"] {
+            wait_val(&m, member, "B");
+        }
+        m.control().exec("SELECT bucardo.pause('s')");
+        m.server_of("C").launch();
+        m.on("C").exec("INSERT INTO t VALUES (1, 1, 'C')");
+        m.server_of("C").stop(Stop::Immediate);
+        m.server_of("B").stop(Stop::Immediate);
+        m.control().exec("SELECT bucardo.resume('s')");
+        m.on("A").exec("UPDATE t SET val = 'A on B' WHERE id = 2");
+        m.wait_sql("D", "A's row", "SELECT EXISTS (SELECT FROM t WHERE val = 'A on B')");
+        m.server_of("A").stop(Stop::Immediate);
+        m.server_of("C").launch();
+        wait_val(&m, "D", "C");
+        m.server_of("B").launch();
+        for member in ["C", "D"] {
+            wait_val(&m, member, "B");
+        }
+        assert_eq!(m.on("D").one("SELECT val FROM t WHERE id = 2"), "A on B");
+        m.on("D").exec("UPDATE t SET n = 7 WHERE id = 2");
+        m.wait_sql("B", "what D has written", "SELECT EXISTS (SELECT FROM t WHERE n = 7)");
+        m.server_of("A").launch();
+        m.settle(&["t"]);
+        m.expect_everywhere("SELECT string_agg(id || val || n, ' ' ORDER BY id) FROM t WHERE id < 3", "1B1 2A on B7");
+        assert_eq!(m.on("A").number("SELECT count(*) FROM t"), rows);
+        forgotten(&m, &["A", "B", "C", "D"]);
+    }
+}
+
+/// Who is back gives its old row to who waits for it, and not to who has got what was written upon it.
+#[test]
+fn an_old_row_goes_only_to_who_waits_for_it() {
+    let m = apart(4, 0, "bucardo_source");
+    for member in ["B", "C"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("A").exec("INSERT INTO t VALUES (1, 1, 'A')");
+    wait_val(&m, "D", "A");
+    m.server_of("A").stop(Stop::Immediate);
+    m.on("D").exec("UPDATE t SET val = 'D on A'");
+    m.server_of("C").launch();
+    wait_val(&m, "C", "D on A");
+    m.server_of("D").stop(Stop::Immediate);
+    for member in ["A", "B"] {
+        m.server_of(member).launch();
+    }
+    m.wait_sql("B", "the row", "SELECT EXISTS (SELECT FROM t)");
+    m.on("C").exec("UPDATE t SET n = 7");
+    m.wait_sql("B", "what C has written", "SELECT EXISTS (SELECT FROM t WHERE n = 7)");
+    m.server_of("D").launch();
+    m.settle(&["t"]);
+    m.expect_everywhere("SELECT val || n FROM t", "D on A7");
+    assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+    forgotten(&m, &["A", "B", "C", "D"]);
+}
+
 /// What is known already is not noted once more, however often a key changes while its author is away.
 #[test]
 fn what_is_known_is_noted_once() {
