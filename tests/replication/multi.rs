@@ -36,7 +36,7 @@ use crate::net::{CONTROL, CONTROL_SETTINGS, Capture, Net};
 use crate::wire::Conn;
 use std::ops::Deref;
 
-pub const SOURCES: [&str; 4] = ["A", "B", "C", "D"];
+pub const SOURCES: [&str; 5] = ["A", "B", "C", "D", "E"];
 pub const TARGETS: [&str; 2] = ["T", "U"];
 
 /// Where the members live.

@@ -30,10 +30,21 @@ fn pending(change: &KeyChange, towards: usize) -> bool {
     change.towards & (1 << towards) != 0
 }
 
+/// Whether another one of the changes is newer.
+fn beaten(changes: &[KeyChange], x: &KeyChange) -> bool {
+    changes.iter().any(|y| y.source != x.source && !pending(x, y.source) && pending(y, x.source))
+}
+
+/// The sources that could bring a key as well as the newest, because they and it know each other's changes, and nobody is newer.
+pub fn peers(changes: &[KeyChange], newest: usize) -> Vec<usize> {
+    let Some(own) = changes.iter().find(|c| c.source == newest) else { return Vec::new() };
+    let knows = |c: &&KeyChange| c.source != newest && !pending(c, newest) && !pending(own, c.source);
+    changes.iter().filter(knows).filter(|c| !c.held && !beaten(changes, c)).map(|c| c.source).collect()
+}
+
 /// Judges the changes of one key, at least one, in the listed order of their sources.
 pub fn judge(changes: &[KeyChange]) -> Judgement {
-    let beaten = |x: &KeyChange| changes.iter().any(|y| y.source != x.source && !pending(x, y.source) && pending(y, x.source));
-    let mut left: Vec<&KeyChange> = changes.iter().filter(|c| !beaten(c)).collect();
+    let mut left: Vec<&KeyChange> = changes.iter().filter(|c| !beaten(changes, c)).collect();
     // Only where everybody is beaten in a circle, which no order of runs can make, all are left.
     if left.is_empty() {
         left = changes.iter().collect();
@@ -144,6 +155,21 @@ mod tests {
 
     fn change(source: usize, towards: &[usize], at: i64) -> KeyChange {
         KeyChange { source, towards: bits::of(towards.iter().copied()), at, held: false }
+    }
+
+    #[test]
+    fn who_could_bring_a_key_as_well() {
+        let known = [change(A, &[], 1), change(B, &[], 2), change(C, &[], 3)];
+        assert_eq!(peers(&known, A), [B, C]);
+        assert_eq!(peers(&known, C), [A, B]);
+        let held = [known[0], KeyChange { held: true, ..known[1] }];
+        assert_eq!(peers(&held, A), []);
+        // B does not know what C has changed, which knows B.
+        let newer = [change(A, &[], 1), change(B, &[], 2), change(C, &[B], 3)];
+        assert_eq!(judge(&newer), Judgement::Newest(A));
+        assert_eq!(peers(&newer, A), [C]);
+        let contending = [change(A, &[B], 1), change(B, &[A], 2)];
+        assert_eq!(peers(&contending, A), []);
     }
 
     fn given() -> Circumstances<'static> {

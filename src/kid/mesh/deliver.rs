@@ -58,8 +58,7 @@ impl Mesh<'_> {
         let many = |at: &usize| self.offers[*at].iter().flat_map(|o| &o.changes).any(|c| c.changes > 0 && sends(*at, c.relation));
         let abreast = !self.decisions.is_empty() || self.sources().iter().filter(|at| many(at)).count() > 1;
         let relations: Vec<i32> = self.offers[at].iter().flat_map(|o| &o.changes).map(|c| c.relation).collect();
-        for (nth, group) in self.groups(at, &relations, settlements, kept)?.into_iter().enumerate() {
-            let later = group.later.then_some(group.members);
+        for (nth, group) in self.groups(at, &relations, kept)?.into_iter().enumerate() {
             self.with_source(at, group, |pass, work, source, others| {
                 let mut handfuls = Handfuls::default();
                 for item in work.iter().filter(|w| w.change.changes > 0 && !there.contains(&(at, w.change.relation))) {
@@ -67,9 +66,7 @@ impl Mesh<'_> {
                     match few.get(&(at, item.change.relation)) {
                         Some(rows) => {
                             let settlement = settlements.get(&item.change.relation);
-                            let won = settlement.and_then(|o| o.won.get(&at));
-                            let kept = settlement.and_then(|o| o.kept.get(&at));
-                            let which = sent_rows(rows, item.change.key.len(), kept, later.map(|members| (members, won)));
+                            let which = sent_rows(rows, item.change.key.len(), settlement.and_then(|o| o.kept.get(&at)));
                             if !which.is_empty() {
                                 handfuls.add(item, rows, which, others);
                             }
@@ -87,6 +84,10 @@ impl Mesh<'_> {
                 handfuls.write(others);
                 Ok(())
             });
+            // One that has failed has nothing for others.
+            if self.members[at].failed.is_some() {
+                break;
+            }
         }
         Ok(())
     }
@@ -278,16 +279,11 @@ pub(super) fn excluded(at: usize, kept: &Kept) -> HashMap<i32, String> {
     kept.iter().filter(|((place, _), _)| *place == at).map(|((_, r), t)| (*r, t.clone())).collect()
 }
 
-/// The rows of a few changes that are sent: all but those whose keys the source keeps to itself. To members that may have later
-/// ones only what is pending towards them, and the keys that the source has won.
-fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Key>>, later: Option<(u64, Option<&Vec<Key>>)>) -> Vec<usize> {
-    let set = |keys: Option<&Vec<Key>>| keys.into_iter().flatten().cloned().collect::<HashSet<Key>>();
-    let (kept, won) = (set(kept), set(later.and_then(|(_, won)| won)));
+/// The rows of a few changes that are sent: all but those whose keys the source keeps to itself.
+fn sent_rows(rows: &Rows, n: usize, kept: Option<&Vec<Key>>) -> Vec<usize> {
+    let kept: HashSet<&[String]> = kept.into_iter().flatten().map(|k| &**k).collect();
     let key = |row: usize| (0..n).map(|c| rows.text(row, c)).collect::<Vec<_>>();
-    // Behind the columns come when, towards whom, and whether nobody has won.
-    let towards = |row: usize| rows.columns().checked_sub(2).and_then(|c| rows.number::<i64>(row, c)).unwrap_or(-1) as u64;
-    let goes = |row: usize| later.is_none_or(|(members, _)| towards(row) & members != 0 || won.contains(key(row).as_slice()));
-    (0..rows.len()).filter(|row| (kept.is_empty() || !kept.contains(key(*row).as_slice())) && goes(*row)).collect()
+    (0..rows.len()).filter(|row| kept.is_empty() || !kept.contains(key(*row).as_slice())).collect()
 }
 
 /// Sends what writes rows out of their JSON, or deletes them.

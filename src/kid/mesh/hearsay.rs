@@ -185,6 +185,15 @@ impl Mesh<'_> {
         }
     }
 
+    /// What one source may have of those that are away more than another one has: the origins of what it keeps of them, and the keys of
+    /// which it has heard more.
+    pub(super) fn more_at(&self, at: usize, giver: usize, relation: i32) -> (Vec<String>, Listed) {
+        let of_both = self.hearsay.ahead.iter().filter(|ahead| (ahead.giver, ahead.taker) == (giver, at));
+        let kept = of_both.clone().filter(|ahead| self.more_of(ahead).is_some());
+        let heard: Keys = of_both.flat_map(|ahead| self.heard_by(ahead, relation)).flat_map(|h| (*h.keys).clone()).collect();
+        (kept.map(|ahead| origin::kept(&self.origin(ahead.of))).collect(), heard.into_iter().collect())
+    }
+
     fn ahead(&self) -> Vec<Ahead> {
         let mut all = Vec::new();
         let of_heard = self.hearsay.heard.iter().map(|h| (h.at, h.of));
@@ -332,7 +341,8 @@ impl Mesh<'_> {
         }
         let own = self.with_work(giver, relation, |work, offer| {
             let mut reading = work.reading();
-            reading.excluded = kept.get(&(giver, relation)).map(String::as_str);
+            let unsent = self.unsent(giver, ahead.taker, relation);
+            reading.excluded = unsent.or_else(|| kept.get(&(giver, relation)).map(String::as_str));
             let (_, window) = offer.windows.iter().find(|(index, _)| *index == taker)?;
             let (_, away) = offer.away.iter().find(|(index, _)| *index == of)?;
             let keys = reading.keys("d.");

@@ -1,17 +1,22 @@
-//! Who gets what a source sends. A change goes to all members as soon as one of them waits for it, because what was decided must be
-//! everywhere; but a source that has got more of one that is away may hold a later row than the one that is sent, which would come
-//! back as if it had been written upon that. Such a source gets what it waits for, and what this run has decided. It must never miss
-//! these, nor what a whole table, or a truncation, has just put back there.
+//! Who gets what a source sends. A change goes to all members as soon as one of them waits for it, because who has lost must be told;
+//! but a source that has got more of one that is away may hold a later row than the one that is sent, which would come back as if it
+//! had been written upon that. Such rows it gets only where it waits for the change, or the run has decided about the key. It must
+//! never miss anything else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::contend::Key;
+use super::decide::{self, KeyChange};
 use super::deliver::excluded;
 use super::keep::Kept;
 use super::offer::Settled;
 use super::settle::Settlement;
 use super::{Broken, Mesh};
-use crate::ident::text_array;
+use crate::ident::quote_literal;
+use crate::kid::apply::Receiver;
+use crate::kid::bits;
+use crate::kid::statements::Join;
+use crate::kid::stream::stream;
 
 /// Receivers that get the same of a source.
 pub(super) struct Group {
@@ -19,79 +24,178 @@ pub(super) struct Group {
     pub members: u64,
     /// The keys that they do not get, as [`Pass::excluded`](crate::kid::apply::Pass::excluded) has them.
     pub excluded: HashMap<i32, String>,
-    /// Whether of few rows they get those only that are pending towards them, or that their source has won.
-    pub later: bool,
+}
+
+/// Tables, while a run lasts in which some source has got more of one that is away than others.
+#[derive(Debug, Default)]
+pub(super) struct Unsent {
+    /// On a source (by place), of the keys of a relation that it does not send to a member (by place).
+    tables: HashMap<(usize, usize, i32), String>,
+    /// The sources, by place, and relations for which a table of the keys is there that have won over others.
+    won: HashSet<(usize, i32)>,
 }
 
 impl Mesh<'_> {
-    /// The receivers of what a source sends of these relations. Those of which some rows are at hand need no table.
-    pub(super) fn groups(
-        &mut self,
-        at: usize,
-        relations: &[i32],
-        settlements: &HashMap<i32, Settlement>,
-        kept: &Kept,
-    ) -> Result<Vec<Group>, Broken> {
-        let later = self.later_than(at);
-        let aside = later.iter().fold(self.members[at].bit(), |bits, place| bits | self.members[*place].bit());
-        let rest = self.present() & !aside;
-        let mut groups = vec![Group { members: rest, excluded: excluded(at, kept), later: false }];
-        for to in later {
-            let mut excluded = excluded(at, kept);
-            for relation in relations.iter().copied() {
-                if self.is_few(relation) {
-                    continue;
+    /// The receivers of what a source sends of these relations.
+    pub(super) fn groups(&mut self, at: usize, relations: &[i32], kept: &Kept) -> Result<Vec<Group>, Broken> {
+        let mut rest = Group { members: self.present() & !self.members[at].bit(), excluded: excluded(at, kept) };
+        let mut groups = Vec::new();
+        for to in self.later_than(at) {
+            let mut apart = rest.excluded.clone();
+            for relation in relations {
+                if let Some(table) = self.not_for(at, to, *relation, kept)? {
+                    self.unsent.tables.insert((at, to, *relation), table.clone());
+                    apart.insert(*relation, table);
                 }
-                let won = settlements.get(&relation).and_then(|s| s.won.get(&at)).map_or(&[][..], Vec::as_slice);
-                let table = self.not_for(at, to, relation, kept, won)?;
-                excluded.extend(table.map(|table| (relation, table)));
             }
-            groups.push(Group { members: self.members[to].bit(), excluded, later: true });
+            if apart != rest.excluded {
+                let members = self.members[to].bit();
+                rest.members &= !members;
+                groups.push(Group { members, excluded: apart });
+            }
         }
+        groups.insert(0, rest);
         groups.retain(|group| group.members != 0);
         Ok(groups)
     }
 
-    /// On a source, the table of the keys that it does not send to a member with later rows. None: it sends all that others get.
-    fn not_for(&mut self, at: usize, to: usize, relation: i32, kept: &Kept, won: &[Key]) -> Result<Option<String>, Broken> {
-        let bit = self.members[to].bit();
+    /// The table of the keys of a relation that a source does not send to a member: see [`Mesh::groups`]. None: it sends all that
+    /// others get.
+    pub(super) fn unsent(&self, at: usize, to: usize, relation: i32) -> Option<&str> {
+        self.unsent.tables.get(&(at, to, relation)).map(String::as_str)
+    }
+
+    fn not_for(&mut self, at: usize, to: usize, relation: i32, kept: &Kept) -> Result<Option<String>, Broken> {
+        let (bit, index) = (self.members[to].bit(), self.members[to].index);
         let is_put_back = self.copied.iter().any(|(of, members)| *of == relation && members & bit != 0);
-        if is_put_back || self.offers.iter().flatten().any(|o| o.truncated.contains_key(&relation)) {
+        let as_whole =
+            self.offers.iter().flatten().any(|o| o.truncated.contains_key(&relation) || o.whole.contains_key(&relation));
+        let changes = self.offers[at].as_ref().and_then(|o| o.change(relation)).map_or(0, |c| c.changes);
+        if is_put_back || as_whole || changes == 0 {
             return Ok(None);
         }
-        if self.offers[at].as_ref().and_then(|o| o.change(relation)).is_none_or(|c| c.changes == 0) {
-            return Ok(None);
-        }
+        let Some(theirs) = self.later_rows(at, to, relation)? else { return Ok(None) };
         let (present, sources) = (self.present(), self.present_sources());
         let towards = |entry: &Settled| entry.open & if entry.older { sources } else { present };
         let settled = self.table_of_settled(at, relation, towards)?;
-        let name = format!("bucardo_later_{relation}_{}", self.members[to].index);
-        let made = self.with_work(at, relation, |work, offer| {
+        let name = format!("pg_temp.bucardo_unsent_{relation}_{index}");
+        let won = self.unsent.won.contains(&(at, relation));
+        let sql = self.with_work(at, relation, |work, offer| {
             let reading = work.reading();
-            let (keys, same) = (reading.keys(""), reading.same("u.", "x."));
+            let keys = reading.keys("");
             let changes = reading.changes(&offer.union(), "d.at", &offer.towards(), settled.as_deref());
-            let create = format!(
-                "CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {keys} FROM ({changes}) d WHERE d.towards & {bit}::pg_catalog.int8 = 0"
-            );
-            let take = format!("DELETE FROM pg_temp.{name} x USING (SELECT * FROM ({}) u({keys})) u WHERE {same}", reading.typed_keys(0));
-            let add = kept.get(&(at, relation)).map(|kept| format!("INSERT INTO pg_temp.{name} SELECT {keys} FROM {kept}"));
-            (create, take, add)
+            let towards = format!("towards & (1::pg_catalog.int8 << {index})");
+            let decided = if won {
+                let same = reading.same("w.", "d.");
+                format!(" AND NOT EXISTS (SELECT FROM {} w WHERE {same} AND w.{towards} <> 0)", won_table(relation))
+            } else {
+                String::new()
+            };
+            let add = kept.get(&(at, relation)).map_or_else(String::new, |kept| format!(" UNION ALL SELECT {keys} FROM {kept}"));
+            format!(
+                "{}CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {} FROM ({changes}) d \
+                 WHERE d.{towards} = 0 AND EXISTS (SELECT FROM {theirs} t WHERE {}){decided}{add}",
+                Join::Free.settings(),
+                reading.keys("d."),
+                reading.same("t.", "d.")
+            )
         })?;
-        let Some((create, take, add)) = made else { return Ok(None) };
-        self.errand(at, create, Vec::new());
-        if let Some(n) = won.first().map(|key| key.len()) {
-            let texts = |c: usize| text_array(won.iter().map(|k| k[c].as_str()).collect::<Vec<_>>());
-            self.errand(at, take, (0..n).map(texts).collect());
+        let Some(sql) = sql else { return Ok(None) };
+        self.members[at].attempt(|conn| conn.query(&sql));
+        self.check()?;
+        Ok(Some(name))
+    }
+
+    /// On a source, a table of the keys of which a member has got more than it of one that is away: by what that member keeps, and by
+    /// what it has heard. None: there are none.
+    fn later_rows(&mut self, at: usize, to: usize, relation: i32) -> Result<Option<String>, Broken> {
+        let (origins, heard) = self.more_at(at, to, relation);
+        let theirs = self.kept_keys(to, relation, &origins)?;
+        if theirs.is_none() && heard.is_empty() {
+            return Ok(None);
         }
-        add.into_iter().for_each(|add| self.errand(at, add, Vec::new()));
+        let (n, name) = (self.key_of(relation).len(), format!("bucardo_later_{relation}_{}", self.members[to].index));
+        self.create_keys(at, relation, &name, "")?;
+        self.insert_keys(at, relation, &name, n, &heard, &[])?;
         self.run_errands()?;
+        if let Some(theirs) = theirs {
+            let out = format!("COPY ({theirs}) TO STDOUT");
+            let mut from = self.members.remove(to);
+            let place = at - usize::from(to < at);
+            let into = |_: &Receiver| format!("COPY pg_temp.{name} FROM STDIN");
+            let copied = stream(&mut from.session.conn, &out, &mut self.members[place..=place], "keys", into);
+            from.attempt(|_| copied);
+            self.members.insert(to, from);
+            self.check()?;
+        }
         Ok(Some(format!("pg_temp.{name}")))
     }
 
-    /// Takes note of a key that goes to all as this source (by its place in the sync) has it, because others have changed it too.
-    pub(super) fn note_won(&self, key: &Key, source: usize, settlement: &mut Settlement) {
+    /// The statement for the keys that a source keeps with these origins. None: it keeps none.
+    fn kept_keys(&mut self, at: usize, relation: i32, origins: &[String]) -> Result<Option<String>, Broken> {
+        if origins.is_empty() {
+            return Ok(None);
+        }
+        let Some(captured) = self.captured(at, relation)? else { return Ok(None) };
+        let news = format!(" AND origin IN ({})", origins.iter().map(|o| quote_literal(o)).collect::<Vec<_>>().join(", "));
+        let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(None) };
+        let sql = captured.reading(&table, &self.key_of(relation), &news).distinct("true");
+        let found = self.members[at].attempt(|conn| conn.query(&format!("SELECT EXISTS ({sql})")));
+        self.check()?;
+        Ok(found.filter(|rows| rows.bool(0, 0)).map(|_| sql))
+    }
+
+    /// Makes a table of keys of a relation on a member, with further columns.
+    fn create_keys(&mut self, at: usize, relation: i32, name: &str, more: &str) -> Result<(), Broken> {
+        let columns = self.any_reading(at, relation, |r| r.key_columns())?;
+        let only = self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str());
+        self.errand(
+            at,
+            format!("CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns}{more} FROM {only} t WITH NO DATA"),
+            Vec::new(),
+        );
+        Ok(())
+    }
+
+    /// Of changes of a key that are in no conflict, the source (by its place in the sync) whose row goes to all: of those that know each
+    /// other one that has got more of a source that is away.
+    pub(super) fn newest_of(&self, changes: &[KeyChange], newest: usize) -> usize {
+        let Some(at) = self.place(newest).filter(|_| self.is_ahead()) else { return newest };
+        let is_later = |source: usize| {
+            let place = self.place(source);
+            place.is_some_and(|place| self.later_than(at).contains(&place) && !self.later_than(place).contains(&at))
+        };
+        decide::peers(changes, newest).into_iter().find(|source| is_later(*source)).unwrap_or(newest)
+    }
+
+    /// Takes note of a key that goes to all as this source (by its place in the sync) has it, though others have changed it too.
+    /// `towards`: who gets it also where he has later rows, as bits.
+    pub(super) fn note_won(&self, key: &Key, source: usize, towards: u64, settlement: &mut Settlement) {
         if let Some(at) = self.place(source).filter(|_| self.is_ahead()) {
-            settlement.won.entry(at).or_default().push(key.clone());
+            settlement.won.entry((at, towards)).or_default().push(key.clone());
         }
     }
+
+    /// The same where one is the newest: who has been served all the others' changes knows them.
+    pub(super) fn note_newest(&self, key: &Key, changes: &[KeyChange], newest: usize, settlement: &mut Settlement) {
+        let others = changes.iter().filter(|c| c.source != newest);
+        let towards = bits::union(others.map(|c| c.towards | 1 << c.source));
+        self.note_won(key, newest, towards, settlement);
+    }
+
+    /// Brings these keys to the sources that have won them.
+    pub(super) fn put_won(&mut self, relation: i32, settlement: &mut Settlement) -> Result<(), Broken> {
+        for ((at, towards), keys) in settlement.won.drain() {
+            let (n, name) = (self.key_of(relation).len(), format!("bucardo_won_{relation}"));
+            if self.unsent.won.insert((at, relation)) {
+                self.create_keys(at, relation, &name, ", 0::pg_catalog.int8 AS towards")?;
+            }
+            self.insert_keys(at, relation, &name, n, &keys, &[&(towards as i64).to_string()])?;
+        }
+        Ok(())
+    }
+}
+
+fn won_table(relation: i32) -> String {
+    format!("pg_temp.bucardo_won_{relation}")
 }

@@ -45,6 +45,7 @@ use crate::master::slot::{Outcome, Phase, Report, Text};
 use crate::master::trouble::Said;
 use carry::Carried;
 use hearsay::Hearsay;
+use later::Unsent;
 use offer::Offer;
 use settle::Decision;
 
@@ -63,6 +64,8 @@ pub(super) struct Mesh<'a> {
     carried: Carried,
     /// What sources have got of those that are away.
     hearsay: Hearsay,
+    /// What does not go to all for that.
+    unsent: Unsent,
     /// The sources, by place, and relations for which a table of the keys that the source keeps to itself is there.
     kept: HashSet<(usize, i32)>,
     /// The relations for which a table of the keys that no truncation takes along is on every member.
@@ -302,6 +305,7 @@ impl Mesh<'_> {
             let mut settlement = settlements.remove(relation).unwrap_or_default();
             if self.care.thorough {
                 self.decide_clashes(*relation, &mut settlement)?;
+                self.put_won(*relation, &mut settlement)?;
             }
             for at in self.changed(*relation) {
                 if let Some(table) = self.kept_table(at, *relation, &mut settlement)? {
@@ -318,7 +322,7 @@ impl Mesh<'_> {
         self.check()?;
         if self.care.thorough {
             for relation in relations {
-                let decisions = self.send_thoroughly(*relation, &settlements, &kept, progress)?;
+                let decisions = self.send_thoroughly(*relation, &kept, progress)?;
                 self.decisions.extend(decisions);
             }
         } else {

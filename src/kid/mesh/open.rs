@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::carry::Carried;
 use super::hearsay::Hearsay;
+use super::later::Unsent;
 use super::offer::{self, Offer, Settled, Truncated};
 use super::{Broken, Mesh};
 use crate::catalog::sync::{Relation, Role, Sync};
@@ -88,6 +89,7 @@ impl<'a> Mesh<'a> {
             copied: Vec::new(),
             carried: Carried::default(),
             hearsay: Hearsay::default(),
+            unsent: Unsent::default(),
             kept: HashSet::new(),
             spared: HashSet::new(),
             locked: HashSet::new(),

@@ -54,9 +54,8 @@ pub(super) struct Settlement {
     withheld: HashMap<usize, usize>,
     /// The sources (by place) that keep all to themselves that they have changed.
     pub silent: HashSet<usize>,
-    /// Keys that go to all from a source (by place), though others have changed them, while some source has got more of another
-    /// one that is away than the rest.
-    pub won: HashMap<usize, Vec<Key>>,
+    /// Keys that go to all from a source (by place), though others have changed them; see [`Mesh::note_won`].
+    pub won: HashMap<(usize, u64), Vec<Key>>,
     /// Keys whose change at a source (by place) is handled for everybody.
     pub lost: HashMap<usize, Vec<Key>>,
     /// Keys whose change at a source (by place) nobody has won.
@@ -230,11 +229,11 @@ impl Mesh<'_> {
             let held = |source: &usize| one.changes.iter().any(|c| c.source == *source && c.held);
             match decide::judge(&one.changes) {
                 Judgement::Newest(source) => {
-                    let newest = Some(source).filter(|s| !held(s));
+                    let newest = Some(self.newest_of(&one.changes, source)).filter(|s| !held(s));
                     self.keep_others(settlement, &one.key, &one.changes, newest);
                     if let Some(newest) = newest {
                         self.tell_again(&one.key, &one.changes, newest, settlement);
-                        self.note_won(&one.key, newest, settlement);
+                        self.note_newest(&one.key, &one.changes, newest, settlement);
                     }
                 }
                 Judgement::Conflict(sources) if sources.iter().all(held) => {
@@ -301,6 +300,7 @@ impl Mesh<'_> {
         if self.is_few(relation) {
             return Ok(());
         }
+        self.put_won(relation, settlement)?;
         self.spare(relation, std::mem::take(&mut settlement.spared))?;
         for at in self.changed(relation) {
             if settlement.kept.contains_key(&at) {
@@ -390,6 +390,7 @@ impl Mesh<'_> {
             // Deleted by all: there is nothing to decide.
             let first = conflict.contenders.first().map(|c| c.source);
             self.keep_others(settlement, &conflict.key, &conflict.changes, first);
+            first.into_iter().for_each(|first| self.note_won(&conflict.key, first, u64::MAX, settlement));
             self.note_met(&conflict.key, &conflict.contenders, true, settlement);
         }
         let ruled = self.ask_codes(relation, &conflicts)?;
@@ -478,7 +479,7 @@ impl Mesh<'_> {
                 match winner {
                     Some(winner) => {
                         self.tell_again(&conflict.key, &conflict.changes, winner, settlement);
-                        self.note_won(&conflict.key, winner, settlement);
+                        self.note_won(&conflict.key, winner, u64::MAX, settlement);
                     }
                     None => settlement.spared.push(conflict.key.clone()),
                 }

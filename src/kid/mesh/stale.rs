@@ -8,6 +8,7 @@ use super::{Broken, Mesh};
 use crate::ident::text_array;
 use crate::kid::gather::strings;
 use crate::kid::reading::Reading;
+use crate::kid::shape::Table;
 use crate::kid::statements::Window;
 
 /// How many rows are renewed at once.
@@ -15,7 +16,33 @@ const AT_ONCE: usize = 500;
 const CAPTURE: &str = "SELECT pg_catalog.to_json(c.keys), pg_catalog.to_json(c.segments::pg_catalog.regclass[]::pg_catalog.text[]), c.batched \
     FROM bucardo.capture c WHERE c.relid = $1::pg_catalog.oid";
 
+/// What a source captures of a relation, also where nobody waits for any of it.
+pub(super) struct Captured {
+    slots: Vec<usize>,
+    segments: Vec<String>,
+    batched: bool,
+}
+
+impl Captured {
+    pub fn reading<'a>(&'a self, source: &'a Table, key: &'a [String], news: &'a str) -> Reading<'a> {
+        let Self { slots, segments, batched } = self;
+        Reading { slots, segments, batched: *batched, news, ..Reading::of(source, key, &[]) }
+    }
+}
+
 impl Mesh<'_> {
+    /// What a source captures of a relation, if its key is that of this run.
+    pub(super) fn captured(&mut self, at: usize, relation: i32) -> Result<Option<Captured>, Broken> {
+        let Some(oid) = self.members[at].shapes.get(&relation).map(|t| t.oid.to_string()) else { return Ok(None) };
+        let found = self.members[at].attempt(|conn| conn.query_params(CAPTURE, &[Some(&oid)]));
+        self.check()?;
+        let Some(found) = found.filter(|rows| rows.len() > 0) else { return Ok(None) };
+        let (captured, segments, batched) = (strings(found.get(0, 0))?, strings(found.get(0, 1))?, found.bool(0, 2));
+        let slots = self.key_of(relation).iter().map(|k| Some(captured.iter().position(|c| c == k)? + 1)).collect();
+        let slots: Option<Vec<usize>> = slots;
+        Ok(slots.filter(|s| s.len() == captured.len()).map(|slots| Captured { slots, segments, batched }))
+    }
+
     /// Whether some source may have given rows of a relation that have lost since.
     pub(super) fn may_be_stale(&self, relation: i32) -> bool {
         (0..self.members.len()).any(|at| self.gave_stale(at, relation))
@@ -56,28 +83,12 @@ impl Mesh<'_> {
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(Vec::new()) };
         let windows = self.offers[at].as_ref().map(|o| o.windows.clone()).unwrap_or_default();
         let Some((_, served)) = windows.into_iter().find(|(index, _)| *index == member) else { return Ok(Vec::new()) };
-        let found = self.members[at].attempt(|conn| conn.query_params(CAPTURE, &[Some(&table.oid.to_string())]));
-        self.check()?;
-        let Some(found) = found.filter(|rows| rows.len() > 0) else { return Ok(Vec::new()) };
-        let (captured, segments) = (strings(found.get(0, 0))?, strings(found.get(0, 1))?);
-        let slots: Option<Vec<usize>> = key.iter().map(|k| Some(captured.iter().position(|c| c == k)? + 1)).collect();
-        let Some(slots) = slots.filter(|s| s.len() == captured.len()) else { return Ok(Vec::new()) };
+        let Some(captured) = self.captured(at, relation)? else { return Ok(Vec::new()) };
         // What nobody has won stays as it is.
         let lost =
             self.table_of_settled(at, relation, |entry| if entry.known || entry.open & own == 0 { u64::MAX } else { 0 })?;
         let news = self.news();
-        let reading = Reading {
-            source: &table,
-            key: &key,
-            slots: &slots,
-            columns: &[],
-            segments: &segments,
-            batched: found.bool(0, 2),
-            fitting: None,
-            news: &news,
-            excluded: None,
-            noted: false,
-        };
+        let reading = captured.reading(&table, &key, &news);
         let had = format!("CASE WHEN {} THEN 0::pg_catalog.int8 ELSE 1::pg_catalog.int8 END", served.condition());
         let sql = format!(
             "SELECT {} FROM ({}) d WHERE d.held AND d.towards <> 0",

@@ -2,11 +2,9 @@
 //! receiver first, then all that changes is deleted there, then rows that only a receiver has make room, and only then is
 //! anything inserted. Slower, and taken only after a receiver has refused a value.
 
-use std::collections::HashMap;
-
 use super::keep::Kept;
 use super::later::Group;
-use super::settle::{Decision, Settlement};
+use super::settle::Decision;
 use super::{Broken, Mesh};
 use crate::kid::report::Progress;
 use crate::kid::statements::Join;
@@ -28,7 +26,6 @@ impl Mesh<'_> {
     pub(super) fn send_thoroughly(
         &mut self,
         relation: i32,
-        settlements: &HashMap<i32, Settlement>,
         kept: &Kept,
         progress: &mut Progress,
     ) -> Result<Vec<Decision>, Broken> {
@@ -40,7 +37,7 @@ impl Mesh<'_> {
         }
         let mut staged = Vec::new();
         for at in self.changed(relation) {
-            for group in self.groups(at, &[relation], settlements, kept)? {
+            for group in self.groups(at, &[relation], kept)? {
                 self.stage(at, relation, group, &mut staged)?;
             }
         }

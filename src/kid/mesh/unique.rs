@@ -179,6 +179,9 @@ impl Mesh<'_> {
             Choice::Winner(winner) => Some(winner),
             Choice::Nobody => None,
         };
+        for one in group.iter().filter(|one| Some(one.change.source) == winner) {
+            self.note_won(&one.key.as_slice().into(), one.change.source, u64::MAX, settlement);
+        }
         for (one, (key_json, _)) in group.into_iter().zip(images).filter(|(c, _)| Some(c.change.source) != winner) {
             let Some(place) = self.place(one.change.source) else { continue };
             settlement.kept.entry(place).or_default().push(one.key.as_slice().into());

@@ -348,6 +348,85 @@ fn an_old_row_goes_only_to_who_waits_for_it() {
     forgotten(&m, &["A", "B", "C", "D"]);
 }
 
+/// Of two that know each other's changes the one with the later row gives it to who waits for both.
+#[test]
+fn who_has_the_later_row_gives_it() {
+    for rows in [1, 300] {
+        let m = apart(4, 0, "bucardo_source");
+        m.server_of("C").stop(Stop::Immediate);
+        m.on("B").exec(&format!("INSERT INTO t SELECT g, 1, 'B' FROM generate_series(1, {rows}) g"));
+        wait_val(&m, "D", "B");
+        m.on("D").exec("UPDATE t SET n = 2");
+        for member in ["A", "B"] {
+            m.wait_sql(member, "what D has written", "SELECT EXISTS (SELECT FROM t WHERE n = 2)");
+        }
+        m.server_of("B").stop(Stop::Immediate);
+        m.on("A").exec("UPDATE t SET val = 'A on B' WHERE id = 1");
+        wait_val(&m, "D", "A on B");
+        m.server_of("A").stop(Stop::Immediate);
+        for member in ["B", "C"] {
+            m.server_of(member).launch();
+        }
+        m.wait_sql("C", "the rows", &format!("SELECT count(*) = {rows} FROM t"));
+        assert_eq!(m.on("C").one("SELECT val || n FROM t WHERE id = 1"), "A on B2");
+        m.on("D").exec("UPDATE t SET n = 7");
+        m.wait_sql("B", "what D has written", &format!("SELECT count(*) = {rows} FROM t WHERE n = 7"));
+        m.server_of("A").launch();
+        m.settle(&["t"]);
+        m.expect_everywhere("SELECT val || n FROM t WHERE id = 1", "A on B7");
+        m.expect_everywhere("SELECT count(*) FROM t WHERE n = 7", &rows.to_string());
+        assert_eq!(m.count_conflicts("true"), 0, "{:?}", m.conflicts("public.t"));
+        forgotten(&m, &["A", "B", "C", "D"]);
+    }
+}
+
+/// Who does not get a row has not heard of what it was written upon: what he writes contends with it.
+#[test]
+fn what_was_not_sent_is_not_heard() {
+    let m = apart(5, 0, "bucardo_source");
+    for member in ["D", "E"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    m.on("B").exec("INSERT INTO t VALUES (1, 1, 'B')");
+    for member in ["A", "C"] {
+        wait_val(&m, member, "B");
+    }
+    m.on("C").exec("UPDATE t SET val = 'C on B'");
+    for member in ["A", "B"] {
+        wait_val(&m, member, "C on B");
+    }
+    m.server_of("C").stop(Stop::Immediate);
+    m.on("A").exec("UPDATE t SET val = 'A on C'");
+    wait_val(&m, "B", "A on C");
+    for member in ["B", "A"] {
+        m.server_of(member).stop(Stop::Immediate);
+    }
+    for member in ["D", "C"] {
+        m.server_of(member).launch();
+    }
+    m.on("C").exec("INSERT INTO t VALUES (2, 2, 'C')");
+    m.wait_sql("D", "C's rows", "SELECT count(*) = 2 FROM t");
+    m.server_of("C").stop(Stop::Immediate);
+    for member in ["B", "E"] {
+        m.server_of(member).launch();
+    }
+    wait_val(&m, "E", "A on C");
+    m.on("D").exec("UPDATE t SET n = 7 WHERE id = 1");
+    m.wait_sql("E", "what D has written", "SELECT EXISTS (SELECT FROM t WHERE id = 1 AND n = 7)");
+    for member in ["A", "C"] {
+        m.server_of(member).launch();
+    }
+    m.settle(&["t"]);
+    let val = m.on("D").one("SELECT val || n FROM t WHERE id = 1");
+    m.expect_everywhere("SELECT val || n FROM t WHERE id = 1", &val);
+    assert!(
+        val == "A on C7" || m.count_conflicts("winner = 'A'") > 0 && val == "A on C1",
+        "{val}: {:?}",
+        m.conflicts("public.t")
+    );
+    forgotten(&m, &["A", "B", "C", "D", "E"]);
+}
+
 /// What is known already is not noted once more, however often a key changes while its author is away.
 #[test]
 fn what_is_known_is_noted_once() {
