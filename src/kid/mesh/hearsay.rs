@@ -311,15 +311,13 @@ impl Mesh<'_> {
     }
 
     /// The statement for the keys of which the giver keeps, for members that were away, what it has got of the one that is away
-    /// now, and has not given to the taker.
+    /// now.
     fn kept_of(&self, ahead: &Ahead, relation: i32) -> Result<Option<String>, Broken> {
         let news = format!(" AND origin = {}", quote_literal(&origin::kept(&self.origin(ahead.of))));
-        let taker = self.members[ahead.taker].index;
-        Ok(self.with_work(ahead.giver, relation, |work, offer| {
+        Ok(self.with_work(ahead.giver, relation, |work, _| {
             let mut reading = work.reading();
             reading.news = &news;
-            let window = offer.windows.iter().find(|(index, _)| *index == taker).map(|(_, window)| window.clone());
-            reading.distinct(&window.unwrap_or_else(|| offer.union()).condition())
+            reading.distinct("true")
         })?)
     }
 
@@ -335,7 +333,6 @@ impl Mesh<'_> {
         params: &[Vec<String>],
     ) -> Result<(Listed, Listed), Broken> {
         let Ahead { giver, of, .. } = *ahead;
-        let taker = self.members[ahead.taker].index;
         if !self.changed(relation).contains(&giver) {
             return Ok(Default::default());
         }
@@ -343,15 +340,16 @@ impl Mesh<'_> {
             let mut reading = work.reading();
             let unsent = self.unsent(giver, ahead.taker, relation);
             reading.excluded = unsent.or_else(|| kept.get(&(giver, relation)).map(String::as_str));
-            let (_, window) = offer.windows.iter().find(|(index, _)| *index == taker)?;
             let (_, away) = offer.away.iter().find(|(index, _)| *index == of)?;
             let keys = reading.keys("d.");
             let fits = reading.fitting.map_or_else(String::new, |encoding| {
                 format!(" AND bucardo.capture_fits(ROW({keys})::pg_catalog.text, {})", quote_literal(encoding))
             });
-            let newer = reading.distinct(&format!("{} AND {}", window.condition(), away.condition()));
+            // What others wait for goes there too.
+            let given = offer.union().condition();
+            let newer = reading.distinct(&format!("{given} AND {}", away.condition()));
             let same = [reading.same("d.", "w."), reading.same("d.", "a.")];
-            Some((reading.distinct(&window.condition()), newer, same, fits))
+            Some((reading.distinct(&given), newer, same, fits))
         })?;
         let Some((own, newer, [same, since], fits)) = own.flatten() else { return Ok(Default::default()) };
         let n = self.key_of(relation).len();

@@ -40,7 +40,9 @@ impl Mesh<'_> {
     pub(super) fn groups(&mut self, at: usize, relations: &[i32], kept: &Kept) -> Result<Vec<Group>, Broken> {
         let mut rest = Group { members: self.present() & !self.members[at].bit(), excluded: excluded(at, kept) };
         let mut groups = Vec::new();
-        for to in self.later_than(at) {
+        // Where unique values have clashed, one row less would have another one seem alone with its value.
+        let later = if self.care.thorough { Vec::new() } else { self.later_than(at) };
+        for to in later {
             let mut apart = rest.excluded.clone();
             for relation in relations {
                 if let Some(table) = self.not_for(at, to, *relation, kept)? {
@@ -79,12 +81,11 @@ impl Mesh<'_> {
         let towards = |entry: &Settled| entry.open & if entry.older { sources } else { present };
         let settled = self.table_of_settled(at, relation, towards)?;
         let name = format!("pg_temp.bucardo_unsent_{relation}_{index}");
-        let won = self.unsent.won.contains(&(at, relation));
+        let (won, towards) = (self.unsent.won.contains(&(at, relation)), format!("towards & (1::pg_catalog.int8 << {index})"));
         let sql = self.with_work(at, relation, |work, offer| {
             let reading = work.reading();
             let keys = reading.keys("");
             let changes = reading.changes(&offer.union(), "d.at", &offer.towards(), settled.as_deref());
-            let towards = format!("towards & (1::pg_catalog.int8 << {index})");
             let decided = if won {
                 let same = reading.same("w.", "d.");
                 format!(" AND NOT EXISTS (SELECT FROM {} w WHERE {same} AND w.{towards} <> 0)", won_table(relation))
@@ -109,8 +110,13 @@ impl Mesh<'_> {
     /// On a source, a table of the keys of which a member has got more than it of one that is away: by what that member keeps, and by
     /// what it has heard. None: there are none.
     fn later_rows(&mut self, at: usize, to: usize, relation: i32) -> Result<Option<String>, Broken> {
-        let (origins, heard) = self.more_at(at, to, relation);
-        let theirs = self.kept_keys(to, relation, &origins)?;
+        let (origins, mut heard) = self.more_at(at, to, relation);
+        // What cannot be written there is not there either.
+        let encoding = self.members[at].session.conn.parameter(c"server_encoding");
+        if encoding != "UTF8" {
+            heard.retain(|key| key.iter().all(|text| text.is_ascii()));
+        }
+        let theirs = self.kept_keys(to, relation, &origins, &encoding)?;
         if theirs.is_none() && heard.is_empty() {
             return Ok(None);
         }
@@ -131,15 +137,21 @@ impl Mesh<'_> {
         Ok(Some(format!("pg_temp.{name}")))
     }
 
-    /// The statement for the keys that a source keeps with these origins. None: it keeps none.
-    fn kept_keys(&mut self, at: usize, relation: i32, origins: &[String]) -> Result<Option<String>, Broken> {
+    /// The statement for the keys that a source keeps with these origins, as far as they can be written in an encoding. None: it keeps none.
+    fn kept_keys(&mut self, at: usize, relation: i32, origins: &[String], encoding: &str) -> Result<Option<String>, Broken> {
         if origins.is_empty() {
             return Ok(None);
         }
         let Some(captured) = self.captured(at, relation)? else { return Ok(None) };
         let news = format!(" AND origin IN ({})", origins.iter().map(|o| quote_literal(o)).collect::<Vec<_>>().join(", "));
         let Some(table) = self.members[at].shapes.get(&relation).cloned() else { return Ok(None) };
-        let sql = captured.reading(&table, &self.key_of(relation), &news).distinct("true");
+        let key = self.key_of(relation);
+        let reading = captured.reading(&table, &key, &news);
+        let (mut sql, keys) = (reading.distinct("true"), reading.keys("k."));
+        if encoding != "UTF8" {
+            let encoding = quote_literal(encoding);
+            sql = format!("SELECT * FROM ({sql}) k WHERE bucardo.capture_fits(ROW({keys})::pg_catalog.text, {encoding})");
+        }
         let found = self.members[at].attempt(|conn| conn.query(&format!("SELECT EXISTS ({sql})")));
         self.check()?;
         Ok(found.filter(|rows| rows.bool(0, 0)).map(|_| sql))
@@ -158,14 +170,17 @@ impl Mesh<'_> {
     }
 
     /// Of changes of a key that are in no conflict, the source (by its place in the sync) whose row goes to all: of those that know each
-    /// other one that has got more of a source that is away.
+    /// other one of which no other has got more of a source that is away.
     pub(super) fn newest_of(&self, changes: &[KeyChange], newest: usize) -> usize {
-        let Some(at) = self.place(newest).filter(|_| self.is_ahead()) else { return newest };
-        let is_later = |source: usize| {
-            let place = self.place(source);
-            place.is_some_and(|place| self.later_than(at).contains(&place) && !self.later_than(place).contains(&at))
-        };
-        decide::peers(changes, newest).into_iter().find(|source| is_later(*source)).unwrap_or(newest)
+        if !self.is_ahead() {
+            return newest;
+        }
+        let peers = [vec![newest], decide::peers(changes, newest)].concat();
+        let places: Vec<Option<usize>> = peers.iter().map(|source| self.place(*source)).collect();
+        let knows_more = |one: usize, than: usize| self.later_than(than).contains(&one);
+        let behind = |at: usize| places.iter().flatten().any(|other| knows_more(*other, at) && !knows_more(at, *other));
+        let best = peers.iter().zip(&places).find(|(_, at)| at.is_some_and(|at| !behind(at)));
+        best.map_or(newest, |(source, _)| *source)
     }
 
     /// Takes note of a key that goes to all as this source (by its place in the sync) has it, though others have changed it too.
@@ -176,10 +191,14 @@ impl Mesh<'_> {
         }
     }
 
-    /// The same where one is the newest: who has been served all the others' changes knows them.
+    /// The same where one is the newest: who has been served all the others' changes, or knows the newest beside his own, has it.
     pub(super) fn note_newest(&self, key: &Key, changes: &[KeyChange], newest: usize, settlement: &mut Settlement) {
-        let others = changes.iter().filter(|c| c.source != newest);
-        let towards = bits::union(others.map(|c| c.towards | 1 << c.source));
+        let peers = decide::peers(changes, newest);
+        let others = || changes.iter().filter(|c| c.source != newest);
+        let lacking = others().filter(|c| !peers.contains(&c.source)).map(|c| 1 << c.source);
+        let towards = bits::union(others().map(|c| c.towards).chain(lacking));
+        // Of what a run that died has left nobody can tell who has it.
+        let towards = if changes.len() > 1 { towards } else { u64::MAX };
         self.note_won(key, newest, towards, settlement);
     }
 
@@ -196,6 +215,7 @@ impl Mesh<'_> {
     }
 }
 
+/// The table of the keys that a source has won, with who gets them in any case.
 fn won_table(relation: i32) -> String {
     format!("pg_temp.bucardo_won_{relation}")
 }
