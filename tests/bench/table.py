@@ -186,7 +186,7 @@ def hundred(of):
 def memory(of):
     for kind in ("inserted", "updated"):
         few = f"memory of a kid, 50,000 rows {kind}"
-        count = "2,500,000"
+        count = "5,000,000"
         big = f"memory of a kid, {count} rows {kind}"
         figures = f"{of.median(few, 'bucardo', unit=False)} / {of.median(big, 'bucardo')}"
         yield f"memory of a kid, 50,000 / {count} rows {kind}", figures, of.goal("≤ 128 MiB", (big, "bucardo")), ""

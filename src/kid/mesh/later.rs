@@ -191,15 +191,21 @@ impl Mesh<'_> {
         }
     }
 
-    /// The same where one is the newest: who has been served all the others' changes, or knows the newest beside his own, has it.
-    pub(super) fn note_newest(&self, key: &Key, changes: &[KeyChange], newest: usize, settlement: &mut Settlement) {
+    /// The same where one is the newest: who has been served all the others' changes, or knows the newest beside his own, has it. Of a
+    /// key that a run which died has left (`carried`) nobody can tell who has it.
+    pub(super) fn note_newest(
+        &self,
+        key: &Key,
+        changes: &[KeyChange],
+        newest: usize,
+        carried: bool,
+        settlement: &mut Settlement,
+    ) {
         let peers = decide::peers(changes, newest);
         let others = || changes.iter().filter(|c| c.source != newest);
         let lacking = others().filter(|c| !peers.contains(&c.source)).map(|c| 1 << c.source);
         let towards = bits::union(others().map(|c| c.towards).chain(lacking));
-        // Of what a run that died has left nobody can tell who has it.
-        let towards = if changes.len() > 1 { towards } else { u64::MAX };
-        self.note_won(key, newest, towards, settlement);
+        self.note_won(key, newest, if carried { u64::MAX } else { towards }, settlement);
     }
 
     /// Brings these keys to the sources that have won them.

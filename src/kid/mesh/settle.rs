@@ -222,7 +222,8 @@ impl Mesh<'_> {
         let plain = PlainKey::of(self, relation);
         let mut conflicts = Vec::new();
         for one in contended {
-            if search.carried.contains(&*one.key) {
+            let carried = search.carried.contains(&*one.key);
+            if carried {
                 changed.insert(one.key.to_vec());
                 self.carried.is_changed(relation, &one.key, &one.changes);
             }
@@ -233,7 +234,7 @@ impl Mesh<'_> {
                     self.keep_others(settlement, &one.key, &one.changes, newest);
                     if let Some(newest) = newest {
                         self.tell_again(&one.key, &one.changes, newest, settlement);
-                        self.note_newest(&one.key, &one.changes, newest, settlement);
+                        self.note_newest(&one.key, &one.changes, newest, carried, settlement);
                     }
                 }
                 Judgement::Conflict(sources) if sources.iter().all(held) => {
