@@ -5,10 +5,10 @@ others wake their servers by a commit it is kicked after it, by the NOTIFY that 
 import os
 import shutil
 import signal
-import time
 
 from backlog import Turn, kinds
 from common import ROW, median_and_p99, timed, until
+from latency import one_by_one
 
 # As it is tuned best: its four sleeps, and all keys of a run in one statement.
 SLEEPS = ("mcp_loop_sleep", "ctl_sleep", "kid_sleep", "kid_nodeltarows_sleep")
@@ -115,7 +115,7 @@ def one_way(bench, settings, figures, copy, bare):
     daemon = Daemon(bench, settings)
     try:
         # First: later it would look through what it keeps of the backlogs.
-        figures.latency.append([sample(daemon, source, target, n + 1) for n in range(bench.rows(30, 3))])
+        figures.latency.append(one_by_one(source, target, range(1, bench.rows(30, 3) + 1), 0.01, daemon.kick))
         bench.equal(source, [target])
         source.run("DELETE FROM t")
         daemon.kick()
@@ -141,17 +141,6 @@ def one_way(bench, settings, figures, copy, bare):
         daemon.close()
         for conn in (source, target, plain):
             conn.close()
-
-
-def sample(daemon, source, target, number):
-    """Milliseconds from the commit of a row to its being visible there."""
-    time.sleep(0.01)
-    source.run(f"INSERT INTO t VALUES ({number}, 0, 'x')")
-    began = time.perf_counter()
-    daemon.kick()
-    while not target.rows(f"SELECT 1 FROM t WHERE id = {number}"):
-        pass
-    return (time.perf_counter() - began) * 1000
 
 
 def two_sources(bench, settings):

@@ -17,14 +17,16 @@ KEYS = {"pgbench_accounts": "aid", "pgbench_branches": "bid", "pgbench_tellers":
 LOT = random.Random(5)
 
 
-def one_by_one(source, target, numbers, pause):
+def one_by_one(source, target, numbers, pause, wake=lambda: None):
     """Milliseconds from each commit to the row being visible there; a query of the target is part of every sample. The pause
-    before each is by lot, up to twice `pause` seconds: what has a rhythm of its own, such as polls, is met at every phase."""
+    before each is by lot, up to twice `pause` seconds: what has a rhythm of its own, such as polls, is met at every phase.
+    `wake` is what has to be done after a commit."""
     samples = []
     for n in numbers:
         time.sleep(LOT.uniform(0, 2 * pause))
         source.run(f"INSERT INTO t VALUES ({n}, 0, 'x')")
         began = time.perf_counter()
+        wake()
         while not target.rows(f"SELECT 1 FROM t WHERE id = {n}"):
             pass
         samples.append((time.perf_counter() - began) * 1000)

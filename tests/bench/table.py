@@ -7,6 +7,8 @@ usage: table.py RESULTS.json... DOCUMENT.md
 import json
 import sys
 
+GUARDED = "the same with its owner's rights and path"
+LIKE_THE_ORIGINAL = "triggers like the original's"
 HEADER = "| work | ours | goal | others, same run |"
 
 
@@ -95,15 +97,11 @@ def one_row(of, commit, native_goal, plain_goal):
         f"{ratios('logical decoding')}; an empty native trigger {ratios('an empty native trigger by statement')}",
         "plain SQL": f"an empty PL/pgSQL trigger {ratios('an empty PL/pgSQL trigger by statement')}; one that only inserts "
         f"{ratios('a PL/pgSQL trigger that only inserts')}; the same with its owner's rights and path "
-        f"{ratios(NAMES_GUARDED)}; triggers like the original's {ratios(NAMES_ORIGINAL)}",
+        f"{ratios(GUARDED)}; triggers like the original's {ratios(LIKE_THE_ORIGINAL)}",
     }
     for who, goal in (("native", native_goal), ("plain SQL", plain_goal)):
         label = f"one-row commits, sync {commit}, {who}: simple protocol, 2 / 16 clients; prepared, 2 / 16"
         yield label, ratios(who), of.goal(goal, *((work, who) for works in protocols for work in works)), others[who]
-
-
-NAMES_GUARDED = "the same with its owner's rights and path"
-NAMES_ORIGINAL = "triggers like the original's"
 
 
 def backlogs(of, wide, label):

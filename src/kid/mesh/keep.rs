@@ -100,6 +100,18 @@ impl Mesh<'_> {
         self.check()
     }
 
+    /// Makes a table of keys of a relation on a member, with further columns (`more` begins with a comma), with the next question.
+    pub(super) fn create_keys(&mut self, at: usize, relation: i32, name: &str, more: &str) -> Result<(), Broken> {
+        let columns = self.any_reading(at, relation, |r| r.key_columns())?;
+        let only = self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str());
+        self.errand(
+            at,
+            format!("CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns}{more} FROM {only} t WITH NO DATA"),
+            Vec::new(),
+        );
+        Ok(())
+    }
+
     /// Has keys, given as texts, put into a temporary table, each with the same further values.
     pub(super) fn insert_keys(
         &mut self,
@@ -174,10 +186,7 @@ impl Mesh<'_> {
         let fresh = self.spared.insert(relation);
         for at in 0..self.members.len() {
             if fresh {
-                let columns = self.any_reading(at, relation, |r| r.key_columns())?;
-                let only = self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str());
-                let create = format!("CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns} FROM {only} t WITH NO DATA");
-                self.errand(at, create, Vec::new());
+                self.create_keys(at, relation, &name, "")?;
             }
             self.insert_keys(at, relation, &name, n, &keys, &[])?;
         }

@@ -157,18 +157,6 @@ impl Mesh<'_> {
         Ok(found.filter(|rows| rows.bool(0, 0)).map(|_| sql))
     }
 
-    /// Makes a table of keys of a relation on a member, with further columns.
-    fn create_keys(&mut self, at: usize, relation: i32, name: &str, more: &str) -> Result<(), Broken> {
-        let columns = self.any_reading(at, relation, |r| r.key_columns())?;
-        let only = self.members[at].shapes.get(&relation).map_or("", |t| t.only.as_str());
-        self.errand(
-            at,
-            format!("CREATE TEMP TABLE {name} ON COMMIT DROP AS SELECT {columns}{more} FROM {only} t WITH NO DATA"),
-            Vec::new(),
-        );
-        Ok(())
-    }
-
     /// Of changes of a key that are in no conflict, the source (by its place in the sync) whose row goes to all: of those that know each
     /// other one of which no other has got more of a source that is away.
     pub(super) fn newest_of(&self, changes: &[KeyChange], newest: usize) -> usize {
@@ -201,6 +189,9 @@ impl Mesh<'_> {
         carried: bool,
         settlement: &mut Settlement,
     ) {
+        if !self.is_ahead() {
+            return;
+        }
         let peers = decide::peers(changes, newest);
         let others = || changes.iter().filter(|c| c.source != newest);
         let lacking = others().filter(|c| !peers.contains(&c.source)).map(|c| 1 << c.source);
