@@ -507,14 +507,24 @@ fn a_target_does_not_keep_what_came_late() {
     m.on("B").exec("UPDATE t SET val = 'B on A'");
     m.server_of("T").launch();
     wait_val(&m, "T", "B on A");
+    noted_for_t(&m, "B");
     m.server_of("B").stop(Stop::Immediate);
     m.server_of("A").launch();
     m.on("A").exec("INSERT INTO t VALUES (2, 2, 'A')");
     m.wait_sql("T", "a run of A alone", "SELECT EXISTS (SELECT FROM t WHERE id = 2)");
+    noted_for_t(&m, "A");
     m.server_of("T").stop(Stop::Immediate);
     m.server_of("B").launch();
     wait_val(&m, "A", "B on A");
     m.server_of("T").launch();
     m.settle(&["t"]);
     m.expect_everywhere("SELECT string_agg(id || val, ' ' ORDER BY id) FROM t", "1B on A 2A");
+}
+
+/// Waits until a source has it on its disk that T was served all that it has written.
+fn noted_for_t(m: &Multi, source: &str) {
+    let noted = "SELECT bool_and(pg_visible_in_snapshot(t.xmin::text::xid8, s.served::pg_snapshot)) \
+        FROM t, bucardo.capture_track s WHERE s.member = 'T'";
+    m.wait_sql(source, "that T was served", noted);
+    m.on(source).exec("CHECKPOINT");
 }
